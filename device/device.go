@@ -1,0 +1,233 @@
+package device
+
+import "errors"
+
+var (
+	// ErrUnsupported means that the device has no kernel for a tensor type or operation.
+	ErrUnsupported = errors.New("device: unsupported")
+	// ErrMemory means that an allocation did not fit.
+	ErrMemory = errors.New("device: out of memory")
+	// ErrClosed means that the device or runner was closed.
+	ErrClosed = errors.New("device: closed")
+)
+
+// Device is a piece of hardware that runs programs.
+type Device interface {
+	Info() Info
+	// Load copies parts, stacked by rows, into the layout the device's kernels want. All parts have
+	// the same Cols; types may differ (Q4_K_M files store V wider than Q and K). The tensors' data
+	// is not referenced after Load returns.
+	Load(name string, parts ...Tensor) (Weight, error)
+	// NewPages allocates a paged KV cache.
+	NewPages(KVLayout) (Pages, error)
+	// Compile prepares p for batches within limits, over pages.
+	Compile(p *Program, pages Pages, limits Limits) (Runner, error)
+	Close() error
+}
+
+// Info describes a device to people and to the control plane.
+type Info struct {
+	Name        string // "cpu", "cuda:0"
+	Description string // the processor's own name
+	Path        string // which kernels run: "avx512-vnni", "avx2", "generic", "go"
+	Threads     int
+	MemoryBytes int64 // what the device may use in total
+}
+
+// Type is how a tensor's elements are stored. The layouts of the quantised types are GGUF's.
+type Type uint8
+
+// Element types. Block sizes and byte counts: [Type.BlockLen], [Type.BlockBytes].
+const (
+	F32 Type = iota + 1
+	F16
+	BF16
+	Q4_0
+	Q4_1
+	Q5_0
+	Q5_1
+	Q8_0
+	Q2_K
+	Q3_K
+	Q4_K
+	Q5_K
+	Q6_K
+)
+
+var types = [...]struct {
+	name       string
+	len, bytes int
+}{
+	F32: {"F32", 1, 4}, F16: {"F16", 1, 2}, BF16: {"BF16", 1, 2},
+	Q4_0: {"Q4_0", 32, 18}, Q4_1: {"Q4_1", 32, 20}, Q5_0: {"Q5_0", 32, 22}, Q5_1: {"Q5_1", 32, 24}, Q8_0: {"Q8_0", 32, 34},
+	Q2_K: {"Q2_K", 256, 84}, Q3_K: {"Q3_K", 256, 110}, Q4_K: {"Q4_K", 256, 144}, Q5_K: {"Q5_K", 256, 176}, Q6_K: {"Q6_K", 256, 210},
+}
+
+// Valid reports whether t is a type of this package.
+func (t Type) Valid() bool { return t >= F32 && int(t) < len(types) }
+
+func (t Type) String() string {
+	if !t.Valid() {
+		return "unknown"
+	}
+	return types[t].name
+}
+
+// BlockLen is the number of elements that are stored together.
+func (t Type) BlockLen() int { return types[t].len }
+
+// BlockBytes is the size of one block.
+func (t Type) BlockBytes() int { return types[t].bytes }
+
+// Tensor is a matrix on the host, row-major: Rows outputs of Cols inputs. A vector has one row.
+type Tensor struct {
+	Type Type
+	Rows int
+	Cols int // a multiple of Type.BlockLen()
+	Data []byte
+}
+
+// Weight is a matrix on a device.
+type Weight interface {
+	Rows() int
+	Cols() int
+	// Bytes is what it occupies on the device.
+	Bytes() int64
+}
+
+// KVLayout is the shape of a paged KV cache. A page holds BlockTokens tokens of all layers.
+type KVLayout struct {
+	Pages       int
+	BlockTokens int // a multiple of 16
+	Layers      int
+	KVHeads     int
+	HeadDim     int
+	Type        Type // F32 or F16
+}
+
+// PageBytes is the size of one page.
+func (l KVLayout) PageBytes() int64 {
+	return int64(l.BlockTokens) * int64(l.Layers) * 2 * int64(l.KVHeads) * int64(l.HeadDim) * int64(l.Type.BlockBytes())
+}
+
+// Pages is a paged KV cache on a device. Its bytes mean the same on every device of one kind with
+// the same layout, so that pages can move between tiers and machines.
+type Pages interface {
+	Layout() KVLayout
+	// Read copies page into dst, Write the other way; both are [KVLayout.PageBytes] long. The
+	// caller sees to it that no submitted step still uses the page.
+	Read(page int32, dst []byte) error
+	Write(page int32, src []byte) error
+	Close() error
+}
+
+// Limits bound the batches of a [Runner]; every buffer is allocated for them once.
+type Limits struct {
+	Rows      int // tokens a step
+	Sequences int // sequences a step
+	Samples   int // rows that need logits, a step
+	Depth     int // submissions in flight; at least 1
+}
+
+// Runner runs one program. Submit and Wait may be called from two goroutines, each from one.
+type Runner interface {
+	// Submit enqueues a step and returns without waiting for it, unless Limits.Depth steps are
+	// already in flight. b may be reused once Submit has returned.
+	Submit(b *Batch) error
+	// Wait blocks until the oldest step that has not been waited for is done, and fills r, whose
+	// slices are reused.
+	Wait(r *Result) error
+	Close() error
+}
+
+// Batch is one step, as plain arrays.
+type Batch struct {
+	// Tokens holds the input of each row. A value t < 0 means the token drawn by sample ^t of the
+	// submission before this one, so that a step can be planned while the last one runs.
+	Tokens []int32
+	// Positions holds each row's absolute position in its sequence.
+	Positions []int32
+	// Seqs cuts the rows into sequences, in row order, without gaps.
+	Seqs []Seq
+	// Tables holds the page tables that Seqs point into.
+	Tables []int32
+	// Copies are done first, in order.
+	Copies []PageCopy
+	// Samples lists the rows that need logits, ascending by row.
+	Samples []Sample
+	// History and Bias are what Samples point into; Masks holds bit sets of allowed tokens, each
+	// (vocabulary+31)/32 words.
+	History []int32
+	Bias    []TokenBias
+	Masks   []uint32
+	// WantLogits returns the raw logits of every sample too. For tests: costs a read-back.
+	WantLogits bool
+}
+
+// Seq is the part of a batch that belongs to one sequence.
+type Seq struct {
+	Row     int32 // first row
+	Rows    int32 // number of rows; their positions are consecutive
+	Table   int32 // offset of its page table in Batch.Tables
+	Context int32 // tokens in its cache once this step is done: last position + 1
+}
+
+// PageCopy copies a whole page.
+type PageCopy struct{ From, To int32 }
+
+// TokenBias is added to a token's logit.
+type TokenBias struct {
+	Token int32
+	Bias  float32
+}
+
+// Sample says how to draw a token from one row's logits.
+//
+// The order is: bias, penalties, mask, temperature, min-p, top-k, top-p, draw. Reported
+// log-probabilities are of the raw logits. Temperature 0 takes the largest logit, the lowest id
+// among equals.
+type Sample struct {
+	Row int32
+	// Score, if not negative, is a token to report the log-probability of; nothing is drawn.
+	Score int32
+
+	Temperature float32
+	TopK        int32   // 0 keeps all
+	TopP        float32 // 1 keeps all
+	MinP        float32
+
+	RepetitionPenalty float32 // 1 is none
+	PresencePenalty   float32
+	FrequencyPenalty  float32
+	// History[HistoryStart:HistoryPrompt] are the prompt's tokens, up to HistoryEnd the generated
+	// ones: repetition counts both, presence and frequency the generated ones only. A row whose own
+	// input is a token reference (Batch.Tokens < 0) counts that token as generated too.
+	HistoryStart, HistoryPrompt, HistoryEnd int32
+
+	BiasStart, BiasEnd int32
+	Mask               int32 // index of the mask in Batch.Masks, -1 for none
+
+	// The draw is a function of these two alone (and the logits).
+	Seed     uint64
+	Position int32
+
+	// Logprobs: -1 none, 0 the chosen token's, n also the n likeliest tokens'.
+	Logprobs int32
+}
+
+// Result is what a step brings back. Entry i of each belongs to Samples[i].
+type Result struct {
+	Tokens   []int32   // drawn (or scored) token
+	Logprobs []float32 // its log-probability, if asked for
+	// Top holds, for each sample with Logprobs > 0, that many entries, likeliest first (equals by
+	// id), one sample after the other.
+	Top []TokenLogprob
+	// Logits are samples × vocabulary, if Batch.WantLogits.
+	Logits []float32
+}
+
+// TokenLogprob is a token and its log-probability.
+type TokenLogprob struct {
+	Token   int32
+	Logprob float32
+}
