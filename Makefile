@@ -1,0 +1,41 @@
+# Quire's everyday commands. `make help` lists them.
+
+GO    ?= go
+BUF   := $(GO) tool -modfile=tools/go.mod buf
+LINT  := $(GO) tool -modfile=tools/go.mod golangci-lint
+FUZZ  ?= 60s
+
+.DEFAULT_GOAL := help
+.PHONY: help run build test check bench generate fuzz clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/quire
+	@echo "building bin/quire (the first build compiles the kernels and takes a minute or two)"
+	@$(GO) build -o bin/quire ./cmd/quire
+
+run: build ## serve a model on this machine: HTTP on :8000, gRPC on :8001
+	@exec bin/quire dev
+
+test: ## run every test
+	$(GO) test -timeout 20m ./...
+
+check: ## vet, lint, formatting, API lint, and no drift in generated code
+	$(GO) vet ./...
+	$(LINT) run ./...
+	$(BUF) lint
+	$(BUF) generate
+	git diff --exit-code -- proto
+
+bench: build ## measure speed beside llama.cpp; results in bench/results/
+	$(GO) run ./bench/cmd/bench
+
+generate: ## regenerate the protobuf code
+	$(BUF) generate
+
+fuzz: ## fuzz every parser, FUZZ=60s each
+	@./bench/fuzz.sh $(FUZZ)
+
+clean: ## remove what was built
+	rm -rf bin
