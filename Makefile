@@ -29,7 +29,7 @@ check: ## vet, lint, formatting, API lint, and no drift in generated code
 	git diff --exit-code -- proto
 
 bench: build ## measure speed beside llama.cpp; results in bench/results/
-	$(GO) run ./bench/cmd/bench
+	$(GO) run ./bench/compare
 
 generate: ## regenerate the protobuf code
 	$(BUF) generate
