@@ -270,7 +270,8 @@ func peerBurst(ctx context.Context, python, file string, n int) (rates, error) {
 		return rates{}, fmt.Errorf("llama.cpp: %w", err)
 	}
 	var r rates
-	return r, json.Unmarshal(text, &r)
+	err = json.Unmarshal(text, &r)
+	return r, err
 }
 
 // peerPython makes a virtual environment with the peer's bindings, which build for some minutes.
@@ -306,7 +307,8 @@ func modelFile(ctx context.Context, binary, model string) (string, error) {
 		return "", fmt.Errorf("quire model inspect %s: %w", model, err)
 	}
 	var info struct{ Path string }
-	return info.Path, json.Unmarshal(text, &info)
+	err = json.Unmarshal(text, &info)
+	return info.Path, err
 }
 
 func freePort() (string, error) {
