@@ -1521,8 +1521,10 @@ func (x *ResumePoint) GetReceived() []int32 {
 }
 
 type AttachResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Events        []*TokenEvent          `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events []*TokenEvent          `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// Sent first on each session and then at the heartbeat interval, alone or with events.
+	Stats         *WorkerStats `protobuf:"bytes,2,opt,name=stats,proto3" json:"stats,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1564,6 +1566,132 @@ func (x *AttachResponse) GetEvents() []*TokenEvent {
 	return nil
 }
 
+func (x *AttachResponse) GetStats() *WorkerStats {
+	if x != nil {
+		return x.Stats
+	}
+	return nil
+}
+
+// WorkerStats is a worker's load and its counters since it started, for gateways' metrics.
+type WorkerStats struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Running     int32                  `protobuf:"varint,1,opt,name=running,proto3" json:"running,omitempty"`
+	Waiting     int32                  `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	FreeBlocks  int32                  `protobuf:"varint,3,opt,name=free_blocks,json=freeBlocks,proto3" json:"free_blocks,omitempty"`
+	TotalBlocks int32                  `protobuf:"varint,4,opt,name=total_blocks,json=totalBlocks,proto3" json:"total_blocks,omitempty"`
+	BlockTokens int32                  `protobuf:"varint,5,opt,name=block_tokens,json=blockTokens,proto3" json:"block_tokens,omitempty"`
+	// Prompt tokens looked up in the prefix cache, and those found there.
+	PrefixQueryTokens int64 `protobuf:"varint,6,opt,name=prefix_query_tokens,json=prefixQueryTokens,proto3" json:"prefix_query_tokens,omitempty"`
+	PrefixHitTokens   int64 `protobuf:"varint,7,opt,name=prefix_hit_tokens,json=prefixHitTokens,proto3" json:"prefix_hit_tokens,omitempty"`
+	Preemptions       int64 `protobuf:"varint,8,opt,name=preemptions,proto3" json:"preemptions,omitempty"`
+	Steps             int64 `protobuf:"varint,9,opt,name=steps,proto3" json:"steps,omitempty"`
+	// Tokens computed in all steps, prompt and output.
+	StepTokens    int64 `protobuf:"varint,10,opt,name=step_tokens,json=stepTokens,proto3" json:"step_tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerStats) Reset() {
+	*x = WorkerStats{}
+	mi := &file_quire_v1_control_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerStats) ProtoMessage() {}
+
+func (x *WorkerStats) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerStats.ProtoReflect.Descriptor instead.
+func (*WorkerStats) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *WorkerStats) GetRunning() int32 {
+	if x != nil {
+		return x.Running
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetWaiting() int32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetFreeBlocks() int32 {
+	if x != nil {
+		return x.FreeBlocks
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetTotalBlocks() int32 {
+	if x != nil {
+		return x.TotalBlocks
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetBlockTokens() int32 {
+	if x != nil {
+		return x.BlockTokens
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetPrefixQueryTokens() int64 {
+	if x != nil {
+		return x.PrefixQueryTokens
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetPrefixHitTokens() int64 {
+	if x != nil {
+		return x.PrefixHitTokens
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetPreemptions() int64 {
+	if x != nil {
+		return x.Preemptions
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetSteps() int64 {
+	if x != nil {
+		return x.Steps
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetStepTokens() int64 {
+	if x != nil {
+		return x.StepTokens
+	}
+	return 0
+}
+
 // TokenEvent is news of one choice of one request.
 type TokenEvent struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1583,15 +1711,19 @@ type TokenEvent struct {
 	// Set on the request's last event.
 	RequestDone bool `protobuf:"varint,11,opt,name=request_done,json=requestDone,proto3" json:"request_done,omitempty"`
 	// The dispatch this output belongs to; older ones are dropped.
-	Term          uint64 `protobuf:"varint,12,opt,name=term,proto3" json:"term,omitempty"`
-	Index         uint64 `protobuf:"varint,13,opt,name=index,proto3" json:"index,omitempty"`
+	Term  uint64 `protobuf:"varint,12,opt,name=term,proto3" json:"term,omitempty"`
+	Index uint64 `protobuf:"varint,13,opt,name=index,proto3" json:"index,omitempty"`
+	// Set on the request's first event: from its dispatch to its first step, and from there to its
+	// first token. Microseconds.
+	QueueUs       *int64 `protobuf:"varint,14,opt,name=queue_us,json=queueUs,proto3,oneof" json:"queue_us,omitempty"`
+	PrefillUs     *int64 `protobuf:"varint,15,opt,name=prefill_us,json=prefillUs,proto3,oneof" json:"prefill_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TokenEvent) Reset() {
 	*x = TokenEvent{}
-	mi := &file_quire_v1_control_proto_msgTypes[23]
+	mi := &file_quire_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1603,7 +1735,7 @@ func (x *TokenEvent) String() string {
 func (*TokenEvent) ProtoMessage() {}
 
 func (x *TokenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[23]
+	mi := &file_quire_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1616,7 +1748,7 @@ func (x *TokenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenEvent.ProtoReflect.Descriptor instead.
 func (*TokenEvent) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TokenEvent) GetRequestId() string {
@@ -1706,6 +1838,20 @@ func (x *TokenEvent) GetTerm() uint64 {
 func (x *TokenEvent) GetIndex() uint64 {
 	if x != nil {
 		return x.Index
+	}
+	return 0
+}
+
+func (x *TokenEvent) GetQueueUs() int64 {
+	if x != nil && x.QueueUs != nil {
+		return *x.QueueUs
+	}
+	return 0
+}
+
+func (x *TokenEvent) GetPrefillUs() int64 {
+	if x != nil && x.PrefillUs != nil {
+		return *x.PrefillUs
 	}
 	return 0
 }
@@ -1823,9 +1969,24 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\vResumePoint\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1a\n" +
-	"\breceived\x18\x02 \x03(\x05R\breceived\">\n" +
+	"\breceived\x18\x02 \x03(\x05R\breceived\"k\n" +
 	"\x0eAttachResponse\x12,\n" +
-	"\x06events\x18\x01 \x03(\v2\x14.quire.v1.TokenEventR\x06events\"\xc9\x03\n" +
+	"\x06events\x18\x01 \x03(\v2\x14.quire.v1.TokenEventR\x06events\x12+\n" +
+	"\x05stats\x18\x02 \x01(\v2\x15.quire.v1.WorkerStatsR\x05stats\"\xdd\x02\n" +
+	"\vWorkerStats\x12\x18\n" +
+	"\arunning\x18\x01 \x01(\x05R\arunning\x12\x18\n" +
+	"\awaiting\x18\x02 \x01(\x05R\awaiting\x12\x1f\n" +
+	"\vfree_blocks\x18\x03 \x01(\x05R\n" +
+	"freeBlocks\x12!\n" +
+	"\ftotal_blocks\x18\x04 \x01(\x05R\vtotalBlocks\x12!\n" +
+	"\fblock_tokens\x18\x05 \x01(\x05R\vblockTokens\x12.\n" +
+	"\x13prefix_query_tokens\x18\x06 \x01(\x03R\x11prefixQueryTokens\x12*\n" +
+	"\x11prefix_hit_tokens\x18\a \x01(\x03R\x0fprefixHitTokens\x12 \n" +
+	"\vpreemptions\x18\b \x01(\x03R\vpreemptions\x12\x14\n" +
+	"\x05steps\x18\t \x01(\x03R\x05steps\x12\x1f\n" +
+	"\vstep_tokens\x18\n" +
+	" \x01(\x03R\n" +
+	"stepTokens\"\xa9\x04\n" +
 	"\n" +
 	"TokenEvent\x12\x1d\n" +
 	"\n" +
@@ -1843,7 +2004,12 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	" \x01(\x05R\fcachedTokens\x12!\n" +
 	"\frequest_done\x18\v \x01(\bR\vrequestDone\x12\x12\n" +
 	"\x04term\x18\f \x01(\x04R\x04term\x12\x14\n" +
-	"\x05index\x18\r \x01(\x04R\x05index2\xf7\x01\n" +
+	"\x05index\x18\r \x01(\x04R\x05index\x12\x1e\n" +
+	"\bqueue_us\x18\x0e \x01(\x03H\x00R\aqueueUs\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"prefill_us\x18\x0f \x01(\x03H\x01R\tprefillUs\x88\x01\x01B\v\n" +
+	"\t_queue_usB\r\n" +
+	"\v_prefill_us2\xf7\x01\n" +
 	"\aControl\x12;\n" +
 	"\x06Submit\x12\x17.quire.v1.SubmitRequest\x1a\x18.quire.v1.SubmitResponse\x128\n" +
 	"\x05Abort\x12\x16.quire.v1.AbortRequest\x1a\x17.quire.v1.AbortResponse\x12:\n" +
@@ -1864,7 +2030,7 @@ func file_quire_v1_control_proto_rawDescGZIP() []byte {
 	return file_quire_v1_control_proto_rawDescData
 }
 
-var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_quire_v1_control_proto_goTypes = []any{
 	(*Request)(nil),         // 0: quire.v1.Request
 	(*SubmitRequest)(nil),   // 1: quire.v1.SubmitRequest
@@ -1889,28 +2055,29 @@ var file_quire_v1_control_proto_goTypes = []any{
 	(*AttachHello)(nil),     // 20: quire.v1.AttachHello
 	(*ResumePoint)(nil),     // 21: quire.v1.ResumePoint
 	(*AttachResponse)(nil),  // 22: quire.v1.AttachResponse
-	(*TokenEvent)(nil),      // 23: quire.v1.TokenEvent
-	(*SamplingParams)(nil),  // 24: quire.v1.SamplingParams
-	(*TokenIds)(nil),        // 25: quire.v1.TokenIds
-	(FinishReason)(0),       // 26: quire.v1.FinishReason
-	(*Usage)(nil),           // 27: quire.v1.Usage
-	(*Logprobs)(nil),        // 28: quire.v1.Logprobs
+	(*WorkerStats)(nil),     // 23: quire.v1.WorkerStats
+	(*TokenEvent)(nil),      // 24: quire.v1.TokenEvent
+	(*SamplingParams)(nil),  // 25: quire.v1.SamplingParams
+	(*TokenIds)(nil),        // 26: quire.v1.TokenIds
+	(FinishReason)(0),       // 27: quire.v1.FinishReason
+	(*Usage)(nil),           // 28: quire.v1.Usage
+	(*Logprobs)(nil),        // 29: quire.v1.Logprobs
 }
 var file_quire_v1_control_proto_depIdxs = []int32{
-	24, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
-	25, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
+	25, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
+	26, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
 	0,  // 2: quire.v1.SubmitRequest.request:type_name -> quire.v1.Request
-	26, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
+	27, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
 	6,  // 4: quire.v1.WatchResponse.workers:type_name -> quire.v1.WorkerInfo
 	8,  // 5: quire.v1.WatchResponse.ended:type_name -> quire.v1.Ended
-	26, // 6: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
+	27, // 6: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
 	10, // 7: quire.v1.WorkRequest.hello:type_name -> quire.v1.Hello
 	11, // 8: quire.v1.WorkRequest.heartbeat:type_name -> quire.v1.Heartbeat
 	12, // 9: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
 	6,  // 10: quire.v1.Hello.worker:type_name -> quire.v1.WorkerInfo
 	13, // 11: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
-	26, // 12: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
-	27, // 13: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
+	27, // 12: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
+	28, // 13: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
 	15, // 14: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
 	16, // 15: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
 	17, // 16: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
@@ -1919,25 +2086,26 @@ var file_quire_v1_control_proto_depIdxs = []int32{
 	20, // 19: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
 	3,  // 20: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
 	21, // 21: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
-	23, // 22: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
-	28, // 23: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
-	28, // 24: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
-	26, // 25: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
-	1,  // 26: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
-	3,  // 27: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
-	5,  // 28: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
-	9,  // 29: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
-	19, // 30: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
-	2,  // 31: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
-	4,  // 32: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
-	7,  // 33: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
-	14, // 34: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
-	22, // 35: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
-	31, // [31:36] is the sub-list for method output_type
-	26, // [26:31] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	24, // 22: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
+	23, // 23: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
+	29, // 24: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
+	29, // 25: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
+	27, // 26: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
+	1,  // 27: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
+	3,  // 28: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
+	5,  // 29: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
+	9,  // 30: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
+	19, // 31: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
+	2,  // 32: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
+	4,  // 33: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
+	7,  // 34: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
+	14, // 35: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
+	22, // 36: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
+	32, // [32:37] is the sub-list for method output_type
+	27, // [27:32] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_control_proto_init() }
@@ -1961,13 +2129,14 @@ func file_quire_v1_control_proto_init() {
 		(*AttachRequest_Hello)(nil),
 		(*AttachRequest_Abort)(nil),
 	}
+	file_quire_v1_control_proto_msgTypes[24].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_control_proto_rawDesc), len(file_quire_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
