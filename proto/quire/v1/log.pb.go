@@ -261,8 +261,10 @@ func (*Command_Requeue) isCommand_Command() {}
 
 // SubmitCommand admits a request; a known id changes nothing.
 type SubmitCommand struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Request       *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Request *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	// Names what a retry must repeat: model, tenant, prompt, sampling, salt. It outlives the prompt.
+	Digest        []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -304,13 +306,22 @@ func (x *SubmitCommand) GetRequest() *Request {
 	return nil
 }
 
+func (x *SubmitCommand) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
 // AssignCommand binds a request to a worker. Assigning what is not queued changes nothing.
 type AssignCommand struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	WorkerId  string                 `protobuf:"bytes,2,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
-	// Raft term of the leader that decided: the fencing token together with the entry's index.
-	Term          uint64 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	// Raft term of the leader that decided: the fencing token together with the index.
+	Term uint64 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	// The dispatch that carries the request. Grows within a term and over terms.
+	Index         uint64 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -362,6 +373,13 @@ func (x *AssignCommand) GetWorkerId() string {
 func (x *AssignCommand) GetTerm() uint64 {
 	if x != nil {
 		return x.Term
+	}
+	return 0
+}
+
+func (x *AssignCommand) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
 	}
 	return 0
 }
@@ -713,8 +731,11 @@ type RequestRecord struct {
 	Error          string                 `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
 	Usage          *Usage                 `protobuf:"bytes,10,opt,name=usage,proto3" json:"usage,omitempty"`
 	FinishedUnixMs int64                  `protobuf:"varint,11,opt,name=finished_unix_ms,json=finishedUnixMs,proto3" json:"finished_unix_ms,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	Digest         []byte                 `protobuf:"bytes,12,opt,name=digest,proto3" json:"digest,omitempty"`
+	// How often the request was bound to a worker.
+	Attempts      uint32 `protobuf:"varint,13,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RequestRecord) Reset() {
@@ -824,6 +845,20 @@ func (x *RequestRecord) GetFinishedUnixMs() int64 {
 	return 0
 }
 
+func (x *RequestRecord) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *RequestRecord) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
 var File_quire_v1_log_proto protoreflect.FileDescriptor
 
 const file_quire_v1_log_proto_rawDesc = "" +
@@ -838,14 +873,16 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x06finish\x18\x03 \x01(\v2\x17.quire.v1.FinishCommandH\x00R\x06finish\x121\n" +
 	"\x06worker\x18\x04 \x01(\v2\x17.quire.v1.WorkerCommandH\x00R\x06worker\x124\n" +
 	"\arequeue\x18\x05 \x01(\v2\x18.quire.v1.RequeueCommandH\x00R\arequeueB\t\n" +
-	"\acommand\"<\n" +
+	"\acommand\"T\n" +
 	"\rSubmitCommand\x12+\n" +
-	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\"_\n" +
+	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\"u\n" +
 	"\rAssignCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1b\n" +
 	"\tworker_id\x18\x02 \x01(\tR\bworkerId\x12\x12\n" +
-	"\x04term\x18\x03 \x01(\x04R\x04term\"\xa8\x01\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x14\n" +
+	"\x05index\x18\x04 \x01(\x04R\x05index\"\xa8\x01\n" +
 	"\rFinishCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12;\n" +
@@ -868,7 +905,7 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1d\n" +
 	"\n" +
-	"chain_hash\x18\x03 \x01(\x04R\tchainHash\"\xc7\x03\n" +
+	"chain_hash\x18\x03 \x01(\x04R\tchainHash\"\xfb\x03\n" +
 	"\rRequestRecord\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.quire.v1.RequestStateR\x05state\x12\x1b\n" +
@@ -881,7 +918,9 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x05error\x18\t \x01(\tR\x05error\x12%\n" +
 	"\x05usage\x18\n" +
 	" \x01(\v2\x0f.quire.v1.UsageR\x05usage\x12(\n" +
-	"\x10finished_unix_ms\x18\v \x01(\x03R\x0efinishedUnixMs*\x7f\n" +
+	"\x10finished_unix_ms\x18\v \x01(\x03R\x0efinishedUnixMs\x12\x16\n" +
+	"\x06digest\x18\f \x01(\fR\x06digest\x12\x1a\n" +
+	"\battempts\x18\r \x01(\rR\battempts*\x7f\n" +
 	"\fRequestState\x12\x1d\n" +
 	"\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REQUEST_STATE_QUEUED\x10\x01\x12\x1a\n" +

@@ -1,0 +1,214 @@
+package state
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/hashicorp/go-memdb"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// ErrUnknownCommand means that the log holds something this version cannot apply. Carrying on
+// would make this node differ from the others, so the caller must stop.
+var ErrUnknownCommand = errors.New("the log holds a command that this version does not know; run the version that wrote it, or a newer one")
+
+// Result says what one command did.
+type Result struct {
+	// Changed is false where the command found nothing to do: a repeat, or one that came too late.
+	Changed bool
+	// Record is the request after the command; nil for worker commands and unknown requests.
+	Record *Record
+}
+
+// Apply applies one log entry and returns a result a command, in order. On an error nothing has
+// changed and the node must stop. Indexes must grow.
+func (s *Store) Apply(index, term uint64, data []byte) ([]Result, error) {
+	before := s.View()
+	if index <= before.index {
+		panic(fmt.Sprintf("state: entry %d applied after entry %d", index, before.index))
+	}
+	entry := &pb.Entry{}
+	if err := proto.Unmarshal(data, entry); err != nil {
+		return nil, fmt.Errorf("log entry %d does not decode: %w", index, err)
+	}
+	if len(entry.ProtoReflect().GetUnknown()) > 0 {
+		return nil, fmt.Errorf("log entry %d: %w", index, ErrUnknownCommand)
+	}
+
+	txn := s.db.Txn(true)
+	defer txn.Abort()
+	a := &application{
+		txn:      txn,
+		at:       Position{term, index},
+		nowMS:    entry.GetProposedUnixMs(),
+		finished: before.finished,
+	}
+	results := make([]Result, len(entry.GetCommands()))
+	for i, command := range entry.GetCommands() {
+		result, err := a.command(command)
+		if err != nil {
+			return nil, fmt.Errorf("log entry %d, command %d: %w", index, i, err)
+		}
+		results[i] = result
+	}
+	a.forget(s.finishedKept, s.finishedAgeMS)
+	txn.Commit()
+	s.view.Store(&View{
+		db:        s.db.Snapshot(),
+		index:     index,
+		chainHash: chain(before.chainHash, index, term, data),
+		finished:  a.finished,
+	})
+	return results, nil
+}
+
+// chain extends the hash of all entries before with one more.
+func chain(previous, index, term uint64, data []byte) uint64 {
+	var head [24]byte
+	binary.LittleEndian.PutUint64(head[0:], previous)
+	binary.LittleEndian.PutUint64(head[8:], index)
+	binary.LittleEndian.PutUint64(head[16:], term)
+	d := xxhash.New()
+	_, _ = d.Write(head[:])
+	_, _ = d.Write(data)
+	return d.Sum64()
+}
+
+// application is one entry while it is being applied.
+type application struct {
+	txn      *memdb.Txn
+	at       Position
+	nowMS    int64
+	finished int
+}
+
+func (a *application) command(c *pb.Command) (Result, error) {
+	if len(c.ProtoReflect().GetUnknown()) > 0 {
+		return Result{}, ErrUnknownCommand
+	}
+	switch c := c.GetCommand().(type) {
+	case *pb.Command_Submit:
+		return a.submit(c.Submit), unknownFields(c.Submit)
+	case *pb.Command_Assign:
+		return a.assign(c.Assign), unknownFields(c.Assign)
+	case *pb.Command_Finish:
+		return a.finish(c.Finish), unknownFields(c.Finish)
+	case *pb.Command_Worker:
+		return a.worker(c.Worker), unknownFields(c.Worker)
+	case *pb.Command_Requeue:
+		return a.requeue(c.Requeue), unknownFields(c.Requeue)
+	}
+	return Result{}, ErrUnknownCommand
+}
+
+// unknownFields refuses a known command with a field of a newer version: the field may change what
+// the command means.
+func unknownFields(m proto.Message) error {
+	if len(m.ProtoReflect().GetUnknown()) > 0 {
+		return ErrUnknownCommand
+	}
+	return nil
+}
+
+func (a *application) submit(c *pb.SubmitCommand) Result {
+	if known := a.request(c.GetRequest().GetId()); known != nil {
+		return Result{Record: known}
+	}
+	return a.put(&Record{
+		Request:   c.GetRequest(),
+		Digest:    c.GetDigest(),
+		Phase:     Queued,
+		Submitted: a.at,
+	})
+}
+
+func (a *application) assign(c *pb.AssignCommand) Result {
+	old := a.request(c.GetRequestId())
+	if old == nil || old.Phase != Queued {
+		return Result{Record: old}
+	}
+	r := *old
+	r.Phase = Assigned
+	r.WorkerID = c.GetWorkerId()
+	r.Dispatched = Position{c.GetTerm(), c.GetIndex()}
+	r.Attempts++
+	return a.put(&r)
+}
+
+func (a *application) requeue(c *pb.RequeueCommand) Result {
+	old := a.request(c.GetRequestId())
+	if old == nil || old.Phase != Assigned || old.WorkerID != c.GetWorkerId() {
+		return Result{Record: old}
+	}
+	r := *old
+	r.Phase = Queued
+	r.WorkerID = ""
+	r.Dispatched = Position{}
+	return a.put(&r)
+}
+
+func (a *application) finish(c *pb.FinishCommand) Result {
+	old := a.request(c.GetRequestId())
+	if old == nil || old.Phase == Finished {
+		return Result{Record: old}
+	}
+	r := *old
+	r.Request = slim(old.Request)
+	r.Phase = Finished
+	r.FinishReason = c.GetFinishReason()
+	r.Error = c.GetError()
+	r.Usage = c.GetUsage()
+	r.FinishedMS = a.nowMS
+	a.finished++
+	return a.put(&r)
+}
+
+func (a *application) worker(c *pb.WorkerCommand) Result {
+	known := first[*pb.WorkerInfo](a.txn, workersTable, c.GetWorker().GetId())
+	switch {
+	case c.GetLeft() && known == nil, !c.GetLeft() && proto.Equal(known, c.GetWorker()):
+		return Result{}
+	case c.GetLeft():
+		must(a.txn.Delete(workersTable, known))
+	default:
+		must(a.txn.Insert(workersTable, c.GetWorker()))
+	}
+	return Result{Changed: true}
+}
+
+// forget drops the finished requests that are too many or too old by the entry's own time.
+func (a *application) forget(kept int, ageMS int64) {
+	for a.finished > 0 {
+		raw, err := a.txn.First(requestsTable, "finished")
+		must(err)
+		oldest, ok := raw.(*Record)
+		if !ok {
+			panic(fmt.Sprintf("state: %d finished requests counted, none found", a.finished))
+		}
+		if a.finished <= kept && a.nowMS-oldest.FinishedMS <= ageMS {
+			return
+		}
+		must(a.txn.Delete(requestsTable, oldest))
+		a.finished--
+	}
+}
+
+func (a *application) request(id string) *Record {
+	return first[*Record](a.txn, requestsTable, id)
+}
+
+func (a *application) put(r *Record) Result {
+	must(a.txn.Insert(requestsTable, r))
+	return Result{Changed: true, Record: r}
+}
+
+// must turns an error that only a wrong schema can cause into a panic.
+func must(err error) {
+	if err != nil {
+		panic(fmt.Sprintf("state: %v", err))
+	}
+}

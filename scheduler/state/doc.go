@@ -1,0 +1,28 @@
+// Package state is what the replicated log means: the tables of workers and requests, and what each
+// command does to them.
+//
+// A Store is a function of the entries applied to it and of nothing else. Two nodes that applied
+// the same log hold the same tables, byte for byte, and the same chain hash over the entries. So
+// there is no clock here (the only time is the one that the leader wrote into the entry), no
+// randomness, and no order that comes from a Go map. Commands may repeat: submitting a known id,
+// assigning what is not queued and finishing what has finished change nothing.
+//
+// A request goes one way, except when its worker is lost:
+//
+//	           submit          assign             finish
+//	(unknown) ───────▶ queued ───────▶ assigned ─────────▶ finished ──▶ (forgotten)
+//	                     ▲ │  requeue      │                  ▲
+//	                     └─┼───────────────┘                  │
+//	                       └──────────────────────────────────┘
+//
+// A finished request drops its prompt and keeps its digest, so that a retry is still recognised.
+// Finished requests are kept up to a count and an age, both measured in the log, oldest first out.
+//
+// Readers take a View, an immutable picture that costs nothing to take and never blocks Apply.
+// Snapshots are such views written out as length-delimited records, header first.
+//
+// An entry that this version does not know in full is refused with ErrUnknownCommand: a node that
+// skipped it would silently diverge, so its caller must stop instead.
+//
+// The package must not import gRPC, cgo, the clock, or any other package of the control plane.
+package state

@@ -1,0 +1,89 @@
+package state
+
+import (
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// Position is a place in the log or a dispatch: the Raft term, then a number that grows within it.
+type Position struct {
+	Term, Index uint64
+}
+
+// Phase is where a request stands.
+type Phase uint8
+
+// The phases of a request's life; see the package comment for the arrows between them.
+const (
+	Queued   = Phase(pb.RequestState_REQUEST_STATE_QUEUED)
+	Assigned = Phase(pb.RequestState_REQUEST_STATE_ASSIGNED)
+	Finished = Phase(pb.RequestState_REQUEST_STATE_FINISHED)
+)
+
+// Record is one request as the log knows it. Records are immutable: a change makes a new one.
+type Record struct {
+	// Request has no prompt, salt or generated tokens once the request has finished.
+	Request *pb.Request
+	// Digest names the body that a retry must repeat.
+	Digest []byte
+	Phase  Phase
+	// WorkerID is the worker that runs or ran it; empty while queued.
+	WorkerID string
+	// Submitted is the entry that admitted the request.
+	Submitted Position
+	// Dispatched is the dispatch that carries it: the fencing token of its output.
+	Dispatched Position
+	// Attempts counts how often the request was bound to a worker.
+	Attempts uint32
+
+	FinishReason pb.FinishReason
+	Error        string
+	Usage        *pb.Usage
+	FinishedMS   int64
+}
+
+// slim keeps of a request what a finished record needs.
+func slim(r *pb.Request) *pb.Request {
+	return &pb.Request{
+		Id:             r.GetId(),
+		Model:          r.GetModel(),
+		Tenant:         r.GetTenant(),
+		GatewayId:      r.GetGatewayId(),
+		Priority:       r.GetPriority(),
+		DeadlineUnixMs: r.GetDeadlineUnixMs(),
+		ArrivalUnixMs:  r.GetArrivalUnixMs(),
+	}
+}
+
+func (r *Record) toProto() *pb.RequestRecord {
+	return &pb.RequestRecord{
+		Request:        r.Request,
+		Digest:         r.Digest,
+		State:          pb.RequestState(r.Phase),
+		WorkerId:       r.WorkerID,
+		AssignedTerm:   r.Dispatched.Term,
+		AssignedIndex:  r.Dispatched.Index,
+		SubmittedTerm:  r.Submitted.Term,
+		SubmittedIndex: r.Submitted.Index,
+		Attempts:       r.Attempts,
+		FinishReason:   r.FinishReason,
+		Error:          r.Error,
+		Usage:          r.Usage,
+		FinishedUnixMs: r.FinishedMS,
+	}
+}
+
+func fromProto(p *pb.RequestRecord) *Record {
+	return &Record{
+		Request:      p.GetRequest(),
+		Digest:       p.GetDigest(),
+		Phase:        Phase(p.GetState()),
+		WorkerID:     p.GetWorkerId(),
+		Dispatched:   Position{p.GetAssignedTerm(), p.GetAssignedIndex()},
+		Submitted:    Position{p.GetSubmittedTerm(), p.GetSubmittedIndex()},
+		Attempts:     p.GetAttempts(),
+		FinishReason: p.GetFinishReason(),
+		Error:        p.GetError(),
+		Usage:        p.GetUsage(),
+		FinishedMS:   p.GetFinishedUnixMs(),
+	}
+}

@@ -1,0 +1,91 @@
+package state
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/hashicorp/go-memdb"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+const (
+	workersTable  = "workers"
+	requestsTable = "requests"
+)
+
+// The indexes are written by hand because memdb's own find fields by reflection, which costs more
+// than the insert.
+func schema() *memdb.DBSchema {
+	return &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
+		workersTable: {
+			Name: workersTable,
+			Indexes: map[string]*memdb.IndexSchema{
+				"id": {Name: "id", Unique: true, Indexer: index[*pb.WorkerInfo](func(w *pb.WorkerInfo) []byte {
+					return stringKey(w.GetId())
+				})},
+			},
+		},
+		requestsTable: {
+			Name: requestsTable,
+			Indexes: map[string]*memdb.IndexSchema{
+				"id": {Name: "id", Unique: true, Indexer: index[*Record](func(r *Record) []byte {
+					return stringKey(r.Request.GetId())
+				})},
+				// Unfinished requests in the order of their admission.
+				"live": {Name: "live", AllowMissing: true, Indexer: index[*Record](func(r *Record) []byte {
+					if r.Phase == Finished {
+						return nil
+					}
+					return binary.BigEndian.AppendUint64(nil, r.Submitted.Index)
+				})},
+				"worker": {Name: "worker", AllowMissing: true, Indexer: index[*Record](func(r *Record) []byte {
+					if r.Phase != Assigned {
+						return nil
+					}
+					return stringKey(r.WorkerID)
+				})},
+				// Finished requests, the ones to forget first at the front.
+				"finished": {Name: "finished", AllowMissing: true, Indexer: index[*Record](func(r *Record) []byte {
+					if r.Phase != Finished {
+						return nil
+					}
+					return binary.BigEndian.AppendUint64(nil, uint64(r.FinishedMS)^(1<<63))
+				})},
+			},
+		},
+	}}
+}
+
+// index makes an object's key with a plain function; nil leaves the object out of the index.
+type index[T any] func(T) []byte
+
+var errIndexArgument = errors.New("state: an index is looked up by one string")
+
+func (f index[T]) FromObject(raw any) (bool, []byte, error) {
+	object, ok := raw.(T)
+	if !ok {
+		return false, nil, fmt.Errorf("state: cannot index a %T", raw)
+	}
+	key := f(object)
+	return key != nil, key, nil
+}
+
+func (index[T]) FromArgs(args ...any) ([]byte, error) {
+	if len(args) != 1 {
+		return nil, errIndexArgument
+	}
+	s, ok := args[0].(string)
+	if !ok {
+		return nil, errIndexArgument
+	}
+	return stringKey(s), nil
+}
+
+// stringKey ends with a zero byte, so that no key is another's prefix.
+func stringKey(s string) []byte {
+	key := make([]byte, len(s)+1)
+	copy(key, s)
+	return key
+}

@@ -1,0 +1,131 @@
+package state
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/hashicorp/go-memdb"
+	"google.golang.org/protobuf/encoding/protodelim"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// snapshotVersion is the newest layout of snapshots that this version reads and the one it writes.
+const snapshotVersion = 1
+
+// maxSnapshotRecord bounds one record, in bytes: far above what the log admits, far below what a
+// hostile length prefix could ask for.
+const maxSnapshotRecord = 4 << 20
+
+// WriteTo writes the view as length-delimited pb.SnapshotRecord messages: the header, the workers
+// by id, the requests by id. The same state gives the same bytes.
+func (v *View) WriteTo(w io.Writer) (int64, error) {
+	out := bufio.NewWriterSize(w, 256<<10)
+	options := protodelim.MarshalOptions{}
+	options.Deterministic = true
+	var total int64
+	write := func(r *pb.SnapshotRecord) error {
+		n, err := options.MarshalTo(out, r)
+		total += int64(n)
+		return err
+	}
+	err := write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_Header{Header: &pb.SnapshotHeader{
+		Version:   snapshotVersion,
+		Index:     v.index,
+		ChainHash: v.chainHash,
+	}}})
+	for worker := range v.Workers() {
+		if err != nil {
+			break
+		}
+		err = write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_Worker{Worker: worker}})
+	}
+	for request := range v.Requests() {
+		if err != nil {
+			break
+		}
+		err = write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_Request{Request: request.toProto()}})
+	}
+	if err == nil {
+		err = out.Flush()
+	}
+	if err != nil {
+		return total, fmt.Errorf("write snapshot: %w", err)
+	}
+	return total, nil
+}
+
+// Restore replaces the whole state with a snapshot's. On an error the state is as before.
+func (s *Store) Restore(r io.Reader) error {
+	db, v, err := readSnapshot(r)
+	if err != nil {
+		return fmt.Errorf("restore snapshot: %w", err)
+	}
+	s.db = db
+	s.view.Store(v)
+	return nil
+}
+
+func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
+	in := bufio.NewReaderSize(r, 256<<10)
+	options := protodelim.UnmarshalOptions{MaxSize: maxSnapshotRecord}
+	var record pb.SnapshotRecord
+	if err := options.UnmarshalFrom(in, &record); err != nil {
+		return nil, nil, fmt.Errorf("header: %w", noEOF(err))
+	}
+	header := record.GetHeader()
+	switch {
+	case header == nil:
+		return nil, nil, errors.New("the first record is not a header")
+	case header.GetVersion() != snapshotVersion:
+		return nil, nil, fmt.Errorf("snapshot version %d; this version of Quire reads %d", header.GetVersion(), snapshotVersion)
+	}
+	db := newDB()
+	v := &View{index: header.GetIndex(), chainHash: header.GetChainHash()}
+	txn := db.Txn(true)
+	defer txn.Abort()
+	for n := 1; ; n++ {
+		record := &pb.SnapshotRecord{}
+		err := options.UnmarshalFrom(in, record)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("record %d: %w", n, err)
+		}
+		switch record := record.GetRecord().(type) {
+		case *pb.SnapshotRecord_Worker:
+			err = txn.Insert(workersTable, record.Worker)
+		case *pb.SnapshotRecord_Request:
+			request := fromProto(record.Request)
+			if request.Phase < Queued || request.Phase > Finished {
+				return nil, nil, fmt.Errorf("record %d: request state %d is unknown", n, request.Phase)
+			}
+			if first[*Record](txn, requestsTable, request.Request.GetId()) != nil {
+				return nil, nil, fmt.Errorf("record %d: request %q is there twice", n, request.Request.GetId())
+			}
+			if request.Phase == Finished {
+				v.finished++
+			}
+			err = txn.Insert(requestsTable, request)
+		default:
+			err = ErrUnknownCommand
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("record %d: %w", n, err)
+		}
+	}
+	txn.Commit()
+	v.db = db.Snapshot()
+	return db, v, nil
+}
+
+// noEOF names an empty file as what it is: a cut one.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
