@@ -1,0 +1,339 @@
+package cpu
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/quire-serve/quire/device"
+	"pgregory.net/rapid"
+)
+
+// plain is a sample that changes nothing but the temperature.
+func plain(temperature float32) device.Sample {
+	return device.Sample{Score: -1, Mask: -1, Logprobs: -1, Temperature: temperature, TopP: 1, RepetitionPenalty: 1}
+}
+
+func newSampler() *sampler { return &sampler{kern: newGoKernels(1)} }
+
+// drawOne draws from x as the first sample of b.
+func drawOne(m *sampler, b device.Batch, x []float32) int32 {
+	if b.Tokens == nil {
+		b.Tokens = []int32{0}
+	}
+	return m.token(&slot{batch: b, tokens: b.Tokens}, 0, x)
+}
+
+func TestGreedy(t *testing.T) {
+	nan, inf := float32(math.NaN()), float32(math.Inf(1))
+	for _, c := range []struct {
+		x    []float32
+		want int32
+	}{
+		{[]float32{1, 3, 2}, 1},
+		{[]float32{1, 3, 3}, 1},
+		{[]float32{nan, -5, nan, -4}, 3},
+		{[]float32{nan, nan}, 0},
+		{[]float32{nan, -inf, -inf}, 1},
+		{[]float32{0, inf, 3, inf}, 1},
+		{[]float32{float32(math.Copysign(0, -1)), 0}, 0},
+	} {
+		if got := drawOne(newSampler(), device.Batch{Samples: []device.Sample{plain(0)}}, c.x); got != c.want {
+			t.Errorf("greedy of %v: %d, want %d", c.x, got, c.want)
+		}
+	}
+}
+
+// expected is the distribution that a sample draws from, the slow way: in binary64, by sorting.
+func expected(b *device.Batch, x []float32) []float64 {
+	sp := &b.Samples[0]
+	l := make([]float64, len(x))
+	for i, v := range x {
+		l[i] = float64(v)
+	}
+	for _, t := range b.Bias[sp.BiasStart:sp.BiasEnd] {
+		l[t.Token] += float64(t.Bias)
+	}
+	prompt, generated := map[int32]bool{}, map[int32]int{}
+	for i, t := range b.History[sp.HistoryStart:sp.HistoryEnd] {
+		if i < int(sp.HistoryPrompt-sp.HistoryStart) {
+			prompt[t] = true
+		} else {
+			generated[t]++
+		}
+	}
+	for i := range l {
+		n := generated[int32(i)]
+		if (n > 0 || prompt[int32(i)]) && l[i] > 0 {
+			l[i] /= float64(sp.RepetitionPenalty)
+		} else if n > 0 || prompt[int32(i)] {
+			l[i] *= float64(sp.RepetitionPenalty)
+		}
+		if n > 0 {
+			l[i] -= float64(sp.PresencePenalty) + float64(n)*float64(sp.FrequencyPenalty)
+		}
+		if sp.Mask >= 0 && b.Masks[i/32]>>(i%32)&1 == 0 {
+			l[i] = math.Inf(-1)
+		}
+	}
+	order := make([]int, len(l))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		if l[a] > l[b] {
+			return -1
+		} else if l[a] < l[b] {
+			return 1
+		}
+		return 0
+	})
+	p, top := make([]float64, len(l)), l[order[0]]
+	kept := order[:0:0]
+	sum := 0.0
+	for rank, i := range order {
+		w := math.Exp((l[i] - top) / float64(sp.Temperature))
+		if w == 0 || w < float64(sp.MinP) || sp.TopK > 0 && rank >= int(sp.TopK) {
+			continue
+		}
+		p[i] = w
+		sum += w
+		kept = append(kept, i)
+	}
+	cum, total := 0.0, 0.0
+	for _, i := range kept {
+		if cum >= float64(sp.TopP)*sum {
+			p[i] = 0
+			continue
+		}
+		cum += p[i]
+		total += p[i]
+	}
+	for i := range p {
+		p[i] /= total
+	}
+	return p
+}
+
+// randomSampling draws logits and a sample with some of every option.
+func randomSampling(rng *rand.Rand, vocab int) (device.Batch, []float32) {
+	x := make([]float32, vocab)
+	for i := range x {
+		x[i] = float32(3 * rng.NormFloat64())
+	}
+	sp := plain(0.2 + 2*rng.Float32())
+	b := device.Batch{}
+	maybe := func() bool { return rng.IntN(3) == 0 }
+	if maybe() {
+		sp.TopK = int32(1 + rng.IntN(vocab+2))
+	}
+	if maybe() {
+		sp.TopP = 0.05 + 0.9*rng.Float32()
+	}
+	if maybe() {
+		sp.MinP = 0.3 * rng.Float32()
+	}
+	if maybe() {
+		sp.RepetitionPenalty, sp.PresencePenalty, sp.FrequencyPenalty = 0.5+rng.Float32(), rng.Float32(), rng.Float32()-0.5
+		b.History = randomTokens(rng, 30, vocab)
+		sp.HistoryStart, sp.HistoryPrompt, sp.HistoryEnd = 3, 10, 28
+	}
+	if maybe() {
+		for t := range 4 {
+			b.Bias = append(b.Bias, device.TokenBias{Token: int32(t * 2), Bias: float32(2 * rng.NormFloat64())})
+		}
+		sp.BiasStart, sp.BiasEnd = 1, 4
+	}
+	if maybe() {
+		sp.Mask = 0
+		for range (vocab + 31) / 32 {
+			b.Masks = append(b.Masks, rng.Uint32()|1)
+		}
+	}
+	b.Samples = []device.Sample{sp}
+	return b, x
+}
+
+// TestDistribution draws many tokens for many mixes of options and compares their frequencies with
+// the expected probabilities by a chi-squared statistic.
+func TestDistribution(t *testing.T) {
+	const draws = 4000
+	for seed := range uint64(60) {
+		rng := rand.New(rand.NewPCG(seed, 9))
+		b, x := randomSampling(rng, 40)
+		want := expected(&b, x)
+		m, counts := newSampler(), make([]int, len(x))
+		b.Samples[0].Seed = seed << 40
+		for pos := range draws {
+			b.Samples[0].Position = int32(pos)
+			counts[drawOne(m, b, x)]++
+		}
+		chi, cells := 0.0, 0
+		rare, rareWant := 0.0, 0.0
+		for i, n := range counts {
+			if want[i] == 0 && n > 0 {
+				t.Fatalf("seed %d: token %d was drawn %d times and has no probability; %+v", seed, i, n, b.Samples[0])
+			}
+			if e := want[i] * draws; e >= 8 {
+				chi += (float64(n) - e) * (float64(n) - e) / e
+				cells++
+			} else {
+				rare, rareWant = rare+float64(n), rareWant+e
+			}
+		}
+		if rareWant > 0 {
+			chi += (rare - rareWant) * (rare - rareWant) / max(rareWant, 1)
+			cells++
+		}
+		// The statistic has mean cells-1 and variance 2·(cells-1); five deviations leave room for
+		// its longer tail.
+		if free := float64(cells - 1); chi > free+5*math.Sqrt(2*free)+8 {
+			t.Errorf("seed %d: chi² %.1f for %d cells; %+v", seed, chi, cells, b.Samples[0])
+		}
+	}
+}
+
+// TestFilters finds the exact set of tokens that can be drawn, by trying every draw's threshold.
+func TestFilters(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		for range 40 {
+			seed := rapid.Uint64().Draw(rt, "seed")
+			rng := rand.New(rand.NewPCG(seed, 4))
+			b, x := randomSampling(rng, 300)
+			for i := range x { // many equal logits
+				if rng.IntN(2) == 0 {
+					x[i] = float32(math.Round(float64(x[i])))
+				}
+			}
+			want := expected(&b, x)
+			for pos := range int32(40) {
+				b.Samples[0].Position = pos
+				if got := drawOne(newSampler(), b, x); want[got] == 0 && !nearCut(&b, x, got) {
+					rt.Fatalf("seed %d: drew %d, which the filters exclude: %+v", seed, got, b.Samples[0])
+				}
+			}
+		}
+	})
+}
+
+// nearCut reports whether token is kept when top-p and min-p are a hair wider, which is as much as
+// binary32 weights may differ from the exact ones.
+func nearCut(b *device.Batch, x []float32, token int32) bool {
+	wide := *b
+	wide.Samples = []device.Sample{b.Samples[0]}
+	wide.Samples[0].TopP = min(1, wide.Samples[0].TopP*(1+1e-5))
+	wide.Samples[0].MinP *= 1 - 1e-5
+	return expected(&wide, x)[token] > 0
+}
+
+func TestTopKOfEqualsKeepsLowIDs(t *testing.T) {
+	x := make([]float32, 100)
+	b := device.Batch{Samples: []device.Sample{plain(1)}}
+	b.Samples[0].TopK = 3
+	seen := map[int32]bool{}
+	for pos := range int32(200) {
+		b.Samples[0].Position = pos
+		seen[drawOne(newSampler(), b, x)] = true
+	}
+	if len(seen) != 3 || !seen[0] || !seen[1] || !seen[2] {
+		t.Errorf("drew %v, want 0, 1 and 2", seen)
+	}
+}
+
+func TestSmallTopPIsGreedy(t *testing.T) {
+	x := []float32{0, 1, 0.999, -1}
+	b := device.Batch{Samples: []device.Sample{plain(1)}}
+	for _, p := range []float32{0, 1e-9, 0.3} {
+		b.Samples[0].TopP = p
+		for pos := range int32(50) {
+			b.Samples[0].Position = pos
+			if got := drawOne(newSampler(), b, x); got != 1 {
+				t.Fatalf("top-p %v drew %d, want 1", p, got)
+			}
+		}
+	}
+}
+
+// TestReferenceCountsAsGenerated: the token that a row's own input refers to is penalised although
+// the history does not have it yet.
+func TestReferenceCountsAsGenerated(t *testing.T) {
+	x := []float32{5, 4, 3}
+	b := device.Batch{Tokens: []int32{^0}, Samples: []device.Sample{plain(0)}}
+	b.Samples[0].FrequencyPenalty = 1.5
+	m := newSampler()
+	if got := m.token(&slot{batch: b, tokens: []int32{0}}, 0, x); got != 1 {
+		t.Errorf("drew %d, want 1: 5 - 1.5 is below 4", got)
+	}
+	b.Tokens = []int32{0}
+	if got := m.token(&slot{batch: b, tokens: []int32{0}}, 0, x); got != 0 {
+		t.Errorf("drew %d, want 0: a plain input is in the history already if it counts", got)
+	}
+}
+
+func TestLogprobs(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 5))
+	x := make([]float32, 1000)
+	sum := 0.0
+	for i := range x {
+		x[i] = float32(math.Round(8*rng.NormFloat64()) / 2)
+		sum += math.Exp(float64(x[i]))
+	}
+	sp := plain(0)
+	sp.Logprobs = 20
+	out := make([]device.TokenLogprob, 20)
+	got := newSampler().logprobs(7, &sp, x, out)
+	if want := float64(x[7]) - math.Log(sum); math.Abs(float64(got)-want) > 1e-5 {
+		t.Errorf("log-probability %v, want %v", got, want)
+	}
+	order := make([]int32, len(x))
+	for i := range order {
+		order[i] = int32(i)
+	}
+	slices.SortStableFunc(order, byWeight(x))
+	for i, o := range out {
+		if want := float64(x[order[i]]) - math.Log(sum); o.Token != order[i] || math.Abs(float64(o.Logprob)-want) > 1e-5 {
+			t.Errorf("rank %d: %+v, want token %d, %v", i, o, order[i], want)
+		}
+	}
+	for i := range x {
+		x[i] = float32(math.NaN())
+	}
+	newSampler().logprobs(7, &sp, x, out) // must not fail
+}
+
+// TestRowKernels: every path's argmax and expRow give the reference's bits.
+func TestRowKernels(t *testing.T) {
+	ref := newGoKernels(1)
+	special := []float32{float32(math.NaN()), float32(math.Inf(-1)), float32(math.Inf(1)), 0, float32(math.Copysign(0, -1))}
+	for _, path := range Paths() {
+		d := openPathFor(t, Options{Path: path, Threads: 1})
+		rng := rand.New(rand.NewPCG(8, 8))
+		for n := 1; n < 200; n++ {
+			x := make([]float32, n)
+			for i := range x {
+				x[i] = float32(math.Round(40*rng.NormFloat64())) / 4
+				if rng.IntN(20) == 0 {
+					x[i] = special[rng.IntN(2+rng.IntN(4))]
+				}
+			}
+			at := ref.argmax(x)
+			if got := d.kern.argmax(x); got != at {
+				t.Fatalf("%s: argmax %d, want %d of %v", path, got, at, x)
+			}
+			if math.IsInf(float64(x[at]), 0) || x[at] != x[at] {
+				continue
+			}
+			scale := 0.1 + 3*rng.Float32()
+			want, got := make([]float32, n), make([]float32, n)
+			a, b := ref.expRow(want, x, x[at], scale), d.kern.expRow(got, x, x[at], scale)
+			if a != b || !slices.Equal(want, got) {
+				t.Fatalf("%s: exponentials of %v: %v, %v; want %v, %v", path, x, got, b, want, a)
+			}
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(fmt.Errorf("%s: %w", path, err))
+		}
+	}
+}
