@@ -1,0 +1,416 @@
+package consensus
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+	wal "github.com/hashicorp/raft-wal"
+)
+
+// tape is a state machine that keeps what it was given.
+type tape struct {
+	mu       sync.Mutex
+	entries  []string
+	restored int
+}
+
+func (t *tape) Apply(_, _ uint64, data []byte) (any, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.entries = append(t.entries, string(data))
+	return len(t.entries), nil
+}
+
+func (t *tape) Snapshot() io.WriterTo {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var b bytes.Buffer
+	for _, e := range t.entries {
+		b.Write(binary.AppendUvarint(nil, uint64(len(e))))
+		b.WriteString(e)
+	}
+	return &b
+}
+
+func (t *tape) Restore(r io.Reader) error {
+	data, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.entries = nil
+	for len(data) > 0 {
+		n, w := binary.Uvarint(data)
+		t.entries = append(t.entries, string(data[w:w+int(n)]))
+		data = data[w+int(n):]
+	}
+	t.restored++
+	return nil
+}
+
+func (t *tape) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.Join(t.entries, ",")
+}
+
+var quiet = slog.New(slog.DiscardHandler)
+
+func open(t *testing.T, settings Settings, sm StateMachine) *Node {
+	t.Helper()
+	settings.Logger = quiet
+	n, err := Open(settings, sm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func lead(t *testing.T, n *Node) {
+	t.Helper()
+	for !<-n.Leadership() {
+	}
+	if err := n.Barrier(10 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func propose(n *Node, data string) (any, error) {
+	p, err := n.Propose(context.Background(), []byte(data))
+	if err != nil {
+		return nil, err
+	}
+	return p.Wait()
+}
+
+func mustPropose(t *testing.T, n *Node, data string) any {
+	t.Helper()
+	result, err := propose(n, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return result
+}
+
+func TestLogSurvivesReopening(t *testing.T) {
+	dir := t.TempDir()
+	first := &tape{}
+	n := open(t, Settings{NodeID: "a", DataDir: dir}, first)
+	lead(t, n)
+	for i := range 20 {
+		if got := mustPropose(t, n, fmt.Sprint(i)); got != i+1 {
+			t.Fatalf("entry %d: the state machine answered %v", i, got)
+		}
+	}
+	if err := n.Snapshot(); err != nil {
+		t.Fatal(err)
+	}
+	mustPropose(t, n, "after")
+	term, last := n.Term(), n.LastIndex()
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Errorf("closing twice: %v", err)
+	}
+
+	second := &tape{}
+	n = open(t, Settings{NodeID: "a", DataDir: dir}, second)
+	defer func() { _ = n.Close() }()
+	lead(t, n)
+	if second.String() != first.String() || second.restored != 1 {
+		t.Errorf("after reopening (%d snapshots restored): %s\nwant %s", second.restored, second, first)
+	}
+	if n.Term() <= term || n.LastIndex() <= last {
+		t.Errorf("term %d, last index %d; before %d, %d", n.Term(), n.LastIndex(), term, last)
+	}
+}
+
+func TestLargeEntriesMakeASnapshotDue(t *testing.T) {
+	dir := t.TempDir()
+	n := open(t, Settings{NodeID: "a", DataDir: dir}, &tape{})
+	defer func() { _ = n.Close() }()
+	n.machine.maxBytes = 1 << 20
+	lead(t, n)
+	for range 4 {
+		mustPropose(t, n, strings.Repeat("x", MaxEntryBytes))
+	}
+	for { // Until the snapshot is there; the test's own timeout bounds it.
+		found, err := n.files.Snapshots.List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(found) > 0 {
+			break
+		}
+		mustPropose(t, n, "more")
+	}
+	if _, err := propose(n, strings.Repeat("x", MaxEntryBytes+1)); !errors.Is(err, ErrEntryTooLarge) {
+		t.Errorf("an entry above the limit: %v", err)
+	}
+}
+
+func TestDataDirErrors(t *testing.T) {
+	dir := t.TempDir()
+	n := open(t, Settings{NodeID: "a", DataDir: dir}, &tape{})
+	lead(t, n)
+	_, err := Open(Settings{NodeID: "a", DataDir: dir, Logger: quiet}, &tape{})
+	if !errors.Is(err, ErrDataDirInUse) || !strings.Contains(err.Error(), fmt.Sprint("process ", os.Getpid())) {
+		t.Errorf("a folder in use: %v", err)
+	}
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(Settings{NodeID: "b", DataDir: dir, Logger: quiet}, &tape{}); err == nil || !strings.Contains(err.Error(), `belongs to node "a"`) {
+		t.Errorf("another node's folder: %v", err)
+	}
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(Settings{NodeID: "a", DataDir: filepath.Join(file, "data"), Logger: quiet}, &tape{}); err == nil || !strings.Contains(err.Error(), "cannot be created") {
+		t.Errorf("a folder under a file: %v", err)
+	}
+	// The refused attempts left nothing locked.
+	n = open(t, Settings{NodeID: "a", DataDir: dir}, &tape{})
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLogSurvivesTruncation holds the pin of raft-wal: v0.4.0 seals the cut segment without its
+// index and loses every entry that was left.
+func TestLogSurvivesTruncation(t *testing.T) {
+	dir := t.TempDir()
+	write := func(w *wal.WAL, from, to uint64, data string) {
+		t.Helper()
+		for i := from; i <= to; i++ {
+			if err := w.StoreLog(&raft.Log{Index: i, Term: 1, Data: []byte(data)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w, err := wal.Open(dir, wal.WithLogger(newLogger(quiet)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(w, 1, 10, "old")
+	if err := w.DeleteRange(6, 10); err != nil {
+		t.Fatal(err)
+	}
+	write(w, 6, 10, "new")
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if w, err = wal.Open(dir, wal.WithLogger(newLogger(quiet))); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = w.Close() }()
+	for i := uint64(1); i <= 10; i++ {
+		want := "old"
+		if i >= 6 {
+			want = "new"
+		}
+		var entry raft.Log
+		if err := w.GetLog(i, &entry); err != nil || string(entry.Data) != want {
+			t.Errorf("entry %d: %q, %v; want %q", i, entry.Data, err, want)
+		}
+	}
+}
+
+// cluster is three nodes in memory, for use inside a synctest bubble.
+type cluster struct {
+	t          *testing.T
+	nodes      []*Node
+	tapes      []*tape
+	transports []*raft.InmemTransport
+}
+
+func newCluster(t *testing.T, size int) *cluster {
+	c := &cluster{t: t}
+	var peers []Server
+	for i := range size {
+		_, transport := raft.NewInmemTransportWithTimeout(raft.ServerAddress(fmt.Sprint("address-", i)), 500*time.Millisecond)
+		c.transports = append(c.transports, transport)
+		peers = append(peers, Server{ID: fmt.Sprint("node-", i), Address: fmt.Sprint("address-", i)})
+	}
+	c.heal()
+	for i := range size {
+		c.tapes = append(c.tapes, &tape{})
+		store := raft.NewInmemStore()
+		c.nodes = append(c.nodes, open(t, Settings{
+			NodeID: peers[i].ID, Peers: peers, Transport: c.transports[i],
+			Files: &Files{Logs: store, Stable: store, Snapshots: raft.NewInmemSnapshotStore()},
+		}, c.tapes[i]))
+	}
+	return c
+}
+
+func (c *cluster) heal() {
+	for i, a := range c.transports {
+		for j, b := range c.transports {
+			if i != j {
+				a.Connect(b.LocalAddr(), b)
+			}
+		}
+	}
+}
+
+func (c *cluster) isolate(i int) {
+	for j, other := range c.transports {
+		if j != i {
+			other.Disconnect(c.transports[i].LocalAddr())
+		}
+	}
+	c.transports[i].DisconnectAll()
+}
+
+// leader waits, in virtual time, until a majority agrees on a leader outside `but`.
+func (c *cluster) leader(but int) int {
+	c.t.Helper()
+	for range 1000 {
+		for i, n := range c.nodes {
+			if i != but && n.Leads() && n.Barrier(time.Second) == nil {
+				return i
+			}
+		}
+		time.Sleep(100 * time.Millisecond) // Virtual.
+	}
+	c.t.Fatal("no leader after 100 s")
+	return -1
+}
+
+func (c *cluster) close() {
+	for _, n := range c.nodes {
+		if err := n.Close(); err != nil {
+			c.t.Error(err)
+		}
+	}
+}
+
+func TestClusterLosesItsLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.close()
+		old := c.leader(-1)
+		for i := range 50 {
+			mustPropose(t, c.nodes[old], fmt.Sprint("before-", i))
+		}
+		c.isolate(old)
+		if _, err := propose(c.nodes[old], "lost"); !errors.Is(err, ErrUnknownOutcome) {
+			t.Fatalf("a leader that is cut off answered %v", err)
+		}
+		next := c.leader(old)
+		began := time.Now()
+		for i := range 50 {
+			mustPropose(t, c.nodes[next], fmt.Sprint("after-", i))
+		}
+		if c.nodes[old].Leads() {
+			t.Error("the old leader still leads")
+		}
+		if got := c.nodes[next].Leader().ID; got != fmt.Sprint("node-", next) {
+			t.Errorf("leader is %q", got)
+		}
+		c.heal()
+		time.Sleep(30 * time.Second) // Virtual.
+		mustPropose(t, c.nodes[c.leader(-1)], "healed")
+		time.Sleep(10 * time.Second) // Virtual.
+		want := c.tapes[next].String()
+		if !strings.HasSuffix(want, "after-49,healed") || strings.Contains(want, "lost") {
+			t.Errorf("the log ends wrong: …%s", want[max(0, len(want)-60):])
+		}
+		for i, got := range c.tapes {
+			if got.String() != want {
+				t.Errorf("node %d differs after %v", i, time.Since(began))
+			}
+		}
+	})
+}
+
+func TestUncommittedProposalsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.close()
+		old := c.leader(-1)
+		c.isolate(old)
+		var waits sync.WaitGroup
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		defer cancel()
+		proposed := 0
+		for {
+			p, err := c.nodes[old].Propose(ctx, []byte("x"))
+			if err != nil {
+				break
+			}
+			proposed++
+			waits.Go(func() { _, _ = p.Wait() })
+		}
+		if proposed != MaxUncommitted {
+			t.Errorf("%d proposals went in without a majority; the limit is %d", proposed, MaxUncommitted)
+		}
+		waits.Wait()
+		// Stepping down gave the slots back.
+		if n := len(c.nodes[old].slots); n != 0 {
+			t.Errorf("%d slots still taken", n)
+		}
+	})
+}
+
+// TestPeersOverTCP runs the transport that real clusters use.
+func TestPeersOverTCP(t *testing.T) {
+	var layers []raft.StreamLayer
+	var peers []Server
+	for i := range 3 {
+		layer, err := ListenTCP("127.0.0.1:0", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		layers = append(layers, layer)
+		peers = append(peers, Server{ID: fmt.Sprint("node-", i), Address: layer.Addr().String()})
+	}
+	var nodes []*Node
+	tapes := []*tape{{}, {}, {}}
+	for i := range 3 {
+		n := open(t, Settings{
+			NodeID: peers[i].ID, Peers: peers, Layer: layers[i], DataDir: t.TempDir(),
+			HeartbeatTimeout: 500 * time.Millisecond, LeaseTimeout: 250 * time.Millisecond,
+		}, tapes[i])
+		defer func() { _ = n.Close() }()
+		nodes = append(nodes, n)
+	}
+	// Elections may repeat on a slow machine: try until some leader commits.
+	commit := func(data string, among []*Node) {
+		t.Helper()
+		retry := time.NewTicker(20 * time.Millisecond)
+		defer retry.Stop()
+		for range retry.C {
+			for _, n := range among {
+				if _, err := propose(n, data); err == nil {
+					return
+				}
+			}
+		}
+	}
+	commit("three of three", nodes)
+	if err := nodes[0].Close(); err != nil {
+		t.Error(err)
+	}
+	commit("two of three", nodes[1:])
+	if got := tapes[1].String() + tapes[2].String(); !strings.Contains(got, "two of three") {
+		t.Errorf("no survivor applied the entry: %q", got)
+	}
+}

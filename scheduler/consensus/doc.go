@@ -1,0 +1,22 @@
+// Package consensus keeps a state machine the same on all control-plane nodes, with hashicorp/raft.
+// It knows nothing of requests or workers: bytes go in, the same bytes come out in the same order on
+// every node.
+//
+// What it adds to the library is the way we run it:
+//
+//   - Heartbeats go through raft's main loop. The library's fast path for them runs beside the main
+//     loop and races it on term and state (hashicorp/raft #695), so the transport is wrapped to
+//     decline it. Heartbeats then wait behind an fsync, and timeouts of clusters allow for that.
+//   - Proposals that are not committed yet are counted, and Propose blocks above MaxUncommitted. A
+//     leader that is cut off cannot grow an orphan tail beyond what followers keep, which is what
+//     sends a node the same snapshot for ever (#697). Snapshots leave more log behind than that.
+//   - The log is raft-wal v0.4.1 exactly: v0.4.0 loses a segment's index when a tail is cut, and
+//     v0.4.2 does not build with raft v1.8.0. OpenFiles is the one place that names it, so another
+//     store is a line away.
+//   - A data folder is locked before anything in it is opened: two processes on one log destroy it.
+//   - A node whose only voter is itself elects itself within a fraction of a second; clusters use
+//     seconds, because a heartbeat may wait for a slow disk.
+//   - Entries stay under MaxEntryBytes: they share connections with heartbeats.
+//
+// The package must not import the rest of the control plane, nor gRPC.
+package consensus

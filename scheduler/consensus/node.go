@@ -1,0 +1,310 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+const (
+	// MaxEntryBytes bounds one log entry.
+	MaxEntryBytes = 512<<10 - 1
+	// MaxUncommitted bounds the proposals in flight.
+	MaxUncommitted = 64
+
+	// trailingLogs stay behind a snapshot for followers that are a little late: far more than
+	// MaxUncommitted, and than what a snapshot's writing time adds.
+	trailingLogs      = 4096
+	snapshotThreshold = 4096
+	snapshotInterval  = 30 * time.Second
+	// snapshotBytes makes a snapshot due however few the entries are, so that large prompts do not
+	// fill the disk.
+	snapshotBytes = 256 << 20
+	closeTimeout  = time.Second
+)
+
+var (
+	// ErrNotLeader means that the entry was not proposed, because another node leads.
+	ErrNotLeader = errors.New("this node is not the leader")
+	// ErrUnknownOutcome means that the entry may or may not be committed: leadership was lost, or
+	// the node stops. Commands carry ids, so proposing again is safe.
+	ErrUnknownOutcome = errors.New("leadership was lost before the entry was committed; it may still be")
+	// ErrEntryTooLarge means that an entry exceeds MaxEntryBytes.
+	ErrEntryTooLarge = errors.New("log entry is too large")
+)
+
+// Server is a voting member of the cluster.
+type Server struct {
+	ID, Address string
+}
+
+// Settings is what Open takes. Zero values mean the defaults stated per field.
+type Settings struct {
+	// NodeID is stable over restarts. Required.
+	NodeID string
+	// DataDir is the node's folder. Required unless Files is set.
+	DataDir string
+	// Logger receives raft's warnings. Default slog.Default().
+	Logger *slog.Logger
+	// Layer carries raft between nodes. Default: none, for a cluster of one.
+	Layer raft.StreamLayer
+	// Peers are the first members, this node among them. Default: this node alone. Ignored once
+	// there is a log.
+	Peers []Server
+
+	// HeartbeatTimeout is the silence of a leader after which a follower asks for votes, and
+	// LeaseTimeout the silence of a majority after which a leader steps down. Defaults: 100 ms both
+	// for a cluster of one, 3 s and 1.5 s otherwise.
+	HeartbeatTimeout, LeaseTimeout time.Duration
+
+	// Files and Transport replace what Open makes itself; tests run whole clusters in memory.
+	Files     *Files
+	Transport raft.Transport
+}
+
+// Node is one member of the cluster.
+type Node struct {
+	raft      *raft.Raft
+	transport raft.Transport
+	machine   *machine
+	files     *Files
+	// slots holds a token for each uncommitted proposal.
+	slots    chan struct{}
+	stopping chan struct{}
+	closed   sync.Once
+	closeErr error
+	owned    sync.WaitGroup
+}
+
+// Open starts a node: it restores the newest snapshot, and applies the log after it once the
+// cluster has a leader.
+func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
+	if settings.Logger == nil {
+		settings.Logger = slog.Default()
+	}
+	if len(settings.Peers) == 0 {
+		settings.Peers = []Server{{ID: settings.NodeID}}
+	}
+	alone := len(settings.Peers) == 1
+	log := newLogger(settings.Logger)
+
+	n := &Node{
+		machine:  &machine{StateMachine: sm, maxBytes: snapshotBytes, snapshotIsDue: make(chan struct{}, 1)},
+		files:    settings.Files,
+		slots:    make(chan struct{}, MaxUncommitted),
+		stopping: make(chan struct{}),
+	}
+	if n.files == nil {
+		if n.files, err = OpenFiles(settings.DataDir, log); err != nil {
+			return nil, err
+		}
+	}
+	transport := settings.Transport
+	if transport == nil {
+		transport = newTransport(settings.NodeID, settings.Layer, log)
+	}
+	n.transport = mainLoopHeartbeats{transport}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.release())
+		}
+	}()
+
+	config := raft.DefaultConfig()
+	config.LocalID = raft.ServerID(settings.NodeID)
+	config.Logger = log
+	config.ShutdownOnRemove = false
+	config.NoLegacyTelemetry = true
+	config.TrailingLogs = trailingLogs
+	config.SnapshotThreshold = snapshotThreshold
+	config.SnapshotInterval = snapshotInterval
+	config.HeartbeatTimeout = or(settings.HeartbeatTimeout, alone, 100*time.Millisecond, 3*time.Second)
+	config.ElectionTimeout = config.HeartbeatTimeout
+	config.LeaderLeaseTimeout = or(settings.LeaseTimeout, alone, config.HeartbeatTimeout, config.HeartbeatTimeout/2)
+
+	exists, err := raft.HasExistingState(n.files.Logs, n.files.Stable, n.files.Snapshots)
+	if err != nil {
+		return nil, fmt.Errorf("read the log: %w", err)
+	}
+	if !exists {
+		if err := raft.BootstrapCluster(config, n.files.Logs, n.files.Stable, n.files.Snapshots, n.transport, members(settings, transport)); err != nil {
+			return nil, fmt.Errorf("start the cluster: %w", err)
+		}
+	}
+	if n.raft, err = raft.NewRaft(config, n.machine, n.files.Logs, n.files.Stable, n.files.Snapshots, n.transport); err != nil {
+		return nil, fmt.Errorf("start raft: %w", err)
+	}
+	if err := n.checkMembership(settings.NodeID, alone); err != nil {
+		return nil, errors.Join(err, n.raft.Shutdown().Error())
+	}
+	n.owned.Go(n.snapshotWhenDue)
+	return n, nil
+}
+
+func or(set time.Duration, alone bool, ifAlone, ifNot time.Duration) time.Duration {
+	switch {
+	case set != 0:
+		return set
+	case alone:
+		return ifAlone
+	}
+	return ifNot
+}
+
+func members(settings Settings, transport raft.Transport) raft.Configuration {
+	var configuration raft.Configuration
+	for _, peer := range settings.Peers {
+		address := raft.ServerAddress(peer.Address)
+		if peer.ID == settings.NodeID {
+			address = transport.LocalAddr()
+		}
+		configuration.Servers = append(configuration.Servers, raft.Server{
+			Suffrage: raft.Voter, ID: raft.ServerID(peer.ID), Address: address,
+		})
+	}
+	return configuration
+}
+
+// checkMembership refuses a lone node whose data folder belongs to another one: it would wait for
+// ever for votes that nobody can give.
+func (n *Node) checkMembership(id string, alone bool) error {
+	future := n.raft.GetConfiguration()
+	if err := future.Error(); err != nil {
+		return fmt.Errorf("read the cluster's members: %w", err)
+	}
+	servers := future.Configuration().Servers
+	for _, server := range servers {
+		if string(server.ID) == id {
+			return nil
+		}
+	}
+	if !alone || len(servers) == 0 {
+		return nil
+	}
+	return fmt.Errorf("the data folder belongs to node %q, this node is %q; use that name or another folder", servers[0].ID, id)
+}
+
+// snapshotWhenDue adds snapshots for bytes to those that raft takes for entries.
+func (n *Node) snapshotWhenDue() {
+	for {
+		select {
+		case <-n.stopping:
+			return
+		case <-n.machine.snapshotIsDue:
+			// Raft logs why a snapshot failed; the next entry makes it due again.
+			_ = n.raft.Snapshot().Error()
+		}
+	}
+}
+
+// Proposal is an entry on its way.
+type Proposal struct {
+	node   *Node
+	future raft.ApplyFuture
+}
+
+// Propose hands an entry to raft, blocking while MaxUncommitted others are in flight. The caller
+// must Wait on the proposal.
+func (n *Node) Propose(ctx context.Context, data []byte) (*Proposal, error) {
+	if len(data) > MaxEntryBytes {
+		return nil, fmt.Errorf("%w: %d bytes; the limit is %d", ErrEntryTooLarge, len(data), MaxEntryBytes)
+	}
+	select {
+	case n.slots <- struct{}{}:
+	case <-n.stopping:
+		return nil, ErrNotLeader
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return &Proposal{node: n, future: n.raft.Apply(data, 0)}, nil
+}
+
+// Wait returns what the state machine answered, once the entry is committed and applied here, or
+// why that cannot be known.
+func (p *Proposal) Wait() (any, error) {
+	err := p.future.Error()
+	<-p.node.slots
+	if err != nil {
+		return nil, explain(err)
+	}
+	return p.future.Response(), nil
+}
+
+func explain(err error) error {
+	switch {
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrEnqueueTimeout):
+		return ErrNotLeader
+	case errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrRaftShutdown), errors.Is(err, raft.ErrAbortedByRestore):
+		return fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
+	}
+	return err
+}
+
+// Barrier returns once everything committed by earlier leaders is applied here. Only a leader can.
+func (n *Node) Barrier(timeout time.Duration) error {
+	if err := n.raft.Barrier(timeout).Error(); err != nil {
+		return explain(err)
+	}
+	return nil
+}
+
+// Leadership tells when this node gains or loses leadership; a value not yet read is replaced by
+// a newer one. One reader only.
+func (n *Node) Leadership() <-chan bool { return n.raft.LeaderCh() }
+
+// Leads says whether this node believes that it is the leader.
+func (n *Node) Leads() bool { return n.raft.State() == raft.Leader }
+
+// Leader names the current leader, as far as known here.
+func (n *Node) Leader() Server {
+	address, id := n.raft.LeaderWithID()
+	return Server{ID: string(id), Address: string(address)}
+}
+
+// Term is the newest term that this node has seen.
+func (n *Node) Term() uint64 { return n.raft.CurrentTerm() }
+
+// LastIndex is the newest entry in this node's log, committed or not.
+func (n *Node) LastIndex() uint64 { return n.raft.LastIndex() }
+
+// Snapshot writes a snapshot now. With nothing new since the last one it does nothing.
+func (n *Node) Snapshot() error {
+	if err := n.raft.Snapshot().Error(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+		return fmt.Errorf("take a snapshot: %w", err)
+	}
+	return nil
+}
+
+// Close stops the node and releases its files. Proposals in flight end, committed or with
+// ErrUnknownOutcome. Nothing may be proposed any more.
+func (n *Node) Close() error {
+	n.closed.Do(func() {
+		close(n.stopping)
+		if n.Leads() {
+			// Raft never answers entries that are committed but not applied when it shuts down, so
+			// they are applied first. Without a majority there are none, and this fails.
+			_ = n.Barrier(closeTimeout)
+		}
+		err := n.raft.Shutdown().Error()
+		n.owned.Wait()
+		n.closeErr = errors.Join(err, n.release())
+	})
+	return n.closeErr
+}
+
+// release closes what Open opened.
+func (n *Node) release() error {
+	var err error
+	if closer, ok := n.transport.(raft.WithClose); ok {
+		err = closer.Close()
+	}
+	if n.files.Close != nil {
+		err = errors.Join(err, n.files.Close())
+	}
+	return err
+}

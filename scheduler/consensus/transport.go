@@ -1,0 +1,97 @@
+package consensus
+
+import (
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+)
+
+const (
+	// peerConnections is how many idle connections a node keeps to each peer.
+	peerConnections = 3
+	peerTimeout     = 10 * time.Second
+)
+
+// ListenTCP opens a node's port for its peers. advertise is the address that they dial; empty means
+// the listener's own.
+func ListenTCP(listen, advertise string) (raft.StreamLayer, error) {
+	listener, err := net.Listen("tcp", listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for control-plane peers: %w", err)
+	}
+	layer := &tcpLayer{Listener: listener}
+	if advertise != "" {
+		if layer.advertised, err = net.ResolveTCPAddr("tcp", advertise); err != nil {
+			_ = listener.Close()
+			return nil, fmt.Errorf("address for control-plane peers: %w", err)
+		}
+	}
+	return layer, nil
+}
+
+// tcpLayer is plain TCP. A layer with TLS takes its place without the rest noticing.
+type tcpLayer struct {
+	net.Listener
+	advertised net.Addr
+}
+
+var _ raft.StreamLayer = (*tcpLayer)(nil)
+
+func (l *tcpLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	return net.DialTimeout("tcp", string(address), timeout)
+}
+
+func (l *tcpLayer) Addr() net.Addr {
+	if l.advertised != nil {
+		return l.advertised
+	}
+	return l.Listener.Addr()
+}
+
+// newTransport speaks to peers over layer; without one the node has no peers and opens no port.
+func newTransport(id string, layer raft.StreamLayer, logger hclog.Logger) raft.Transport {
+	if layer == nil {
+		_, transport := raft.NewInmemTransport(raft.ServerAddress(id))
+		return transport
+	}
+	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream:                  layer,
+		MaxPool:                 peerConnections,
+		Timeout:                 peerTimeout,
+		Logger:                  logger,
+		MsgpackUseNewTimeFormat: true,
+	})
+}
+
+// mainLoopHeartbeats declines raft's fast path for heartbeats; see the package comment.
+type mainLoopHeartbeats struct {
+	raft.Transport
+}
+
+var (
+	_ raft.WithPreVote = mainLoopHeartbeats{}
+	_ raft.WithClose   = mainLoopHeartbeats{}
+)
+
+// SetHeartbeatHandler does nothing, so that heartbeats arrive like every other message.
+func (mainLoopHeartbeats) SetHeartbeatHandler(func(raft.RPC)) {}
+
+// RequestPreVote passes the embedded transport's: embedding the interface hides it.
+func (t mainLoopHeartbeats) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	inner, ok := t.Transport.(raft.WithPreVote)
+	if !ok {
+		return fmt.Errorf("transport %T has no pre-vote", t.Transport)
+	}
+	return inner.RequestPreVote(id, target, args, resp)
+}
+
+// Close passes the embedded transport's.
+func (t mainLoopHeartbeats) Close() error {
+	if inner, ok := t.Transport.(raft.WithClose); ok {
+		return inner.Close()
+	}
+	return nil
+}
