@@ -1,0 +1,285 @@
+package engine
+
+import (
+	"errors"
+	"log/slog"
+	"strconv"
+
+	"github.com/quire-serve/quire/device"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// errStep is reported to requests whose step failed on the device.
+var errStep = errors.New("engine: step failed")
+
+// add takes a request that Engine.Add has checked.
+func (p *planner) add(r *request) {
+	for _, s := range r.choices {
+		// Tokens from elsewhere may have been the last ones.
+		reason, why := p.replay(s)
+		if reason != 0 {
+			p.end(s, nil, reason, why, "")
+			continue
+		}
+		if s.choice > 0 && r.alike() {
+			s.state = stateAttached
+			continue
+		}
+		p.enqueue(s)
+	}
+}
+
+// alike reports that all choices start from the prompt alone, so that the others can branch off the
+// first.
+func (r *request) alike() bool {
+	for _, s := range r.choices {
+		if s.generated() > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// replay feeds tokens generated elsewhere to the stop conditions.
+func (p *planner) replay(s *sequence) (reason pb.FinishReason, why string) {
+	for i := s.prompt; i < len(s.tokens); i++ {
+		if reason, why = s.stop(i, s.tokens[i]); reason != 0 {
+			s.tokens = s.tokens[:i+1]
+			return reason, why
+		}
+	}
+	return 0, ""
+}
+
+// stop reports why s ends with token at position i, if it does.
+func (s *sequence) stop(i int, token int32) (reason pb.FinishReason, why string) {
+	count := i - s.prompt + 1
+	if s.finder != nil {
+		if stop, found := s.finder.Push(token, count > s.min); found {
+			return pb.FinishReason_FINISH_REASON_STOP, stop
+		}
+	}
+	if count > s.min {
+		for _, t := range s.eos {
+			if t == token {
+				return pb.FinishReason_FINISH_REASON_STOP, ""
+			}
+		}
+		for _, t := range s.stopIDs {
+			if t == token {
+				return pb.FinishReason_FINISH_REASON_STOP, strconv.Itoa(int(token))
+			}
+		}
+	}
+	if i+1 >= s.limit {
+		return pb.FinishReason_FINISH_REASON_LENGTH, ""
+	}
+	return 0, ""
+}
+
+// accept takes the result of the oldest step that is in flight. now is in Unix microseconds.
+func (p *planner) accept(r *device.Result, now int64) {
+	st := p.oldest()
+	p.accepted++
+	p.count.steps++
+	p.count.stepTokens += int64(st.rows)
+	top := 0
+	for i, d := range st.draws {
+		s := d.seq
+		x := s.sample.Logprobs
+		if d.score {
+			x = s.score
+		}
+		var logprobs *pb.Logprobs
+		if x >= 0 {
+			logprobs = &pb.Logprobs{Chosen: &pb.TokenLogprob{TokenId: r.Tokens[i], Logprob: r.Logprobs[i]}}
+			for _, t := range r.Top[top : top+int(x)] {
+				logprobs.Top = append(logprobs.Top, &pb.TokenLogprob{TokenId: t.Token, Logprob: t.Logprob})
+			}
+			top += int(x)
+		}
+		switch {
+		case s.state == stateDone:
+		case d.score:
+			s.scores = append(s.scores, logprobs)
+		default:
+			p.take(s, r.Tokens[i], logprobs, now)
+		}
+	}
+	for _, s := range st.seqs {
+		if s.suspect {
+			s.suspect = false
+			p.suspects--
+		}
+	}
+	p.pool.Completed(p.accepted)
+	p.check()
+}
+
+func (p *planner) oldest() *step { return &p.steps[(p.accepted+1)%uint64(len(p.steps))] }
+
+// take appends a drawn token to s and ends it if it must.
+func (p *planner) take(s *sequence, token int32, logprobs *pb.Logprobs, now int64) {
+	s.pending = 0
+	s.tokens = append(s.tokens, token)
+	if s.state == stateWaiting {
+		p.load.waitingTokens++
+	}
+	p.count.generated++
+	if s.first == 0 {
+		s.first = now
+	}
+	e := p.event(s)
+	i := len(s.tokens) - 1
+	e.First = int32(i - s.prompt)
+	e.Tokens = s.tokens[i:len(s.tokens):len(s.tokens)]
+	if logprobs != nil {
+		e.Logprobs = append(e.Logprobs, logprobs)
+	}
+	if s.choice == 0 && len(s.scores) > 0 {
+		e.PromptLogprobs, s.scores = s.scores, nil
+		s.scored = s.prompt
+	}
+	if reason, why := s.stop(i, token); reason != 0 {
+		p.end(s, e, reason, why, "")
+	}
+}
+
+// event appends an event of s.
+func (p *planner) event(s *sequence) *Event {
+	p.events = append(p.events, Event{
+		RequestID: s.id, GatewayID: s.gateway, Choice: s.choice, First: int32(s.generated()),
+		CachedTokens: s.cached, QueueUS: -1, PrefillUS: -1,
+	})
+	e := &p.events[len(p.events)-1]
+	if !s.spoke {
+		s.spoke, e.Opening = true, true
+		if s.started > 0 {
+			e.QueueUS = s.started - s.added
+		}
+		if s.first > 0 {
+			e.PrefillUS = s.first - s.started
+		}
+	}
+	return e
+}
+
+// end finishes s for good. e is its last event if it has one already.
+func (p *planner) end(s *sequence, e *Event, reason pb.FinishReason, why, message string) {
+	if s.state == stateDone {
+		return
+	}
+	switch s.state {
+	case stateRunning:
+		p.running.remove(s)
+	case stateWaiting:
+		p.dequeue(s)
+	}
+	attached := s.choice == 0
+	s.state = stateDone
+	p.release(s)
+	if s.suspect {
+		s.suspect = false
+		p.suspects--
+	}
+	s.live--
+	if e == nil {
+		e = p.event(s)
+	}
+	e.Finish, e.StopReason, e.Error = reason, why, message
+	if s.live == 0 {
+		e.Done = true
+		e.Usage = Usage{PromptTokens: int32(s.prompt), CachedTokens: s.cached}
+		for _, c := range s.choices {
+			e.Usage.CompletionTokens += int32(c.generated())
+		}
+		p.done = append(p.done, s.request)
+		return
+	}
+	// Siblings that hung on its prompt have to go their own way.
+	if attached {
+		for _, c := range s.choices[1:] {
+			if c.state == stateAttached {
+				p.enqueue(c)
+			}
+		}
+	}
+}
+
+// endRequest ends every choice that still lives.
+func (p *planner) endRequest(r *request, reason pb.FinishReason, message string) {
+	for i := len(r.choices) - 1; i >= 0; i-- {
+		p.end(r.choices[i], nil, reason, "", message)
+	}
+}
+
+// fail drops all steps in flight, whose results are lost. Who took part in them starts again from
+// its tokens, and blocks named since lose their names. Such a sequence is suspect: suspects run
+// alone, one by one, until a step succeeds, so that only who makes the device fail ends with its
+// error.
+func (p *planner) fail(cause error) {
+	p.count.failures++
+	probing := p.suspects > 0
+	good := p.accepted
+	p.pool.ForgetSince(p.oldest().named)
+	for p.accepted < p.number {
+		st := p.oldest()
+		p.accepted++
+		for _, s := range st.seqs {
+			if s.state == stateDone || s.incident == p.count.failures {
+				continue
+			}
+			s.incident = p.count.failures
+			s.faults++
+			if probing {
+				s.faults = maxFaults
+			}
+			if !s.suspect {
+				s.suspect = true
+				p.suspects++
+			}
+		}
+		for _, d := range st.draws {
+			d.seq.pending = 0
+			d.seq.scored = len(d.seq.scores) + 1
+			if d.seq.state == stateParked {
+				p.enqueue(d.seq)
+			}
+		}
+	}
+	for _, c := range p.forking {
+		if c.state == stateForking {
+			p.enqueue(c)
+		}
+	}
+	clear(p.forking)
+	p.forking = p.forking[:0]
+	for i := len(p.running) - 1; i >= 0; i-- {
+		if s := p.running[i]; s.fence > good {
+			p.preempt(s)
+		}
+	}
+	p.copies = p.copies[:0]
+	p.pool.Completed(p.accepted)
+	for i := 0; i < len(p.waiting); {
+		if s := p.waiting[i]; s.faults >= maxFaults {
+			p.end(s, nil, pb.FinishReason_FINISH_REASON_ERROR, "", errStep.Error()+": "+cause.Error())
+			continue
+		}
+		i++
+	}
+	p.check()
+}
+
+// maxFaults is how many failed steps end a sequence; failing alone does at once.
+const maxFaults = 3
+
+// check verifies the books. A violation is logged, counted and mended; serving goes on.
+func (p *planner) check() {
+	err := p.pool.Check()
+	if err == nil {
+		return
+	}
+	p.count.violations++
+	p.Logger.Error("block accounting violated", slog.Any("error", err), slog.Uint64("step", p.accepted), slog.Int("quarantined", p.pool.Quarantine()))
+}

@@ -1,0 +1,81 @@
+package engine
+
+import "github.com/quire-serve/quire/device"
+
+// build lays the scheduled rows out as the arrays of p.batch, which are reused.
+func (p *planner) build(st *step) {
+	b := &p.batch
+	b.Tokens, b.Positions, b.Seqs, b.Tables = b.Tokens[:0], b.Positions[:0], b.Seqs[:0], b.Tables[:0]
+	b.Samples, b.History, b.Bias = b.Samples[:0], b.History[:0], b.Bias[:0]
+	b.Copies = append(b.Copies[:0], p.copies...)
+	p.copies = p.copies[:0]
+	for _, s := range st.seqs {
+		row := len(b.Tokens)
+		b.Seqs = append(b.Seqs, device.Seq{
+			Row: int32(row), Rows: int32(s.rows), Table: int32(len(b.Tables)), Context: int32(s.computed),
+		})
+		known := min(s.computed, len(s.tokens))
+		if s.start < known {
+			b.Tokens = append(b.Tokens, s.tokens[s.start:known]...)
+		}
+		if known < s.computed {
+			b.Tokens = append(b.Tokens, ^s.source)
+		}
+		for q := s.start; q < s.computed; q++ {
+			b.Positions = append(b.Positions, int32(q))
+		}
+		for _, id := range s.kv.Table()[:(s.computed+p.BlockTokens-1)/p.BlockTokens] {
+			b.Tables = append(b.Tables, int32(id))
+		}
+		if s.scoring() {
+			from, to := s.targets()
+			for q := from; q < to; q++ {
+				b.Samples = append(b.Samples, device.Sample{
+					Row: int32(row + q - 1 - s.start), Score: s.tokens[q], TopP: 1, RepetitionPenalty: 1, Mask: -1,
+					Position: int32(q), Logprobs: s.score,
+				})
+				st.draws = append(st.draws, draw{s, true})
+			}
+			s.scored = to
+		}
+		if s.computed == len(s.tokens)+s.pending {
+			p.draw(st, s, row+s.rows-1)
+			if s.choice == 0 && len(s.choices) > 1 && s.computed == s.prompt {
+				for _, c := range s.choices[1:] {
+					if c.state == stateForking {
+						p.draw(st, c, row+s.rows-1)
+					}
+				}
+			}
+			// Only now does its own last token give way to the one being drawn.
+			s.pending = 1
+		}
+	}
+}
+
+// draw appends the sample of s's next token, from row.
+func (p *planner) draw(st *step, s *sequence, row int) {
+	b := &p.batch
+	x := s.sample
+	x.Row = int32(row)
+	x.Position = int32(s.computed)
+	x.Seed += uint64(s.choice)
+	if s.penalised {
+		x.HistoryStart = int32(len(b.History))
+		x.HistoryPrompt = x.HistoryStart + int32(s.prompt)
+		b.History = append(b.History, s.tokens...)
+		x.HistoryEnd = int32(len(b.History))
+	}
+	bias := s.bias
+	if s.computed-s.prompt < s.min {
+		bias = s.early
+	}
+	if len(bias) > 0 {
+		x.BiasStart = int32(len(b.Bias))
+		b.Bias = append(b.Bias, bias...)
+		x.BiasEnd = int32(len(b.Bias))
+	}
+	s.source = int32(len(b.Samples))
+	b.Samples = append(b.Samples, x)
+	st.draws = append(st.draws, draw{seq: s})
+}

@@ -1,0 +1,311 @@
+package enginetest
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"math"
+	"sync"
+
+	"github.com/quire-serve/quire/device"
+)
+
+// Config is the shape of a [Runner].
+type Config struct {
+	Pages, BlockTokens, Vocab int
+	Limits                    device.Limits
+	// Token, if set, replaces the drawn token: for tests that want a certain output. seen are the
+	// tokens that the row attends to.
+	Token func(seen []int32, s device.Sample) int32
+	// Gate, if set, is called by Wait before a step is done.
+	Gate func(step int)
+	// Fail, if set, is called by Submit with the step's rows; an error is given to Wait.
+	Fail func(step int, b *device.Batch) error
+}
+
+// Runner is a [device.Runner].
+type Runner struct {
+	config Config
+
+	mu     sync.Mutex
+	pages  [][]int32 // -1 where nothing was written
+	last   []int32   // tokens of the newest submission
+	queue  []result
+	room   *sync.Cond
+	steps  int
+	waited int
+	rows   int
+	errs   []error
+	closed bool
+	order  [][]int // rows of each sequence, by step
+}
+
+type result struct {
+	device.Result
+	err error
+}
+
+var _ device.Runner = (*Runner)(nil)
+
+// NewRunner returns a runner over empty pages.
+func NewRunner(c Config) *Runner {
+	r := &Runner{config: c}
+	r.room = sync.NewCond(&r.mu)
+	for range c.Pages {
+		page := make([]int32, c.BlockTokens)
+		for i := range page {
+			page[i] = -1
+		}
+		r.pages = append(r.pages, page)
+	}
+	return r
+}
+
+// Err is everything that was wrong with the batches so far.
+func (r *Runner) Err() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return errors.Join(r.errs...)
+}
+
+// Rows is how many tokens were computed so far.
+func (r *Runner) Rows() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.rows
+}
+
+// Steps lists, for each step so far, the rows of each of its sequences.
+func (r *Runner) Steps() [][]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([][]int(nil), r.order...)
+}
+
+// Submit computes b at once and keeps the result for Wait. It blocks while Limits.Depth steps are
+// in flight.
+func (r *Runner) Submit(b *device.Batch) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.queue) >= r.config.Limits.Depth && !r.closed {
+		r.room.Wait()
+	}
+	if r.closed {
+		return device.ErrClosed
+	}
+	r.steps++
+	res := r.compute(b)
+	if r.config.Fail != nil {
+		res.err = r.config.Fail(r.steps, b)
+	}
+	r.queue = append(r.queue, res)
+	r.room.Broadcast()
+	return nil
+}
+
+// Wait fills out with the oldest step's result.
+func (r *Runner) Wait(out *device.Result) error {
+	r.mu.Lock()
+	for len(r.queue) == 0 && !r.closed {
+		r.room.Wait()
+	}
+	if len(r.queue) == 0 {
+		r.mu.Unlock()
+		return device.ErrClosed
+	}
+	r.waited++
+	step := r.waited
+	r.mu.Unlock()
+	if r.config.Gate != nil {
+		r.config.Gate(step)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	res := r.queue[0]
+	r.queue = r.queue[1:]
+	r.room.Broadcast()
+	if res.err != nil {
+		return res.err
+	}
+	*out = res.Result
+	return nil
+}
+
+// Close makes everything after it fail.
+func (r *Runner) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	r.queue = nil
+	r.room.Broadcast()
+	return nil
+}
+
+func (r *Runner) wrong(format string, args ...any) {
+	if len(r.errs) < 20 {
+		r.errs = append(r.errs, fmt.Errorf("step %d: %s", r.steps, fmt.Sprintf(format, args...)))
+	}
+}
+
+func (r *Runner) compute(b *device.Batch) (out result) {
+	c := &r.config
+	if len(b.Tokens) == 0 || len(b.Tokens) > c.Limits.Rows || len(b.Seqs) > c.Limits.Sequences || len(b.Samples) > c.Limits.Samples {
+		r.wrong("%d rows, %d sequences, %d samples are not within %+v", len(b.Tokens), len(b.Seqs), len(b.Samples), c.Limits)
+	}
+	if len(b.Positions) != len(b.Tokens) {
+		r.wrong("%d positions for %d rows", len(b.Positions), len(b.Tokens))
+		return out
+	}
+	for _, cp := range b.Copies {
+		if !r.page(cp.From) || !r.page(cp.To) || cp.From == cp.To {
+			r.wrong("copies page %d to %d", cp.From, cp.To)
+			continue
+		}
+		copy(r.pages[cp.To], r.pages[cp.From])
+	}
+	r.rows += len(b.Tokens)
+	owner := make([]int, len(b.Tokens)) // sequence of each row
+	writer := map[int32]int{}           // sequence that writes a page in this step
+	next := int32(0)
+	var shape []int
+	input := make([]int32, len(b.Tokens))
+	for i, s := range b.Seqs {
+		shape = append(shape, int(s.Rows))
+		if s.Row != next || s.Rows < 1 || int(s.Row+s.Rows) > len(b.Tokens) {
+			r.wrong("sequence %d has rows %d+%d, expected from %d", i, s.Row, s.Rows, next)
+			return out
+		}
+		next += s.Rows
+		if b.Positions[s.Row+s.Rows-1]+1 != s.Context {
+			r.wrong("sequence %d ends at position %d with a context of %d", i, b.Positions[s.Row+s.Rows-1], s.Context)
+		}
+		for row := s.Row; row < s.Row+s.Rows; row++ {
+			owner[row] = i
+			pos := b.Positions[row]
+			if row > s.Row && pos != b.Positions[row-1]+1 {
+				r.wrong("sequence %d has positions %d and %d in a row", i, b.Positions[row-1], pos)
+			}
+			t := b.Tokens[row]
+			if t < 0 {
+				if int(^t) >= len(r.last) {
+					r.wrong("row %d refers to sample %d of %d", row, ^t, len(r.last))
+					t = 0
+				} else {
+					t = r.last[^t]
+				}
+			}
+			input[row] = t
+			page := b.Tables[s.Table+pos/int32(c.BlockTokens)]
+			if !r.page(page) {
+				r.wrong("sequence %d writes page %d", i, page)
+				continue
+			}
+			if w, ok := writer[page]; ok && w != i {
+				r.wrong("sequences %d and %d write page %d", w, i, page)
+			}
+			writer[page] = i
+			r.pages[page][pos%int32(c.BlockTokens)] = t
+		}
+	}
+	if int(next) != len(b.Tokens) {
+		r.wrong("sequences cover %d of %d rows", next, len(b.Tokens))
+	}
+	r.order = append(r.order, shape)
+	var tokens []int32
+	previous := int32(-1)
+	for _, x := range b.Samples {
+		if x.Row < previous || int(x.Row) >= len(b.Tokens) {
+			r.wrong("sample of row %d after row %d", x.Row, previous)
+			return out
+		}
+		previous = x.Row
+		s := b.Seqs[owner[x.Row]]
+		seen := make([]int32, 0, s.Context)
+		for pos := int32(0); pos <= b.Positions[x.Row]; pos++ {
+			page := b.Tables[s.Table+pos/int32(c.BlockTokens)]
+			t := int32(-1)
+			if r.page(page) {
+				t = r.pages[page][pos%int32(c.BlockTokens)]
+			}
+			if t < 0 {
+				r.wrong("sequence %d reads position %d, which nothing wrote", owner[x.Row], pos)
+			}
+			seen = append(seen, t)
+		}
+		history := append([]int32(nil), b.History[x.HistoryStart:x.HistoryEnd]...)
+		if b.Tokens[x.Row] < 0 && x.HistoryEnd > x.HistoryStart {
+			history = append(history, input[x.Row])
+		}
+		var token int32
+		switch {
+		case x.Score >= 0:
+			token = x.Score
+		case c.Token != nil:
+			token = c.Token(seen, x)
+		default:
+			token = Predict(seen, x, history, int(x.HistoryPrompt-x.HistoryStart), b.Bias[x.BiasStart:x.BiasEnd], c.Vocab)
+		}
+		tokens = append(tokens, token)
+		out.Tokens = append(out.Tokens, token)
+		out.Logprobs = append(out.Logprobs, Logprob(seen, token))
+		for k := range x.Logprobs {
+			out.Top = append(out.Top, device.TokenLogprob{Token: k, Logprob: Logprob(seen, k)})
+		}
+	}
+	r.last = tokens
+	return out
+}
+
+func (r *Runner) page(id int32) bool { return id >= 0 && int(id) < len(r.pages) }
+
+// Predict is the token that the fake model draws after seen: the same for the same tokens, sampling
+// parameters, history (its first prompt tokens are the prompt's) and bias; among the candidates in
+// their order the first that bias does not forbid.
+func Predict(seen []int32, s device.Sample, history []int32, prompt int, bias []device.TokenBias, vocab int) int32 {
+	h := fnv.New64a()
+	var buf [8]byte
+	add := func(v uint64) {
+		binary.LittleEndian.PutUint64(buf[:], v)
+		h.Write(buf[:])
+	}
+	for _, t := range seen {
+		add(uint64(uint32(t)))
+	}
+	if s.Temperature > 0 {
+		add(s.Seed)
+		add(uint64(s.Position))
+	}
+	if len(history) > 0 {
+		add(uint64(prompt))
+		for _, t := range history {
+			add(uint64(uint32(t)))
+		}
+	}
+	for k := uint64(0); ; k++ {
+		t := int32((h.Sum64()>>11 + k) % uint64(vocab))
+		ok := true
+		for _, b := range bias {
+			switch {
+			case b.Token == t && math.IsInf(float64(b.Bias), -1):
+				ok = false
+			case b.Bias >= 100:
+				return b.Token
+			}
+		}
+		if ok {
+			return t
+		}
+	}
+}
+
+// Logprob is the log-probability that the fake model gives token after seen.
+func Logprob(seen []int32, token int32) float32 {
+	h := fnv.New32a()
+	var buf [4]byte
+	for _, t := range append(append([]int32(nil), seen...), token) {
+		binary.LittleEndian.PutUint32(buf[:], uint32(t))
+		h.Write(buf[:])
+	}
+	return -float32(h.Sum32()%1000) / 100
+}

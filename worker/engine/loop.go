@@ -1,0 +1,461 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/quire-serve/quire/device"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// Engine runs requests on one device. Add, Abort and the rest may be called from any goroutine;
+// Run owns the planner and the runner.
+type Engine struct {
+	settings Settings
+	model    Model
+	sink     Sink
+	wake     chan struct{}
+
+	// Owned by Run.
+	plan   *planner
+	result device.Result
+
+	mu             sync.Mutex
+	inbox          []command
+	live           map[string]*request
+	queuedRequests int // live and not started
+	queuedTokens   int
+	number         uint64
+	closed         bool // refuses everything new
+	waiters        []waiter
+	stats          Stats
+}
+
+// command is something for the loop to do, in order.
+type command struct {
+	add    *request
+	abort  string
+	reason string
+	hold   *holdCommand
+	trace  chan<- []StepTrace
+	traceN int
+}
+
+type holdCommand struct {
+	hold  hold
+	abort bool
+}
+
+// waiter is told once ready holds. ready runs in the loop, between steps.
+type waiter struct {
+	ready func() bool
+	told  chan struct{}
+}
+
+// New returns an engine that gives its events to sink once it runs.
+func New(s Settings, m Model, sink Sink) (*Engine, error) {
+	s = s.WithDefaults()
+	if err := s.Validate(); err != nil {
+		return nil, err
+	}
+	switch {
+	case m.Runner == nil:
+		return nil, errors.New("engine: model has no runner")
+	case m.ContextLength < 2 || m.Vocab < 1:
+		return nil, fmt.Errorf("engine: model has a context of %d tokens and a vocabulary of %d", m.ContextLength, m.Vocab)
+	}
+	p, err := newPlanner(s, m)
+	if err != nil {
+		return nil, fmt.Errorf("engine: %w", err)
+	}
+	e := &Engine{settings: s, model: m, sink: sink, wake: make(chan struct{}, 1), plan: p, live: map[string]*request{}}
+	e.stats = e.plan.stats()
+	return e, nil
+}
+
+// ContextLength is how many tokens a sequence may hold here.
+func (e *Engine) ContextLength() int { return e.settings.Context(e.model.ContextLength) }
+
+// Settings returns the settings with their defaults.
+func (e *Engine) Settings() Settings { return e.settings }
+
+// Add checks r and queues it; its tokens go to the sink. The engine keeps r's slices and does not
+// change them. Errors: ErrInvalid, ErrTooLong, ErrDuplicate, ErrQueueFull, ErrDraining; a request
+// refused so has no events.
+func (e *Engine) Add(r *pb.Request) error {
+	q, err := newRequest(r, &e.model, e.ContextLength())
+	if err != nil {
+		return err
+	}
+	q.added = time.Now().UnixMicro()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.closed:
+		return ErrDraining
+	case e.live[q.id] != nil:
+		return fmt.Errorf("%w: %q is running", ErrDuplicate, q.id)
+	case e.queuedRequests >= e.settings.QueueRequests:
+		return fmt.Errorf("%w: %d requests wait, the limit is %d", ErrQueueFull, e.queuedRequests, e.settings.QueueRequests)
+	case e.queuedTokens > 0 && e.queuedTokens+q.prompt > e.settings.QueueTokens:
+		return fmt.Errorf("%w: %d prompt tokens wait, the limit is %d", ErrQueueFull, e.queuedTokens, e.settings.QueueTokens)
+	}
+	e.number++
+	q.number = e.number
+	e.live[q.id] = q
+	e.queuedRequests++
+	e.queuedTokens += q.prompt
+	e.send(command{add: q})
+	return nil
+}
+
+// Abort ends a request in any state; an unknown or ended one is left alone. It reports whether the
+// request was live.
+func (e *Engine) Abort(id, reason string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.live[id] == nil {
+		return false
+	}
+	e.send(command{abort: id, reason: reason})
+	return true
+}
+
+// Live lists the ids of requests that have not ended.
+func (e *Engine) Live() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	ids := make([]string, 0, len(e.live))
+	for id := range e.live {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// Stats returns the state after the newest step.
+func (e *Engine) Stats() Stats {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.stats
+	// Requests that the loop has not seen yet wait too.
+	for _, c := range e.inbox {
+		if c.add != nil {
+			s.Waiting++
+			s.PendingPrefill += int64(c.add.prompt)
+		}
+	}
+	return s
+}
+
+// Traces returns what the newest n steps did, oldest first. It needs the loop to run.
+func (e *Engine) Traces(ctx context.Context, n int) ([]StepTrace, error) {
+	out := make(chan []StepTrace, 1)
+	e.mu.Lock()
+	e.send(command{trace: out, traceN: n})
+	e.mu.Unlock()
+	select {
+	case t := <-out:
+		return t, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Drain refuses everything new and waits until all requests have ended, or for ctx.
+func (e *Engine) Drain(ctx context.Context) error {
+	return e.await(ctx, func() { e.closed = true }, func() bool { return len(e.live) == 0 })
+}
+
+// PauseMode says what becomes of requests in progress.
+type PauseMode uint8
+
+const (
+	// PauseKeep freezes them where they are.
+	PauseKeep PauseMode = iota + 1
+	// PauseWait lets them finish.
+	PauseWait
+	// PauseAbort aborts them.
+	PauseAbort
+)
+
+// Pause stops the engine until Resume and returns when it stands still: requests that have not
+// started wait, what becomes of the others is up to mode. Pausing twice is fine; the last mode
+// counts.
+func (e *Engine) Pause(ctx context.Context, mode PauseMode) error {
+	h := &holdCommand{hold: holdNew, abort: mode == PauseAbort}
+	if mode == PauseKeep {
+		h.hold = holdAll
+	}
+	return e.await(ctx, func() { e.send(command{hold: h}) }, func() bool {
+		if len(e.inbox) > 0 || e.plan.inFlight() > 0 {
+			return false
+		}
+		if mode == PauseKeep {
+			return true
+		}
+		for _, r := range e.live {
+			if r.started > 0 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// Resume ends a pause.
+func (e *Engine) Resume() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.send(command{hold: &holdCommand{}})
+}
+
+// await does first and waits until ready holds, both under the lock.
+func (e *Engine) await(ctx context.Context, first func(), ready func() bool) error {
+	w := waiter{ready: ready, told: make(chan struct{})}
+	e.mu.Lock()
+	first()
+	e.waiters = append(e.waiters, w)
+	e.signal()
+	e.mu.Unlock()
+	select {
+	case <-w.told:
+		return nil
+	case <-ctx.Done():
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		for i := range e.waiters {
+			if e.waiters[i].told == w.told {
+				e.waiters = append(e.waiters[:i], e.waiters[i+1:]...)
+				break
+			}
+		}
+		return ctx.Err()
+	}
+}
+
+// send queues c for the loop. The lock is held. The inbox is bounded: adds by the queue's limits,
+// aborts by the live requests' callers.
+func (e *Engine) send(c command) {
+	e.inbox = append(e.inbox, c)
+	e.signal()
+}
+
+func (e *Engine) signal() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run computes until ctx ends, then waits for the steps in flight and returns nil; requests that
+// live then get no further events. It returns an error if the device is gone for good, after ending
+// every request with it. Run is called once.
+func (e *Engine) Run(ctx context.Context) error {
+	var commands []command
+	var timer *time.Timer
+	p := e.plan
+	for {
+		commands = e.obey(commands)
+		if ctx.Err() != nil {
+			return e.stop()
+		}
+		began := time.Now()
+		planned := p.plan(began.UnixMicro())
+		if planned {
+			p.trace.Plan = time.Since(began)
+			if err := e.model.Runner.Submit(&p.batch); err != nil {
+				if err := e.failed(fmt.Errorf("submit: %w", err), true); err != nil {
+					return err
+				}
+				continue
+			}
+		}
+		flying := p.inFlight()
+		if flying > 0 && (!planned || flying >= e.settings.Depth) {
+			if err := e.model.Runner.Wait(&e.result); err != nil {
+				if err := e.failed(fmt.Errorf("wait: %w", err), false); err != nil {
+					return err
+				}
+				continue
+			}
+			p.accept(&e.result, time.Now().UnixMicro())
+		}
+		e.publish()
+		if planned || flying > 0 {
+			continue
+		}
+		// Nothing to compute: sleep until a command, the next deadline or the end.
+		var line <-chan time.Time
+		if at := p.nextLine; at > 0 {
+			d := max(0, time.Until(time.UnixMilli(at)))
+			if timer == nil {
+				timer = time.NewTimer(d)
+				defer timer.Stop()
+			} else {
+				timer.Reset(d)
+			}
+			line = timer.C
+		}
+		select {
+		case <-ctx.Done():
+		case <-e.wake:
+		case <-line:
+		}
+	}
+}
+
+// obey carries out what came in since the last step. It returns a buffer for the next call.
+func (e *Engine) obey(buffer []command) []command {
+	e.mu.Lock()
+	commands := e.inbox
+	e.inbox = buffer[:0]
+	e.mu.Unlock()
+	for _, c := range commands {
+		switch {
+		case c.add != nil:
+			e.plan.add(c.add)
+		case c.abort != "":
+			e.mu.Lock()
+			r := e.live[c.abort]
+			e.mu.Unlock()
+			if r != nil {
+				e.plan.endRequest(r, pb.FinishReason_FINISH_REASON_ABORT, c.reason)
+			}
+		case c.hold != nil:
+			e.plan.hold = c.hold.hold
+			if c.hold.abort {
+				e.abortStarted()
+			}
+		case c.trace != nil:
+			c.trace <- e.plan.traces(c.traceN)
+		}
+	}
+	if len(commands) > 0 {
+		e.publish()
+	}
+	clear(commands)
+	return commands
+}
+
+func (e *Engine) abortStarted() {
+	e.mu.Lock()
+	var started []*request
+	for _, r := range e.live {
+		if r.started > 0 {
+			started = append(started, r)
+		}
+	}
+	e.mu.Unlock()
+	for _, r := range started {
+		e.plan.endRequest(r, pb.FinishReason_FINISH_REASON_ABORT, "paused")
+	}
+}
+
+// publish hands the step's events out and refreshes what other goroutines see.
+func (e *Engine) publish() {
+	p := e.plan
+	e.mu.Lock()
+	for _, r := range p.begun {
+		e.unqueue(r)
+	}
+	for _, r := range p.done {
+		if r.started == 0 {
+			e.unqueue(r)
+		}
+		if e.live[r.id] == r {
+			delete(e.live, r.id)
+		}
+	}
+	e.stats = p.stats()
+	kept := e.waiters[:0]
+	var told []waiter
+	for _, w := range e.waiters {
+		if w.ready() {
+			told = append(told, w)
+		} else {
+			kept = append(kept, w)
+		}
+	}
+	e.waiters = kept
+	e.mu.Unlock()
+	clear(p.begun)
+	clear(p.done)
+	p.begun, p.done = p.begun[:0], p.done[:0]
+	if len(p.events) > 0 {
+		e.sink(p.events)
+		clear(p.events)
+		p.events = p.events[:0]
+	}
+	for _, w := range told {
+		close(w.told)
+	}
+}
+
+// unqueue takes r out of the queue's bounds. The lock is held.
+func (e *Engine) unqueue(r *request) {
+	e.queuedRequests--
+	e.queuedTokens -= r.prompt
+}
+
+// failed handles a step that the device could not do; submit says that it never took it. It returns
+// an error if the device is closed.
+func (e *Engine) failed(cause error, submit bool) error {
+	e.settings.Logger.Error("step failed", slog.Any("error", cause))
+	p := e.plan
+	if submit {
+		// The step before it may well be good: its tokens count.
+		p.number--
+		for p.inFlight() > 0 {
+			if err := e.model.Runner.Wait(&e.result); err != nil {
+				e.settings.Logger.Error("step failed", slog.Any("error", err))
+				break
+			}
+			p.accept(&e.result, time.Now().UnixMicro())
+		}
+		p.number++
+	} else {
+		// Steps behind it build on its tokens: they run out and are dropped.
+		for range p.inFlight() - 1 {
+			if err := e.model.Runner.Wait(&e.result); err != nil {
+				e.settings.Logger.Error("step failed", slog.Any("error", err))
+			}
+		}
+	}
+	p.fail(cause)
+	if !errors.Is(cause, device.ErrClosed) {
+		e.publish()
+		return nil
+	}
+	e.mu.Lock()
+	e.closed = true
+	rest := make([]*request, 0, len(e.live))
+	for _, r := range e.live {
+		rest = append(rest, r)
+	}
+	e.mu.Unlock()
+	e.obey(nil)
+	for _, r := range rest {
+		p.endRequest(r, pb.FinishReason_FINISH_REASON_ERROR, cause.Error())
+	}
+	e.publish()
+	return fmt.Errorf("engine: device is gone: %w", cause)
+}
+
+// stop waits for what is in flight and turns everything new away.
+func (e *Engine) stop() error {
+	e.mu.Lock()
+	e.closed = true
+	e.mu.Unlock()
+	for e.plan.inFlight() > 0 {
+		if err := e.model.Runner.Wait(&e.result); err != nil {
+			return fmt.Errorf("engine: stopping: %w", err)
+		}
+		e.plan.accept(&e.result, time.Now().UnixMicro())
+	}
+	e.publish()
+	return nil
+}

@@ -1,0 +1,432 @@
+package engine
+
+import (
+	"slices"
+
+	"github.com/quire-serve/quire/device"
+	"github.com/quire-serve/quire/kvcache"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// maxMisfits bounds how many waiting sequences that do not fit are looked past in a step.
+const maxMisfits = 8
+
+// planner decides what each step computes. It is a pure state machine: no goroutine, no lock, no
+// clock and no I/O; its owner calls plan, submits the batch, and gives the result to accept (or
+// fail). At most Settings.Depth steps are planned and not accepted.
+type planner struct {
+	Settings
+	model   Model
+	context int
+	pool    *kvcache.Pool
+
+	running order
+	waiting order
+	forking []*sequence // drawn their first token beside their sibling; fork with the next step
+	copies  []device.PageCopy
+
+	number    uint64  // of the newest step planned
+	accepted  uint64  // of the newest step accepted
+	steps     [3]step // a ring; number%3
+	batch     device.Batch
+	suspects  int // sequences that were in a step that failed
+	hold      hold
+	scoreRows int   // prompt log-probabilities that the step being planned may still take
+	nextLine  int64 // earliest deadline among waiting sequences, 0 none
+
+	events []Event
+	done   []*request // ended since the owner last looked
+	begun  []*request // started since the owner last looked
+
+	count  counters
+	trace  *StepTrace // of the step being planned
+	ring   []StepTrace
+	traced uint64
+	load   loads
+}
+
+// step remembers what a batch's samples belong to.
+type step struct {
+	number uint64
+	named  uint64 // the same step, as the pool counts
+	rows   int
+	seqs   []*sequence // scheduled, in row order
+	draws  []draw
+}
+
+type draw struct {
+	seq   *sequence
+	score bool // a prompt log-probability, not a token
+}
+
+// hold is what pausing stops.
+type hold uint8
+
+const (
+	holdNothing hold = iota
+	holdNew          // requests that have not started
+	holdAll
+)
+
+func newPlanner(s Settings, m Model) (*planner, error) {
+	pool, err := kvcache.NewPool(kvcache.Config{Blocks: s.Blocks, BlockTokens: s.BlockTokens, PrefixCache: s.PrefixCache})
+	if err != nil {
+		return nil, err
+	}
+	p := &planner{Settings: s, model: m, context: s.Context(m.ContextLength), pool: pool}
+	p.ring = make([]StepTrace, s.TraceSteps)
+	return p, nil
+}
+
+// inFlight is how many steps are planned and neither accepted nor failed.
+func (p *planner) inFlight() int { return int(p.number - p.accepted) }
+
+// idle reports that nothing is admitted or waiting.
+func (p *planner) idle() bool {
+	return len(p.running) == 0 && len(p.waiting) == 0 && len(p.forking) == 0 && p.inFlight() == 0
+}
+
+// plan decides the next step and fills p.batch; false if there is nothing to compute. now is in Unix
+// microseconds.
+func (p *planner) plan(now int64) bool {
+	p.expire(now)
+	st := &p.steps[(p.number+1)%uint64(len(p.steps))]
+	st.number, st.rows, st.seqs, st.draws = p.number+1, 0, st.seqs[:0], st.draws[:0]
+	p.scoreRows = p.ScoreRows
+	p.startTrace(st)
+	p.fork(st)
+	switch {
+	case p.hold == holdAll || p.suspects > 0 && p.inFlight() > 0:
+	case p.suspects > 0:
+		p.probe(st, now)
+	default:
+		budget, preempted := p.scheduleRunning(st)
+		if !preempted {
+			p.admit(st, budget, now)
+		}
+	}
+	if st.rows == 0 {
+		return false
+	}
+	p.number++
+	st.named = p.pool.EndStep()
+	p.build(st)
+	p.endTrace(st)
+	return true
+}
+
+// scheduleRunning gives a row to every sequence that decodes, then shares the rest among prefills.
+// It returns what is left of the budget for newcomers, and whether anyone was preempted.
+func (p *planner) scheduleRunning(st *step) (budget int, preempted bool) {
+	budget = p.MaxBatchTokens
+	decodes := 0
+	for i := 0; i < len(p.running); i++ {
+		s := p.running[i]
+		s.rows = 0
+		if s.want() != 1 {
+			continue
+		}
+		room, cut := p.makeRoom(s)
+		preempted = preempted || cut
+		if room {
+			p.schedule(st, s, 1)
+			decodes++
+		}
+	}
+	budget -= decodes
+	if decodes > 0 && p.PrefillBesideDecode > 0 {
+		budget = min(budget, p.PrefillBesideDecode)
+	}
+	for _, s := range p.running {
+		want := s.want()
+		if s.rows > 0 || want <= 1 {
+			continue
+		}
+		if n := p.chunk(s, want, budget); n > 0 {
+			p.schedule(st, s, n)
+			budget -= n
+		}
+	}
+	return budget, preempted
+}
+
+// chunk is how many of the rows that s wants it gets.
+func (p *planner) chunk(s *sequence, want, budget int) int {
+	n := min(want, budget)
+	if p.PrefillChunk > 0 {
+		n = min(n, p.PrefillChunk)
+	}
+	if s.scoring() {
+		// Each row from the one that predicts the first unscored token on needs a sample.
+		n = min(n, max(s.computed, s.scored-1)-s.computed+p.scoreRows)
+	}
+	return n
+}
+
+// makeRoom sees to it that s can store one more token. If the pool is exhausted, the last sequence
+// in the order is preempted; where its blocks are still being written, s waits for the next step
+// instead of preempting another.
+func (p *planner) makeRoom(s *sequence) (ok, preempted bool) {
+	if s.computed < s.room {
+		return true, false
+	}
+	for {
+		err := s.kv.Grow(s.computed + 1)
+		if err == nil {
+			s.room += p.BlockTokens
+			return true, preempted
+		}
+		if p.pool.Deferred() > 0 {
+			p.note(noteStalled, s, 0)
+			return false, preempted
+		}
+		victim := p.running.last()
+		p.note(notePreempted, victim, len(victim.tokens))
+		p.preempt(victim)
+		preempted = true
+		if victim == s {
+			return false, true
+		}
+	}
+}
+
+// preempt takes everything from s but its tokens. A token that is being drawn still counts.
+func (p *planner) preempt(s *sequence) {
+	p.count.preemptions++
+	s.preemptions++
+	p.running.remove(s)
+	if p.writing(s.fence) {
+		s.kv.PreemptAfter(s.fence)
+	} else {
+		s.kv.Preempt()
+	}
+	p.enqueue(s)
+}
+
+// enqueue puts s into the waiting order, to be computed from its first token.
+func (p *planner) enqueue(s *sequence) {
+	s.state, s.computed, s.rows, s.room, s.published = stateWaiting, 0, 0, 0, 0
+	p.waiting.insert(s)
+	p.load.waitingTokens += int64(len(s.tokens))
+	if s.deadline > 0 && s.started == 0 && (p.nextLine == 0 || s.deadline < p.nextLine) {
+		p.nextLine = s.deadline
+	}
+}
+
+// dequeue undoes enqueue.
+func (p *planner) dequeue(s *sequence) {
+	p.waiting.remove(s)
+	p.load.waitingTokens -= int64(len(s.tokens))
+}
+
+// release gives the blocks of s back, once no step in flight can write them.
+func (p *planner) release(s *sequence) {
+	switch {
+	case s.kv == nil:
+	case p.writing(s.fence):
+		s.kv.ReleaseAfter(s.fence)
+	default:
+		s.kv.Release()
+	}
+	s.kv, s.room = nil, 0
+}
+
+// writing reports whether the step is in flight.
+func (p *planner) writing(step uint64) bool { return step > p.accepted && step <= p.number }
+
+// schedule gives s n rows of the step and names the blocks that these fill.
+func (p *planner) schedule(st *step, s *sequence, n int) {
+	s.start, s.rows, s.fence = s.computed, n, st.number
+	s.computed += n
+	st.rows += n
+	st.seqs = append(st.seqs, s)
+	if s.scoring() {
+		from, to := s.targets()
+		p.scoreRows -= to - from
+	}
+	// A token that is not known yet cannot be part of a name.
+	if known := min(s.computed, len(s.tokens)); known >= s.published+p.BlockTokens {
+		s.kv.Publish(s.tokens[:known])
+		s.published = known - known%p.BlockTokens
+	}
+	if s.choice == 0 && len(s.choices) > 1 && s.computed == s.prompt && s.choices[1].state == stateAttached {
+		p.branch(st, s)
+	}
+}
+
+// branch lets the siblings of s draw their first token from the row that ends the prompt, as many
+// as there is room for; the others wait like anyone else and find the prompt in the prefix cache.
+func (p *planner) branch(st *step, s *sequence) {
+	for _, c := range s.choices[1:] {
+		if c.state != stateAttached {
+			continue
+		}
+		if len(p.running)+len(p.forking) >= p.MaxSequences {
+			p.enqueue(c)
+			continue
+		}
+		c.state, c.computed, c.pending, c.fence = stateForking, s.prompt, 1, st.number
+		p.forking = append(p.forking, c)
+	}
+}
+
+// fork gives the sequences that drew beside their sibling a share of its blocks.
+func (p *planner) fork(st *step) {
+	if len(p.forking) == 0 {
+		return
+	}
+	for _, c := range p.forking {
+		parent := c.choices[0]
+		switch {
+		case c.state != stateForking:
+		case c.want() == 0:
+			c.state = stateParked
+		case parent.kv == nil || parent.state != stateRunning:
+			p.enqueue(c)
+		default:
+			kv, cp, has, err := parent.kv.Fork()
+			if err != nil {
+				p.enqueue(c)
+				continue
+			}
+			if has {
+				p.copies = append(p.copies, device.PageCopy{From: int32(cp.From), To: int32(cp.To)})
+			}
+			c.kv, c.state, c.rows, c.fence = kv, stateRunning, 0, st.number
+			c.room = len(kv.Table()) * p.BlockTokens
+			c.published = c.computed - c.computed%p.BlockTokens
+			p.running.insert(c)
+		}
+	}
+	clear(p.forking)
+	p.forking = p.forking[:0]
+}
+
+// admit starts waiting sequences while budget, slots and blocks last.
+func (p *planner) admit(st *step, budget int, now int64) {
+	misfits := 0
+	for i := 0; i < len(p.waiting) && budget > 0 && p.slots() > 0; {
+		s := p.waiting[i]
+		if p.hold == holdNew && s.started == 0 {
+			i++
+			continue
+		}
+		if s.pending > 0 {
+			// Preempted with a token in flight: it is whole again once that has come back.
+			return
+		}
+		n := p.start(st, s, budget, now)
+		if n == 0 {
+			misfits++
+			if s.preemptions > 0 || s.bypassed >= p.MaxBypass || misfits > maxMisfits {
+				return
+			}
+			i++
+			continue
+		}
+		budget -= n
+		for _, passed := range p.waiting[:i] {
+			passed.bypassed++
+		}
+	}
+}
+
+// probe runs the first suspect alone, at the cost of anyone who holds what it needs. Nothing is in
+// flight.
+func (p *planner) probe(st *step, now int64) {
+	i := slices.IndexFunc(p.waiting, func(s *sequence) bool { return s.suspect })
+	if i < 0 {
+		return
+	}
+	s := p.waiting[i]
+	for p.slots() <= 0 || p.start(st, s, p.MaxBatchTokens, now) == 0 {
+		if len(p.running) == 0 {
+			return
+		}
+		p.preempt(p.running.last())
+	}
+}
+
+// slots is how many more sequences may run.
+func (p *planner) slots() int { return p.MaxSequences - len(p.running) - len(p.forking) }
+
+// start moves s from waiting to running if there is room, and returns how many rows it got.
+func (p *planner) start(st *step, s *sequence, budget int, now int64) int {
+	cached, fit := p.begin(s)
+	if !fit {
+		p.note(noteNoBlocks, s, len(s.tokens))
+		return 0
+	}
+	s.computed = cached
+	n := p.chunk(s, len(s.tokens)-cached, budget)
+	if n <= 0 {
+		s.computed = 0
+		p.release(s) // only a scoring request, which has no copy to undo
+		return 0
+	}
+	p.dequeue(s)
+	s.state, s.published = stateRunning, cached-cached%p.BlockTokens
+	p.running.insert(s)
+	if s.started == 0 {
+		s.started = now
+		p.begun = append(p.begun, s.request)
+		s.cached = int32(min(cached, s.prompt))
+	}
+	p.note(noteAdmitted, s, cached)
+	if p.PrefixCache && s.preemptions == 0 {
+		p.count.queryTokens += int64(len(s.tokens))
+		p.count.hitTokens += int64(cached)
+	}
+	p.schedule(st, s, n)
+	return n
+}
+
+// begin takes blocks for all tokens of s, or nothing.
+func (p *planner) begin(s *sequence) (cached int, ok bool) {
+	if s.kv == nil {
+		s.kv = p.pool.NewSequence(s.root)
+	}
+	if s.scoring() {
+		s.kv.SetReadCache(false)
+	}
+	s.kv.Lookup(s.tokens)
+	// Who was preempted comes back only if everyone running can take one more block: else it would
+	// be the first to go again.
+	if s.preemptions > 0 && p.pool.Free()-s.kv.Need(len(s.tokens)) < len(p.running) {
+		return 0, false
+	}
+	cached, cp, has, err := s.kv.Begin(s.tokens, len(s.tokens))
+	if err != nil {
+		return 0, false
+	}
+	if has {
+		p.copies = append(p.copies, device.PageCopy{From: int32(cp.From), To: int32(cp.To)})
+	}
+	s.room = len(s.kv.Table()) * p.BlockTokens
+	return cached, true
+}
+
+// expire ends requests that are past their deadline and have not started.
+func (p *planner) expire(now int64) {
+	if p.nextLine == 0 || now < p.nextLine*1000 {
+		return
+	}
+	p.nextLine = 0
+	for i := 0; i < len(p.waiting); {
+		s := p.waiting[i]
+		if s.deadline == 0 || s.started != 0 {
+			i++
+			continue
+		}
+		if now >= s.deadline*1000 {
+			// Its siblings stand behind it and leave the queue with it.
+			p.endRequest(s.request, pb.FinishReason_FINISH_REASON_ERROR, "deadline passed before the request could start")
+			p.count.expired++
+			continue
+		}
+		if p.nextLine == 0 || s.deadline < p.nextLine {
+			p.nextLine = s.deadline
+		}
+		i++
+	}
+}

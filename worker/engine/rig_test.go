@@ -1,0 +1,337 @@
+package engine
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/quire-serve/quire/device"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/worker/engine/enginetest"
+)
+
+const testVocab = 101
+
+// rig runs a planner over the fake device, one loop iteration at a time.
+type rig struct {
+	t      testing.TB
+	p      *planner
+	runner *enginetest.Runner
+	model  Model
+	result device.Result
+	number uint64
+	now    int64
+
+	got map[string]*heard // by request/choice
+	log []string          // requests' ends in order
+}
+
+// heard is what the sink heard of one choice.
+type heard struct {
+	tokens   []int32
+	logprobs []*pb.Logprobs
+	prompt   []*pb.Logprobs
+	first    int32 // position of the first token heard
+	finish   pb.FinishReason
+	why      string
+	message  string
+	cached   int32
+	opened   int
+	done     bool
+	usage    Usage
+}
+
+func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
+func newRig(t testing.TB, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
+	s.Logger = quiet()
+	s = s.WithDefaults()
+	if err := s.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	c := enginetest.Config{Pages: s.Blocks, BlockTokens: s.BlockTokens, Vocab: testVocab, Limits: s.Limits()}
+	m := Model{ContextLength: 4096, Vocab: testVocab, Stops: letters}
+	for _, e := range edit {
+		e(&c, &m)
+	}
+	runner := enginetest.NewRunner(c)
+	m.Runner = runner
+	p, err := newPlanner(s, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &rig{t: t, p: p, runner: runner, model: m, now: 1, got: map[string]*heard{}}
+}
+
+// letters finds stop strings in a text in which every token is a letter.
+func letters(stops []string) StopFinder { return &letterStops{stops: stops} }
+
+type letterStops struct {
+	stops []string
+	text  string
+}
+
+func letter(t int32) string { return string(rune('a' + t%26)) }
+
+func (l *letterStops) Push(t int32, search bool) (string, bool) {
+	if search {
+		l.text += letter(t)
+		for _, s := range l.stops {
+			if strings.HasSuffix(l.text, s) {
+				return s, true
+			}
+		}
+	}
+	return "", false
+}
+
+// prompt makes n tokens that differ from every other seed's.
+func prompt(seed, n int) []int32 {
+	out := make([]int32, n)
+	x := uint32(seed)*2654435761 + 12345
+	for i := range out {
+		x = x*1664525 + 1013904223
+		out[i] = int32(x>>8) % testVocab
+	}
+	return out
+}
+
+func ask(id string, prompt []int32, maxTokens int, edit ...func(*pb.Request)) *pb.Request {
+	zero := float32(0)
+	seed := uint64(7)
+	r := &pb.Request{Id: id, Prompt: prompt, Sampling: &pb.SamplingParams{Temperature: &zero, Seed: &seed, MaxTokens: int32(maxTokens)}}
+	for _, e := range edit {
+		e(r)
+	}
+	return r
+}
+
+func (r *rig) add(reqs ...*pb.Request) {
+	r.t.Helper()
+	for _, q := range reqs {
+		n, err := newRequest(q, &r.model, r.p.context)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		r.number++
+		n.number, n.added = r.number, r.now
+		r.p.add(n)
+	}
+	r.hear()
+}
+
+func (r *rig) find(id string) *request {
+	for _, l := range []order{r.p.waiting, r.p.running, r.p.forking} {
+		for _, s := range l {
+			if s.id == id {
+				return s.request
+			}
+		}
+	}
+	return nil
+}
+
+func (r *rig) abort(id string) {
+	if q := r.find(id); q != nil {
+		r.p.endRequest(q, pb.FinishReason_FINISH_REASON_ABORT, "")
+	}
+	r.hear()
+}
+
+// step is one iteration of Engine.Run. It reports whether anything was done.
+func (r *rig) step() bool {
+	r.t.Helper()
+	planned := r.p.plan(r.now)
+	if planned {
+		if err := r.runner.Submit(&r.p.batch); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	flying := r.p.inFlight()
+	if flying > 0 && (!planned || flying >= r.p.Depth) {
+		if err := r.runner.Wait(&r.result); err != nil {
+			for range flying - 1 {
+				var drop device.Result
+				_ = r.runner.Wait(&drop)
+			}
+			r.p.fail(err)
+		} else {
+			r.p.accept(&r.result, r.now)
+		}
+	}
+	r.hear()
+	r.now += 1000
+	return planned || flying > 0
+}
+
+// hear takes the events of the step, as a sink does.
+func (r *rig) hear() {
+	r.t.Helper()
+	for _, e := range r.p.events {
+		k := key(e.RequestID, int(e.Choice))
+		h := r.got[k]
+		if h == nil {
+			h = &heard{first: e.First}
+			r.got[k] = h
+		}
+		if h.finish != 0 {
+			r.t.Errorf("%s: an event after its end", k)
+		}
+		if want := h.first + int32(len(h.tokens)); e.First != want {
+			r.t.Errorf("%s: event at position %d, expected %d", k, e.First, want)
+		}
+		h.tokens = append(h.tokens, e.Tokens...)
+		h.logprobs = append(h.logprobs, e.Logprobs...)
+		if e.PromptLogprobs != nil {
+			if h.prompt != nil {
+				r.t.Errorf("%s: prompt log-probabilities twice", k)
+			}
+			h.prompt = e.PromptLogprobs
+		}
+		if e.Opening {
+			h.opened++
+		}
+		h.finish, h.why, h.message, h.cached = e.Finish, e.StopReason, e.Error, e.CachedTokens
+		if e.Done {
+			h.done, h.usage = true, e.Usage
+			r.log = append(r.log, e.RequestID)
+		}
+	}
+	clear(r.p.events)
+	r.p.events = r.p.events[:0]
+	r.p.begun, r.p.done = r.p.begun[:0], r.p.done[:0]
+}
+
+func key(id string, choice int) string { return fmt.Sprintf("%s/%d", id, choice) }
+
+// finish steps until nothing is left to do and checks what must hold then.
+func (r *rig) finish() {
+	r.t.Helper()
+	for i := 0; r.step(); i++ {
+		if i > 200000 {
+			r.t.Fatalf("no end after %d steps: %d running, %d waiting, %d free", i, len(r.p.running), len(r.p.waiting), r.p.pool.Free())
+		}
+	}
+	if !r.p.idle() {
+		r.t.Fatalf("stands still with %d running, %d waiting, %d free of %d blocks", len(r.p.running), len(r.p.waiting), r.p.pool.Free(), r.p.Blocks)
+	}
+	r.clean()
+}
+
+// clean checks that nothing is left behind.
+func (r *rig) clean() {
+	r.t.Helper()
+	if err := r.runner.Err(); err != nil {
+		r.t.Errorf("the device found: %v", err)
+	}
+	if err := r.p.pool.Audit(); err != nil {
+		r.t.Error(err)
+	}
+	if r.p.count.violations > 0 {
+		r.t.Errorf("%d accounting violations", r.p.count.violations)
+	}
+	if st := r.p.pool.Stats(); st.Referenced != 0 || r.p.pool.Free() != r.p.Blocks {
+		r.t.Errorf("%d blocks leaked, %d of %d free", st.Referenced, r.p.pool.Free(), r.p.Blocks)
+	}
+	if r.p.load.waitingTokens != 0 {
+		r.t.Errorf("%d waiting tokens on the books of an empty engine", r.p.load.waitingTokens)
+	}
+	for k, h := range r.got {
+		if h.finish == 0 {
+			r.t.Errorf("%s has no terminal event", k)
+		}
+	}
+}
+
+// want checks that a choice gave exactly the undisturbed output of q.
+func (r *rig) want(q *pb.Request) {
+	r.t.Helper()
+	n := max(1, int(q.Sampling.N))
+	done := 0
+	for c := range n {
+		h := r.got[key(q.Id, c)]
+		if h == nil {
+			r.t.Errorf("%s: nothing heard", key(q.Id, c))
+			continue
+		}
+		tokens, finish := undisturbed(q, c, &r.model, r.p.context)
+		if !slices.Equal(h.tokens, tokens) || h.finish != finish {
+			r.t.Errorf("%s: %v tokens %v\nundisturbed: %v tokens %v", key(q.Id, c), h.finish, h.tokens, finish, tokens)
+		}
+		if h.done {
+			done++
+		}
+	}
+	if done != 1 {
+		r.t.Errorf("%s: %d events marked done", q.Id, done)
+	}
+}
+
+// undisturbed computes what choice c of q must give, without any engine.
+func undisturbed(q *pb.Request, c int, m *Model, context int) (out []int32, finish pb.FinishReason) {
+	sp := q.Sampling
+	tokens := slices.Clone(q.Prompt)
+	given := 0
+	if c < len(q.Generated) {
+		tokens = append(tokens, q.Generated[c].Ids...)
+		given = len(q.Generated[c].Ids)
+	}
+	limit := context
+	if sp.MaxTokens > 0 {
+		limit = min(limit, len(q.Prompt)+int(sp.MaxTokens))
+	}
+	eos := m.EOS
+	if sp.IgnoreEos {
+		eos = nil
+	}
+	var finder StopFinder
+	if len(sp.Stop) > 0 {
+		finder = m.Stops(sp.Stop)
+	}
+	var bias []device.TokenBias
+	for t, b := range sp.LogitBias {
+		bias = append(bias, device.TokenBias{Token: t, Bias: b})
+	}
+	stops := func(i int) pb.FinishReason {
+		count := i - len(q.Prompt) + 1
+		if finder != nil {
+			if _, found := finder.Push(tokens[i], count > int(sp.MinTokens)); found {
+				return pb.FinishReason_FINISH_REASON_STOP
+			}
+		}
+		if count > int(sp.MinTokens) && (slices.Contains(eos, tokens[i]) || slices.Contains(sp.StopTokenIds, tokens[i])) {
+			return pb.FinishReason_FINISH_REASON_STOP
+		}
+		if i+1 >= limit {
+			return pb.FinishReason_FINISH_REASON_LENGTH
+		}
+		return 0
+	}
+	for i := len(q.Prompt); i < len(tokens); i++ {
+		if f := stops(i); f != 0 {
+			return nil, f
+		}
+	}
+	for {
+		x := device.Sample{Temperature: *sp.Temperature, Seed: sp.GetSeed() + uint64(c), Position: int32(len(tokens))}
+		b := bias
+		if len(tokens)-len(q.Prompt) < int(sp.MinTokens) {
+			b = slices.Clone(b)
+			for _, t := range slices.Concat(eos, sp.StopTokenIds) {
+				b = append(b, device.TokenBias{Token: t, Bias: float32(math.Inf(-1))})
+			}
+		}
+		var history []int32
+		if sp.PresencePenalty != 0 || sp.FrequencyPenalty != 0 {
+			history = tokens
+		}
+		tokens = append(tokens, enginetest.Predict(tokens, x, history, len(q.Prompt), b, testVocab))
+		if f := stops(len(tokens) - 1); f != 0 {
+			return tokens[len(q.Prompt)+given:], f
+		}
+	}
+}

@@ -1,0 +1,128 @@
+package engine
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/quire-serve/quire/device"
+)
+
+// Settings bound the engine. Zero values of fields with a default mean the default.
+type Settings struct {
+	// MaxSequences run at once. Default 64.
+	MaxSequences int
+	// MaxBatchTokens is the token budget of a step, at least MaxSequences so that decodes always
+	// fit. Default 512, or MaxSequences if that is more.
+	MaxBatchTokens int
+	// PrefillChunk caps the prompt tokens of one sequence in a step. 0 is no cap.
+	PrefillChunk int
+	// PrefillBesideDecode caps the prompt tokens of a step that also decodes: low values keep
+	// streams smooth beside a long prompt, high ones shorten its time to first token. 0 is no cap.
+	PrefillBesideDecode int
+	// ScoreRows is how many prompt log-probabilities a step may compute. Default 32.
+	ScoreRows int
+
+	// BlockTokens is the size of a KV block, a multiple of 16 on real devices. Default 16.
+	BlockTokens int
+	// Blocks is the size of the pool. Required.
+	Blocks int
+	// PrefixCache shares the blocks of equal prefixes.
+	PrefixCache bool
+
+	// QueueRequests and QueueTokens bound what waits to start: requests, and their prompt tokens.
+	// Defaults 1,024 and 4,194,304.
+	QueueRequests int
+	QueueTokens   int
+	// MaxBypass is how many later sequences may start before one that does not fit. Default 32;
+	// negative is none.
+	MaxBypass int
+
+	// Depth is how many steps may be with the device: 2 (default) plans ahead, 1 does not.
+	Depth int
+	// TraceSteps is how many steps' traces are kept. Default 256.
+	TraceSteps int
+	// Logger gets accounting errors and device errors. Default slog.Default().
+	Logger *slog.Logger
+}
+
+// Model is what the engine must know of a model, and the runner that computes it.
+type Model struct {
+	Runner        device.Runner
+	ContextLength int // tokens a sequence may hold
+	Vocab         int
+	EOS           []int32 // tokens that end generation
+	// Stops makes a finder of stop strings. Without it, requests with stop strings are refused.
+	Stops func(stops []string) StopFinder
+}
+
+// StopFinder looks for stop strings in one choice's text.
+type StopFinder interface {
+	// Push adds the choice's next token. Text is searched only from the first token with search
+	// set; found reports that the text now contains stop.
+	Push(token int32, search bool) (stop string, found bool)
+}
+
+// WithDefaults fills the zero values in.
+func (s Settings) WithDefaults() Settings {
+	set := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	set(&s.MaxSequences, 64)
+	set(&s.MaxBatchTokens, max(512, s.MaxSequences))
+	set(&s.ScoreRows, 32)
+	set(&s.BlockTokens, 16)
+	set(&s.QueueRequests, 1024)
+	set(&s.QueueTokens, 4<<20)
+	set(&s.MaxBypass, 32)
+	set(&s.Depth, 2)
+	set(&s.TraceSteps, 256)
+	if s.Logger == nil {
+		s.Logger = slog.Default()
+	}
+	return s
+}
+
+// Validate checks settings that have their defaults.
+func (s Settings) Validate() error {
+	bounds := []struct {
+		name      string
+		v, lo, hi int
+	}{
+		{"max_sequences", s.MaxSequences, 1, 1 << 16},
+		{"max_batch_tokens", s.MaxBatchTokens, s.MaxSequences, 1 << 20},
+		{"prefill_chunk", s.PrefillChunk, 0, 1 << 20},
+		{"prefill_beside_decode", s.PrefillBesideDecode, 0, 1 << 20},
+		{"score_rows", s.ScoreRows, 1, 1 << 16},
+		{"block_tokens", s.BlockTokens, 1, 1 << 16},
+		{"blocks", s.Blocks, 1, 1 << 30},
+		{"queue_requests", s.QueueRequests, 1, 1 << 24},
+		{"queue_tokens", s.QueueTokens, 1, 1 << 40},
+		{"max_bypass", s.MaxBypass, -1, 1 << 20},
+		{"depth", s.Depth, 1, 2},
+		{"trace_steps", s.TraceSteps, 1, 1 << 20},
+	}
+	for _, b := range bounds {
+		if b.v < b.lo || b.v > b.hi {
+			return fmt.Errorf("engine: %s is %d, must be %d to %d", b.name, b.v, b.lo, b.hi)
+		}
+	}
+	return nil
+}
+
+// Limits are what the runner must be compiled for.
+func (s Settings) Limits() device.Limits {
+	return device.Limits{
+		Rows:      s.MaxBatchTokens,
+		Sequences: s.MaxSequences,
+		Samples:   s.MaxSequences + s.ScoreRows,
+		Depth:     s.Depth,
+	}
+}
+
+// Context is how many tokens a sequence may hold: the model's context or the whole pool, whichever
+// is smaller, so that every admitted sequence can run to its end alone.
+func (s Settings) Context(model int) int {
+	return min(model, s.Blocks*s.BlockTokens)
+}

@@ -1,0 +1,125 @@
+package engine
+
+import "time"
+
+// counters only grow.
+type counters struct {
+	steps, stepTokens, generated int64
+	queryTokens, hitTokens       int64
+	preemptions, expired         int64
+	failures, violations         int64
+}
+
+// loads are kept up to date as things move.
+type loads struct {
+	waitingTokens int64
+}
+
+// Stats is a snapshot of the engine. Counters count from its start.
+type Stats struct {
+	Running, Waiting   int
+	FreeBlocks, Blocks int
+	// PendingPrefill is how many tokens are accepted and not computed: of requests that wait, and
+	// what is left of prompts in progress.
+	PendingPrefill int64
+
+	Steps, StepTokens    int64
+	GeneratedTokens      int64
+	PrefixQueryTokens    int64
+	PrefixHitTokens      int64
+	Preemptions, Expired int64
+	DeviceFailures       int64
+	// Violations counts accounting errors of the block pool. It should stay 0.
+	Violations int64
+}
+
+// Reason says why a trace notes a sequence.
+type Reason uint8
+
+const (
+	noteAdmitted  Reason = iota + 1 // started or resumed; N is how many tokens the cache had
+	notePreempted                   // gave its blocks to one before it; N is how many tokens it had
+	noteStalled                     // skipped until blocks in flight come back
+	noteNoBlocks                    // could not start: N tokens do not fit now
+)
+
+func (r Reason) String() string {
+	return [...]string{"", "admitted", "preempted", "stalled", "no blocks"}[r]
+}
+
+// Note is what happened to one sequence in a step.
+type Note struct {
+	RequestID string
+	Choice    int32
+	Reason    Reason
+	N         int
+}
+
+// StepTrace says what a step computed and why.
+type StepTrace struct {
+	Step             uint64
+	Decodes          int // sequences that got one row
+	Prefills         int // sequences that got more
+	Rows             int // tokens, all together
+	Running, Waiting int
+	FreeBlocks       int
+	Plan             time.Duration // to plan it
+	Notes            []Note
+}
+
+// maxNotes bounds a step's notes.
+const maxNotes = 64
+
+func (p *planner) startTrace(st *step) {
+	p.trace = &p.ring[p.traced%uint64(len(p.ring))]
+	*p.trace = StepTrace{Step: st.number, Notes: p.trace.Notes[:0]}
+}
+
+func (p *planner) note(why Reason, s *sequence, n int) {
+	if len(p.trace.Notes) < maxNotes {
+		p.trace.Notes = append(p.trace.Notes, Note{RequestID: s.id, Choice: s.choice, Reason: why, N: n})
+	}
+}
+
+func (p *planner) endTrace(st *step) {
+	t := p.trace
+	for _, s := range st.seqs {
+		if s.rows == 1 {
+			t.Decodes++
+		} else {
+			t.Prefills++
+		}
+	}
+	t.Rows, t.Running, t.Waiting, t.FreeBlocks = st.rows, len(p.running), len(p.waiting), p.pool.Free()
+	p.traced++
+}
+
+// stats takes a snapshot without allocating.
+func (p *planner) stats() Stats {
+	c := &p.count
+	s := Stats{
+		Running: len(p.running) + len(p.forking), Waiting: len(p.waiting), FreeBlocks: p.pool.Free(), Blocks: p.Blocks,
+		PendingPrefill: p.load.waitingTokens,
+		Steps:          c.steps, StepTokens: c.stepTokens, GeneratedTokens: c.generated,
+		PrefixQueryTokens: c.queryTokens, PrefixHitTokens: c.hitTokens,
+		Preemptions: c.preemptions, Expired: c.expired, DeviceFailures: c.failures, Violations: c.violations,
+	}
+	for _, q := range p.running {
+		if w := q.want(); w > 1 {
+			s.PendingPrefill += int64(w)
+		}
+	}
+	return s
+}
+
+// traces lists the newest n steps, oldest first.
+func (p *planner) traces(n int) []StepTrace {
+	n = min(n, len(p.ring), int(p.traced))
+	out := make([]StepTrace, 0, n)
+	for i := p.traced - uint64(n); i < p.traced; i++ {
+		t := p.ring[i%uint64(len(p.ring))]
+		t.Notes = append([]Note(nil), t.Notes...)
+		out = append(out, t)
+	}
+	return out
+}
