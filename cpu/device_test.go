@@ -3,6 +3,7 @@ package cpu
 import (
 	"flag"
 	"fmt"
+	"hash/fnv"
 	"math/rand/v2"
 	"testing"
 
@@ -94,3 +95,30 @@ func TestInvariance(t *testing.T) {
 		}
 	})
 }
+
+// TestGoldenBits pins the numerics: a model with every type of weight, and what it gave when the
+// package comment was written. A change here changes streams that resume on another version.
+func TestGoldenBits(t *testing.T) {
+	all := append(append([]device.Type(nil), narrowTypes...), wideTypes...)
+	next := 0
+	m := llama(testModel{hidden: 256, ffn: 256, bias: true, halfPairs: true})
+	model := newTestModel(1, m, func() device.Type { next++; return all[next%len(all)] })
+	rng := rand.New(rand.NewPCG(1, 1))
+	tokens := [][]int32{randomTokens(rng, 70, m.vocab)}
+	for _, path := range Paths() {
+		d := openPathFor(t, Options{Path: path})
+		s := newScenario(t, d, model.program(t, d), model.kv(5, 16, device.F16), device.Limits{Rows: 70, Sequences: 1, Samples: 70, Depth: 1}, tokens, rng)
+		s.whole()
+		h := fnv.New64a()
+		for _, row := range s.logits[0] {
+			h.Write(floatBytes(row))
+		}
+		if got := h.Sum64(); got != goldenBits {
+			t.Errorf("%s: logits hash to %#x, want %#x", path, got, uint64(goldenBits))
+		}
+		s.close()
+		d.Close()
+	}
+}
+
+const goldenBits = 0x43fef41f6bcd75d5

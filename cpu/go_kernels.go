@@ -178,21 +178,6 @@ func (e *goExecutor) rotate(ph *phase, row []float32, r int, col, heads int32) {
 	}
 }
 
-// bufferBytes estimates what an executor allocates.
-func (p *plan) bufferBytes() int64 {
-	var n int64
-	for i, w := range p.widths {
-		rows := p.limits.Rows
-		if p.sample[i] {
-			rows = p.limits.Samples
-		}
-		if p.used[i] {
-			n += int64(rows) * int64(w) * 4
-		}
-	}
-	return n
-}
-
 // goMatrix is a packed matrix: its parts, stacked.
 type goMatrix struct{ parts []goPart }
 

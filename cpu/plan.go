@@ -101,6 +101,9 @@ func compile(p *device.Program, kv device.KVLayout, limits device.Limits) (*plan
 			return nil, err
 		}
 	}
+	if rows := c.plan.embedRows; rows > 0 && rows < c.plan.vocab {
+		return nil, fmt.Errorf("cpu: %d logits over an embedding of %d tokens: a drawn token could not be an input", c.plan.vocab, rows)
+	}
 	for i := 0; i < len(p.Ops); {
 		i += c.fuse(i)
 	}
@@ -147,10 +150,10 @@ func (c *compiler) check(i int) error {
 	}
 	vector := func(what string, w device.Weight, cols int) error {
 		if w.(*weight).vector == nil {
-			return fmt.Errorf("cpu: operation %d: %s must be loaded as one F32, F16 or BF16 tensor with fewer rows: %w", i, what, device.ErrUnsupported)
+			return fmt.Errorf("cpu: operation %d: %s must be one tensor, of F32, or of F16 or BF16 with one row: %w", i, what, device.ErrUnsupported)
 		}
-		if w.Cols() != cols {
-			return fmt.Errorf("cpu: operation %d: %s has %d columns, want %d", i, what, w.Cols(), cols)
+		if w.Cols() != cols || w.Rows() != 1 && op.Kind != device.KindRoPE {
+			return fmt.Errorf("cpu: operation %d: %s is %d×%d, want %d columns", i, what, w.Rows(), w.Cols(), cols)
 		}
 		return nil
 	}
@@ -264,7 +267,7 @@ func (c *compiler) fuseAttention(i int) int {
 	if q.Kind != device.KindRoPE || k.Kind != device.KindRoPE || st.Kind != device.KindStoreKV || at.Kind != device.KindAttention {
 		return 0
 	}
-	if q.Col == at.Col+0 && q.Heads == at.Heads && k.Col == st.Col && k.Heads == st.KVHeads {
+	if q.Col == at.Col && q.Heads == at.Heads && k.Col == st.Col && k.Heads == st.KVHeads {
 		// In the usual order already.
 	} else if k.Col == at.Col && k.Heads == at.Heads && q.Col == st.Col && q.Heads == st.KVHeads {
 		q, k = k, q
@@ -305,4 +308,19 @@ func (c *compiler) readAfter(i int, b device.Buf) bool {
 		}
 	}
 	return false
+}
+
+// bufferBytes estimates what an executor allocates.
+func (p *plan) bufferBytes() int64 {
+	var n int64
+	for i, w := range p.widths {
+		rows := p.limits.Rows
+		if p.sample[i] {
+			rows = p.limits.Samples
+		}
+		if p.used[i] {
+			n += int64(rows) * int64(w) * 4
+		}
+	}
+	return n
 }

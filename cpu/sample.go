@@ -132,7 +132,7 @@ func (m *sampler) penalise(s *slot, sp *device.Sample, x []float32) {
 			if x[t] > 0 {
 				x[t] /= p
 			} else {
-				x[t] *= p
+				x[t] = float32(x[t] * p)
 			}
 		}
 		if generated > 0 {
