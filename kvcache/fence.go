@@ -16,6 +16,7 @@ type fenced struct {
 // Release will do; the fence is for transfers beside the stream. Until then the blocks count as
 // referenced.
 func (s *Sequence) ReleaseAfter(step uint64) {
+	s.leave()
 	q := &s.pool.deferred
 	if n := len(q.queue); n > q.head {
 		step = max(step, q.queue[n-1].step)
@@ -26,6 +27,7 @@ func (s *Sequence) ReleaseAfter(step uint64) {
 // PreemptAfter is [Sequence.Preempt] whose blocks come back once step is completed. The sequence
 // itself is empty at once.
 func (s *Sequence) PreemptAfter(step uint64) {
+	s.leave()
 	p := s.pool
 	shadow := p.NewSequence(s.root)
 	shadow.tenant, shadow.serial = s.tenant, s.serial

@@ -281,7 +281,7 @@ func (p *Pool) touch(id BlockID) {
 
 // drop takes one reference away. At the last one a named block becomes cached, unless another block
 // carries the same name, and any other becomes free.
-func (p *Pool) drop(id BlockID, writer uint32) {
+func (p *Pool) drop(id BlockID) {
 	b := &p.blocks[id]
 	if b.refs <= 0 {
 		p.violate(id, "given back without a reference")
@@ -289,17 +289,10 @@ func (p *Pool) drop(id BlockID, writer uint32) {
 	}
 	b.refs--
 	p.refs--
-	fresh := b.step == p.step && b.hash != (Hash{})
 	if b.refs > 0 {
-		if fresh && b.writer == writer {
-			p.violate(id, "given back by the sequence that computes it in this step while others follow it")
-		}
 		return
 	}
 	p.referenced--
-	if fresh {
-		p.unname(id)
-	}
 	if b.hash == (Hash{}) {
 		b.state = stateFree
 		p.free.pushFront(p.blocks, id)

@@ -225,7 +225,7 @@ func (s *Sequence) Truncate(n int) {
 }
 
 // ReleaseBehind gives back the blocks that hold only tokens before position n: with a window of w,
-// the next token at position q needs none before q-w+1. Their entries in the table become NoBlock;
+// a step whose first token is at position q needs none before q-w+1. Their entries in the table become NoBlock;
 // the indices of the others stay.
 func (s *Sequence) ReleaseBehind(n int) {
 	p := s.pool
@@ -234,7 +234,7 @@ func (s *Sequence) ReleaseBehind(n int) {
 		return
 	}
 	for i := end - 1; i >= s.windowed; i-- {
-		p.drop(s.table[i], s.serial)
+		p.drop(s.table[i])
 		s.table[i] = NoBlock
 	}
 	p.account(s.tenant, s.windowed-end)
@@ -245,22 +245,41 @@ func (s *Sequence) ReleaseBehind(n int) {
 // being planned. Such a sequence must stay in the plan: do not preempt or release it before
 // EndStep.
 func (s *Sequence) Followed() bool {
-	p := s.pool
-	for i := s.published - 1; i >= s.windowed; i-- {
-		b := &p.blocks[s.table[i]]
-		if b.writer != s.serial || b.step != p.step {
-			return false
-		}
-		if b.refs > 1 {
+	for id := range s.fresh {
+		if s.pool.blocks[id].refs > 1 {
 			return true
 		}
 	}
 	return false
 }
 
+// fresh yields the blocks that the sequence computes in the step being planned, named already.
+func (s *Sequence) fresh(yield func(BlockID) bool) {
+	p := s.pool
+	for i := s.published - 1; i >= s.windowed && p.blocks[s.table[i]].step == p.step; i-- {
+		if id := s.table[i]; p.blocks[id].writer == s.serial && !yield(id) {
+			return
+		}
+	}
+}
+
+// leave takes the sequence out of the plan: what it would have computed loses its name.
+func (s *Sequence) leave() {
+	p := s.pool
+	for id := range s.fresh {
+		if p.blocks[id].refs > 1 {
+			p.violate(id, "given back by the sequence that computes it in this step while others follow it")
+		}
+		if p.blocks[id].hash != (Hash{}) {
+			p.unname(id)
+		}
+	}
+}
+
 // Preempt gives back every block, tail first, but keeps the sequence and its hashes: it can Begin
 // again.
 func (s *Sequence) Preempt() {
+	s.leave()
 	s.shrink(0)
 	s.reset()
 	s.preempted = true
@@ -269,6 +288,7 @@ func (s *Sequence) Preempt() {
 // Release gives back every block, tail first, and the sequence itself, which must not be used
 // again. The engine calls it when no step in flight can still write the blocks.
 func (s *Sequence) Release() {
+	s.leave()
 	s.shrink(0)
 	s.retire()
 }
@@ -299,7 +319,7 @@ func (s *Sequence) shrink(n int) {
 	given := 0
 	for i := len(s.table) - 1; i >= n; i-- {
 		if s.table[i] != NoBlock {
-			s.pool.drop(s.table[i], s.serial)
+			s.pool.drop(s.table[i])
 			given++
 		}
 	}
