@@ -120,7 +120,7 @@ func (p *planner) oldest() *step { return &p.steps[(p.accepted+1)%uint64(len(p.s
 
 // take appends a drawn token to s and ends it if it must.
 func (p *planner) take(s *sequence, token int32, logprobs *pb.Logprobs, now int64) {
-	s.pending = 0
+	s.pending--
 	s.tokens = append(s.tokens, token)
 	if s.state == stateWaiting {
 		p.load.waitingTokens++

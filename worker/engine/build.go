@@ -1,6 +1,10 @@
 package engine
 
-import "github.com/quire-serve/quire/device"
+import (
+	"slices"
+
+	"github.com/quire-serve/quire/device"
+)
 
 // build lays the scheduled rows out as the arrays of p.batch, which are reused.
 func (p *planner) build(st *step) {
@@ -24,8 +28,12 @@ func (p *planner) build(st *step) {
 		for q := s.start; q < s.computed; q++ {
 			b.Positions = append(b.Positions, int32(q))
 		}
-		for _, id := range s.kv.Table()[:(s.computed+p.BlockTokens-1)/p.BlockTokens] {
-			b.Tables = append(b.Tables, int32(id))
+		// Tables are most of a batch: an append an entry would be most of the step's planning.
+		table := s.kv.Table()[:(s.computed+p.BlockTokens-1)/p.BlockTokens]
+		at := len(b.Tables)
+		b.Tables = slices.Grow(b.Tables, len(table))[:at+len(table)]
+		for i, id := range table {
+			b.Tables[at+i] = int32(id)
 		}
 		if s.scoring() {
 			from, to := s.targets()
@@ -47,8 +55,6 @@ func (p *planner) build(st *step) {
 					}
 				}
 			}
-			// Only now does its own last token give way to the one being drawn.
-			s.pending = 1
 		}
 	}
 }
@@ -59,6 +65,7 @@ func (p *planner) draw(st *step, s *sequence, row int) {
 	x := s.sample
 	x.Row = int32(row)
 	x.Position = int32(s.computed)
+	s.pending++
 	x.Seed += uint64(s.choice)
 	if s.penalised {
 		x.HistoryStart = int32(len(b.History))

@@ -265,7 +265,7 @@ func (p *planner) branch(st *step, s *sequence) {
 			p.enqueue(c)
 			continue
 		}
-		c.state, c.computed, c.pending, c.fence = stateForking, s.prompt, 1, st.number
+		c.state, c.computed, c.fence = stateForking, s.prompt, st.number
 		p.forking = append(p.forking, c)
 	}
 }

@@ -67,7 +67,7 @@ type sequence struct {
 	state  state
 
 	tokens   []int32 // prompt and known generated tokens
-	pending  int     // 1 while a drawn token has not come back
+	pending  int     // drawn tokens that have not come back
 	source   int32   // which sample of the newest step draws it
 	computed int     // tokens whose KV is computed or scheduled
 	start    int     // computed before the step being planned

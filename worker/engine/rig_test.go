@@ -7,7 +7,6 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"testing"
 
 	"github.com/quire-serve/quire/device"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -18,7 +17,7 @@ const testVocab = 101
 
 // rig runs a planner over the fake device, one loop iteration at a time.
 type rig struct {
-	t      testing.TB
+	t      tb
 	p      *planner
 	runner *enginetest.Runner
 	model  Model
@@ -28,6 +27,15 @@ type rig struct {
 
 	got map[string]*heard // by request/choice
 	log []string          // requests' ends in order
+}
+
+// tb is what a rig needs of a test, rapid's included.
+type tb interface {
+	Helper()
+	Error(...any)
+	Errorf(string, ...any)
+	Fatal(...any)
+	Fatalf(string, ...any)
 }
 
 // heard is what the sink heard of one choice.
@@ -47,7 +55,7 @@ type heard struct {
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
-func newRig(t testing.TB, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
+func newRig(t tb, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
 	s.Logger = quiet()
 	s = s.WithDefaults()
 	if err := s.Validate(); err != nil {

@@ -1,0 +1,103 @@
+package engine
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/quire-serve/quire/device"
+)
+
+// still answers every sample with the same token, at no cost.
+type still struct{ samples []int }
+
+func (r *still) Submit(b *device.Batch) error {
+	r.samples = append(r.samples, len(b.Samples))
+	return nil
+}
+
+func (r *still) Wait(out *device.Result) error {
+	n := r.samples[0]
+	r.samples = append(r.samples[:0], r.samples[1:]...)
+	out.Tokens = out.Tokens[:0]
+	for range n {
+		out.Tokens = append(out.Tokens, 7)
+	}
+	return nil
+}
+
+func (r *still) Close() error { return nil }
+
+// decoding returns a step of a planner in which n sequences of about length tokens decode, with
+// prefix caching on and one step in flight.
+func decoding(tb testing.TB, n, length, steps int) (step func()) {
+	runner := &still{}
+	s := Settings{
+		MaxSequences: n, MaxBatchTokens: max(8192, n), Blocks: n*((length+steps)/16+2) + 1024, PrefixCache: true,
+		QueueRequests: n + 1, Logger: quiet(),
+	}.WithDefaults()
+	m := Model{Runner: runner, ContextLength: length + steps + 64, Vocab: testVocab, EOS: []int32{0}}
+	p, err := newPlanner(s, m)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for i := range n {
+		q, err := newRequest(ask(fmt.Sprint(i), prompt(i, length), 0), &m, p.context)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		q.number = uint64(i)
+		p.add(q)
+	}
+	var result device.Result
+	now := int64(1)
+	step = func() {
+		if !p.plan(now) {
+			tb.Fatal("nothing to do")
+		}
+		_ = runner.Submit(&p.batch)
+		if p.inFlight() == 2 {
+			_ = runner.Wait(&result)
+			p.accept(&result, now)
+		}
+		_ = p.stats()
+		p.events, p.begun, p.done = p.events[:0], p.begun[:0], p.done[:0]
+		now += 1000
+	}
+	for len(p.batch.Seqs) < n || len(p.batch.Tokens) > n {
+		step()
+	}
+	return step
+}
+
+// BenchmarkDecodeStep is a whole step of decodes but the device: plan, batch, result, events.
+func BenchmarkDecodeStep(b *testing.B) {
+	for _, n := range []int{1, 64, 256, 1024} {
+		b.Run(fmt.Sprintf("running=%d", n), func(b *testing.B) {
+			const most = 4000
+			step := decoding(b, n, 512, most)
+			done := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				if done++; done > most-100 {
+					b.StopTimer()
+					step = decoding(b, n, 512, most)
+					done = 0
+					b.StartTimer()
+				}
+				step()
+			}
+		})
+	}
+}
+
+// TestDecodeStepAllocatesNothing: planning and booking a step of decodes needs no memory. (A block
+// table doubles a few times in a sequence's life; here all are between two doublings.)
+func TestDecodeStepAllocatesNothing(t *testing.T) {
+	step := decoding(t, 256, 520, 2000)
+	for range 64 {
+		step() // buffers reach their size
+	}
+	if n := testing.AllocsPerRun(400, step); n != 0 {
+		t.Errorf("%v allocations a step", n)
+	}
+}

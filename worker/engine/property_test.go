@@ -1,0 +1,188 @@
+package engine
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/quire-serve/quire/device"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/worker/engine/enginetest"
+	"pgregory.net/rapid"
+)
+
+// TestOutputIsUndisturbed runs random requests, arrivals and aborts through random, mostly tiny,
+// engines. Properties: every request that is not aborted gives exactly the tokens that it would have
+// given alone, each once; an aborted one a prefix of them; every choice ends once; the device finds
+// no page table wrong; no block is left behind; it always comes to an end.
+func TestOutputIsUndisturbed(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		bt := rapid.SampledFrom([]int{1, 4, 16}).Draw(t, "block tokens")
+		s := Settings{
+			BlockTokens:  bt,
+			Blocks:       rapid.IntRange(2, 24).Draw(t, "blocks"),
+			MaxSequences: rapid.IntRange(1, 8).Draw(t, "sequences"),
+			PrefixCache:  rapid.Bool().Draw(t, "cache"),
+			PrefillChunk: rapid.SampledFrom([]int{0, 1, 7}).Draw(t, "chunk"),
+			ScoreRows:    rapid.IntRange(1, 5).Draw(t, "score rows"),
+			MaxBypass:    rapid.SampledFrom([]int{-1, 1, 32}).Draw(t, "bypass"),
+			Depth:        rapid.IntRange(1, 2).Draw(t, "depth"),
+		}
+		s.MaxBatchTokens = s.MaxSequences + rapid.IntRange(0, 40).Draw(t, "budget")
+		s.PrefillBesideDecode = rapid.SampledFrom([]int{0, 1, 9}).Draw(t, "beside")
+		failing := rapid.IntRange(0, 9).Draw(t, "failing") == 0
+		r := newRig(t, s, func(c *enginetest.Config, m *Model) {
+			m.ContextLength = 200
+			m.EOS = []int32{3, 50}
+			if failing {
+				c.Fail = func(step int, _ *device.Batch) error {
+					if step%7 == 3 {
+						return fmt.Errorf("step %d fails", step)
+					}
+					return nil
+				}
+			}
+		})
+		var asked []*pb.Request
+		aborted := map[string]bool{}
+		n := rapid.IntRange(1, 10).Draw(t, "requests")
+		for len(asked) < n {
+			q := drawRequest(t, len(asked), r.p.context)
+			if q == nil {
+				n--
+				continue
+			}
+			asked = append(asked, q)
+			r.add(q)
+			for range rapid.IntRange(0, 12).Draw(t, "steps") {
+				r.step()
+				if err := r.p.pool.Audit(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if rapid.IntRange(0, 5).Draw(t, "abort") == 0 {
+				id := asked[rapid.IntRange(0, len(asked)-1).Draw(t, "whom")].Id
+				if r.find(id) != nil {
+					aborted[id] = true
+					r.abort(id)
+				}
+			}
+		}
+		r.finish()
+		for _, q := range asked {
+			if aborted[q.Id] {
+				r.wantPrefix(q)
+			} else if !failing {
+				r.want(q)
+			} else if h := r.got[key(q.Id, 0)]; h.finish != pb.FinishReason_FINISH_REASON_ERROR {
+				r.wantPrefix(q)
+			}
+			r.wantScores(q)
+		}
+	})
+}
+
+func drawRequest(t *rapid.T, i, context int) *pb.Request {
+	limit := context - 1
+	if limit < 1 {
+		return nil
+	}
+	// Few seeds, so that prompts share prefixes.
+	p := prompt(rapid.IntRange(0, 2).Draw(t, "prompt"), rapid.IntRange(1, min(limit, 90)).Draw(t, "length"))
+	q := ask(fmt.Sprintf("r%d", i), p, rapid.IntRange(0, 30).Draw(t, "max tokens"))
+	sp := q.Sampling
+	if rapid.Bool().Draw(t, "sampled") {
+		one := float32(1)
+		sp.Temperature = &one
+	}
+	q.Priority = rapid.SampledFrom([]int32{0, 0, 0, -1, 2}).Draw(t, "priority")
+	switch rapid.IntRange(0, 9).Draw(t, "kind") {
+	case 0:
+		sp.N = int32(rapid.IntRange(2, 5).Draw(t, "n"))
+	case 1:
+		sp.PresencePenalty = 0.5
+	case 2:
+		sp.MinTokens = int32(rapid.IntRange(0, int(sp.MaxTokens)).Draw(t, "min tokens"))
+		sp.StopTokenIds = []int32{1, 2, 4, 5, 6, 7, 8, 9}
+	case 3:
+		sp.Stop = []string{"a", "bc", "de"}
+	case 4:
+		k := int32(2)
+		sp.Logprobs = &k
+	case 5:
+		k := int32(1)
+		sp.PromptLogprobs = &k
+	case 6:
+		sp.IgnoreEos = true
+	case 7:
+		sp.LogitBias = map[int32]float32{9: 1}
+	case 8:
+		// Generated elsewhere: a prefix of what it would give.
+		sp.N = int32(rapid.IntRange(1, 3).Draw(t, "n"))
+		m := Model{EOS: []int32{3, 50}, Stops: letters}
+		for c := range int(sp.N) {
+			out, _ := undisturbed(q, c, &m, context)
+			out = out[:rapid.IntRange(0, len(out)).Draw(t, "given")]
+			q.Generated = append(q.Generated, &pb.TokenIds{Ids: out})
+		}
+	}
+	return q
+}
+
+// wantPrefix checks a request that ended early.
+func (r *rig) wantPrefix(q *pb.Request) {
+	r.t.Helper()
+	for c := range max(1, int(q.Sampling.N)) {
+		h := r.got[key(q.Id, c)]
+		if h == nil {
+			r.t.Errorf("%s: nothing heard", key(q.Id, c))
+			continue
+		}
+		tokens, _ := undisturbed(q, c, &r.model, r.p.context)
+		if len(h.tokens) > len(tokens) {
+			r.t.Errorf("%s: %d tokens, undisturbed %d", key(q.Id, c), len(h.tokens), len(tokens))
+			continue
+		}
+		for i, t := range h.tokens {
+			if t != tokens[i] {
+				r.t.Errorf("%s: token %d is %d, undisturbed %d", key(q.Id, c), i, t, tokens[i])
+				break
+			}
+		}
+	}
+}
+
+// wantScores checks the log-probabilities that were asked for.
+func (r *rig) wantScores(q *pb.Request) {
+	r.t.Helper()
+	sp := q.Sampling
+	for c := range max(1, int(sp.N)) {
+		h := r.got[key(q.Id, c)]
+		if h == nil {
+			continue
+		}
+		seen := append([]int32(nil), q.Prompt...)
+		if sp.Logprobs != nil {
+			if len(h.logprobs) != len(h.tokens) {
+				r.t.Errorf("%s: %d log-probabilities for %d tokens", key(q.Id, c), len(h.logprobs), len(h.tokens))
+				continue
+			}
+			for i, t := range h.tokens {
+				if l := h.logprobs[i]; l.Chosen.TokenId != t || l.Chosen.Logprob != enginetest.Logprob(seen, t) || len(l.Top) != int(*sp.Logprobs) {
+					r.t.Errorf("%s: log-probabilities of token %d are %v", key(q.Id, c), i, l)
+				}
+				seen = append(seen, t)
+			}
+		}
+		if sp.PromptLogprobs != nil && c == 0 && len(h.tokens) > 0 {
+			if len(h.prompt) != len(q.Prompt)-1 {
+				r.t.Errorf("%s: %d prompt log-probabilities for %d tokens", key(q.Id, c), len(h.prompt), len(q.Prompt))
+				continue
+			}
+			for i, l := range h.prompt {
+				if l.Chosen.TokenId != q.Prompt[i+1] || l.Chosen.Logprob != enginetest.Logprob(q.Prompt[:i+1], q.Prompt[i+1]) {
+					r.t.Errorf("%s: log-probability of prompt token %d is %v", key(q.Id, c), i+1, l)
+				}
+			}
+		}
+	}
+}
