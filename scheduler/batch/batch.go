@@ -1,0 +1,445 @@
+package batch
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// Settings are the batcher's constants. Zero values mean the defaults stated per field.
+type Settings struct {
+	// AgeStepMS is the wait that lifts the oldest request of a class by one class. Default 10,000.
+	AgeStepMS int64
+	// PassMS is how long smaller requests may pass one that fits nowhere. Default 1,000.
+	PassMS int64
+	// StepsAhead is how many steps of prompt tokens a worker may hold, so that it need not wait for
+	// the leader between steps. Default 2.
+	StepsAhead int
+	// FreshMS is the age up to which a heartbeat is trusted in full; at StaleMS it is worth nothing.
+	// Defaults 750 and 3,000.
+	FreshMS, StaleMS int64
+	// Weights of tenants in the fair share; a tenant that is not named has 1.
+	Weights map[string]int64
+}
+
+func (s *Settings) setDefaults() {
+	set := func(field *int64, value int64) {
+		if *field == 0 {
+			*field = value
+		}
+	}
+	set(&s.AgeStepMS, 10_000)
+	set(&s.PassMS, 1000)
+	set(&s.FreshMS, 750)
+	set(&s.StaleMS, 3000)
+	if s.StepsAhead == 0 {
+		s.StepsAhead = 2
+	}
+}
+
+// Validate says which field is wrong.
+func (s Settings) Validate() error {
+	switch {
+	case s.AgeStepMS < 0, s.PassMS < 0, s.FreshMS < 0, s.StepsAhead < 0:
+		return errors.New("batch: AgeStepMS, PassMS, FreshMS and StepsAhead must be positive")
+	case s.StaleMS < s.FreshMS:
+		return fmt.Errorf("batch: StaleMS %d is below FreshMS %d", s.StaleMS, s.FreshMS)
+	}
+	for name, weight := range s.Weights {
+		if weight < 1 {
+			return fmt.Errorf("batch: Weights[%q] is %d; the least is 1", name, weight)
+		}
+	}
+	return nil
+}
+
+const (
+	// triesPerRequest bounds how many of the least loaded workers are asked for one request; one
+	// that keeps failing is then tried on all of them.
+	triesPerRequest = 8
+	// passesPerPlan bounds how many requests that fit nowhere a plan steps over.
+	passesPerPlan = 64
+)
+
+// Assignment binds a request to a worker.
+type Assignment struct {
+	Request  Request
+	WorkerID string
+}
+
+// Limits bound one plan.
+type Limits struct {
+	Requests int
+	// Bytes of requests; the first may exceed it.
+	Bytes int
+}
+
+// Batcher holds the queue and the views of the workers.
+type Batcher struct {
+	settings  Settings
+	pools     map[string]*pool
+	items     map[string]*item
+	members   map[string]*member
+	tenants   map[string]*tenant
+	deadlines heap[*item]
+	bytes     int64
+	seq       uint64
+	// floor is the account of the tenant that was served last.
+	floor int64
+	// sweepAt is the number of accounts at which idle ones are looked for.
+	sweepAt int
+}
+
+// pool is one model's queue and the workers that have room.
+type pool struct {
+	model   string
+	queue   queue
+	members map[string]*member
+	open    heap[*member]
+}
+
+// New returns an empty batcher. Settings must be valid.
+func New(settings Settings) *Batcher {
+	settings.setDefaults()
+	return &Batcher{
+		settings: settings,
+		pools:    map[string]*pool{},
+		items:    map[string]*item{},
+		members:  map[string]*member{},
+		tenants:  map[string]*tenant{},
+		deadlines: heap[*item]{
+			less: func(a, b *item) bool {
+				if a.DeadlineMS != b.DeadlineMS {
+					return a.DeadlineMS < b.DeadlineMS
+				}
+				return a.seq < b.seq
+			},
+			at: func(i *item) *int { return &i.inDeadlines },
+		},
+	}
+}
+
+// Len is how many requests wait; Bytes is their size together.
+func (b *Batcher) Len() int     { return len(b.items) }
+func (b *Batcher) Bytes() int64 { return b.bytes }
+
+func (b *Batcher) pool(model string) *pool {
+	p := b.pools[model]
+	if p == nil {
+		p = &pool{model: model, members: map[string]*member{}, open: heap[*member]{
+			less: func(a, b *member) bool {
+				if a.key != b.key {
+					return a.key < b.key
+				}
+				return a.ID < b.ID
+			},
+			at: func(m *member) *int { return &m.at },
+		}}
+		b.pools[model] = p
+	}
+	return p
+}
+
+// tidy forgets a pool that has nothing left.
+func (b *Batcher) tidy(p *pool) {
+	if p.queue.len == 0 && len(p.members) == 0 {
+		delete(b.pools, p.model)
+	}
+}
+
+// Push puts a request into the queue. Its id must not be there.
+func (b *Batcher) Push(r Request) {
+	if b.items[r.ID] != nil {
+		panic(fmt.Sprintf("batch: request %q is in the queue already", r.ID))
+	}
+	b.seq++
+	b.enqueue(&item{
+		Request: r, seq: b.seq,
+		class:    int(min(max(r.Priority, MinPriority), MaxPriority)) - MinPriority,
+		inTenant: absent, inClass: absent, inDeadlines: absent,
+	})
+}
+
+func (b *Batcher) enqueue(i *item) {
+	t := b.tenant(i.Tenant)
+	if t.queued == 0 {
+		t.served = max(t.served, b.floor)
+	}
+	t.queued++
+	b.pool(i.Model).queue.push(i, t)
+	if i.DeadlineMS != 0 {
+		b.deadlines.push(i)
+	}
+	b.items[i.ID] = i
+	b.bytes += int64(i.Bytes)
+}
+
+// tenant finds or opens an account. Accounts that stand no higher than the floor and wait for
+// nothing are the same as none; they go when there are many.
+func (b *Batcher) tenant(name string) *tenant {
+	if t := b.tenants[name]; t != nil {
+		return t
+	}
+	if len(b.tenants) >= b.sweepAt {
+		maps.DeleteFunc(b.tenants, func(_ string, t *tenant) bool { return t.queued == 0 && t.served <= b.floor })
+		b.sweepAt = max(1024, 2*len(b.tenants))
+	}
+	t := &tenant{name: name, weight: max(1, b.settings.Weights[name]), served: b.floor}
+	b.tenants[name] = t
+	return t
+}
+
+func (b *Batcher) dequeue(i *item) {
+	p := b.pools[i.Model]
+	p.queue.remove(i)
+	b.tidy(p)
+	if b.deadlines.has(i) {
+		b.deadlines.remove(i)
+	}
+	delete(b.items, i.ID)
+	b.bytes -= int64(i.Bytes)
+	b.tenants[i.Tenant].queued--
+}
+
+// Remove takes a request out of the queue, and says whether it was there.
+func (b *Batcher) Remove(id string) bool {
+	i := b.items[id]
+	if i == nil {
+		return false
+	}
+	b.dequeue(i)
+	return true
+}
+
+// Expired takes out the requests whose deadline is not after nowMS, earliest first.
+func (b *Batcher) Expired(nowMS int64) []Request {
+	var out []Request
+	for b.deadlines.len() > 0 && b.deadlines.top().DeadlineMS <= nowMS {
+		i := b.deadlines.top()
+		b.dequeue(i)
+		out = append(out, i.Request)
+	}
+	return out
+}
+
+// NextDeadlineMS is the earliest deadline in the queue; false if none has one.
+func (b *Batcher) NextDeadlineMS() (int64, bool) {
+	if b.deadlines.len() == 0 {
+		return 0, false
+	}
+	return b.deadlines.top().DeadlineMS, true
+}
+
+// Served books tokens that a tenant was given beyond the prompts that Plan books itself.
+func (b *Batcher) Served(name string, tokens int64) {
+	b.tenant(name).charge(tokens)
+}
+
+// Join adds a worker, or replaces what is known of it. idle says that it runs nothing, so that it
+// may be used before its first heartbeat. The worker's numbers must be positive.
+func (b *Batcher) Join(w Worker, idle bool, nowMS int64) {
+	b.Leave(w.ID)
+	m := &member{Worker: w, reportMS: nowMS, known: idle, at: absent}
+	if idle {
+		m.load.FreeBlocks = w.TotalBlocks
+	}
+	b.members[w.ID] = m
+	p := b.pool(w.Model)
+	p.members[w.ID] = m
+	b.reopen(p, m)
+}
+
+// Leave removes a worker and all its charges.
+func (b *Batcher) Leave(id string) {
+	m := b.members[id]
+	if m == nil {
+		return
+	}
+	p := b.pools[m.Model]
+	if p.open.has(m) {
+		p.open.remove(m)
+	}
+	delete(p.members, id)
+	delete(b.members, id)
+	b.tidy(p)
+}
+
+// Drain stops new requests to a worker.
+func (b *Batcher) Drain(id string) {
+	if m := b.members[id]; m != nil {
+		m.draining = true
+		b.reopen(b.pools[m.Model], m)
+	}
+}
+
+// Report takes a heartbeat in: its numbers replace the older ones, and the charges of dispatches
+// that it counts end.
+func (b *Batcher) Report(id string, load Load, nowMS int64) {
+	m := b.members[id]
+	if m == nil || m.known && load.Sequence < m.load.Sequence {
+		return
+	}
+	m.load, m.reportMS, m.known = load, nowMS, true
+	m.drop(func(c charge) bool { return c.index <= load.DispatchIndex })
+	b.reopen(b.pools[m.Model], m)
+}
+
+// Forget undoes the charge of a request that will not run on the worker after all, or has ended
+// before a heartbeat counted it.
+func (b *Batcher) Forget(workerID, requestID string) {
+	m := b.members[workerID]
+	if m == nil {
+		return
+	}
+	m.drop(func(c charge) bool { return c.request == requestID })
+	b.reopen(b.pools[m.Model], m)
+}
+
+// Holds says whether a worker of this model exists, and whether one of them could ever hold a
+// request of so many tokens.
+func (b *Batcher) Holds(model string, tokens int) (served, holds bool) {
+	p := b.pools[model]
+	if p == nil {
+		return false, false
+	}
+	for _, m := range p.members {
+		if m.holds(tokens) {
+			return true, true
+		}
+	}
+	return len(p.members) > 0, false
+}
+
+// reopen puts the worker where its load belongs: among the open ones, in order, or not.
+func (b *Batcher) reopen(p *pool, m *member) {
+	m.key = m.rank()
+	switch open := m.open(b.settings.StepsAhead); {
+	case open && p.open.has(m):
+		p.open.fix(m)
+	case open:
+		p.open.push(m)
+	case p.open.has(m):
+		p.open.remove(m)
+	}
+}
+
+// trust is how much of a worker's reported room counts, in thousandths.
+func (b *Batcher) trust(m *member, nowMS int64) int64 {
+	age, fresh, stale := nowMS-m.reportMS, b.settings.FreshMS, b.settings.StaleMS
+	switch {
+	case age <= fresh:
+		return 1000
+	case age >= stale:
+		return 0
+	}
+	return (stale - age) * 1000 / (stale - fresh)
+}
+
+// Plan binds the requests that workers can start now, takes them out of the queue and charges the
+// workers under dispatch number index, which must be above all used before.
+func (b *Batcher) Plan(nowMS int64, index uint64, limits Limits) []Assignment {
+	var out []Assignment
+	for _, model := range slices.Sorted(maps.Keys(b.pools)) {
+		p := b.pools[model]
+		if p.queue.len == 0 || p.open.len() == 0 {
+			continue
+		}
+		out = b.planPool(p, nowMS, index, &limits, out)
+	}
+	return out
+}
+
+func (b *Batcher) planPool(p *pool, nowMS int64, index uint64, limits *Limits, out []Assignment) []Assignment {
+	var passed []*item
+	var reserved *member
+	reservedFor := false
+	for p.open.len() > 0 && limits.Requests > 0 && limits.Bytes > 0 && len(passed) < passesPerPlan {
+		i := p.queue.next(nowMS, b.settings.AgeStepMS)
+		if i == nil {
+			break
+		}
+		m := b.pick(p, i, nowMS)
+		if m == nil && i.blocked && nowMS-i.blockedMS >= b.settings.PassMS && !reservedFor {
+			reservedFor = true
+			if m = b.nearest(p, i, nowMS); m != nil && !m.fits(&i.Request, b.trust(m, nowMS), b.settings.StepsAhead) {
+				reserved, m = m, nil
+				if p.open.has(reserved) {
+					p.open.remove(reserved)
+				}
+			}
+		}
+		if m == nil {
+			if !i.blocked {
+				i.blocked, i.blockedMS = true, nowMS
+			}
+			p.queue.remove(i)
+			passed = append(passed, i)
+			continue
+		}
+		limits.Requests--
+		limits.Bytes -= i.Bytes
+		b.bind(p, m, i, index)
+		out = append(out, Assignment{Request: i.Request, WorkerID: m.ID})
+	}
+	for _, i := range passed {
+		p.queue.push(i, b.tenants[i.Tenant])
+	}
+	if reserved != nil {
+		b.reopen(p, reserved)
+	}
+	b.tidy(p)
+	return out
+}
+
+// pick is the least loaded worker that can start the request, among the first few.
+func (b *Batcher) pick(p *pool, i *item, nowMS int64) *member {
+	var asked [triesPerRequest]*member
+	n := 0
+	var found *member
+	for found == nil && n < triesPerRequest && p.open.len() > 0 {
+		m := p.open.top()
+		trust := b.trust(m, nowMS)
+		if trust > 0 && m.fits(&i.Request, trust, b.settings.StepsAhead) {
+			found = m
+			break
+		}
+		p.open.pop()
+		if trust > 0 { // Otherwise only a heartbeat opens it again.
+			asked[n] = m
+			n++
+		}
+	}
+	for _, m := range asked[:n] {
+		p.open.push(m)
+	}
+	return found
+}
+
+// nearest is the worker that lacks the least for the request, with room or without.
+func (b *Batcher) nearest(p *pool, i *item, nowMS int64) *member {
+	var best *member
+	var least int64
+	for _, id := range slices.Sorted(maps.Keys(p.members)) {
+		m := p.members[id]
+		trust := b.trust(m, nowMS)
+		if !m.known || m.draining || trust == 0 || !m.holds(i.Tokens) {
+			continue
+		}
+		if short := m.shortage(&i.Request, trust, b.settings.StepsAhead); best == nil || short < least {
+			best, least = m, short
+		}
+	}
+	return best
+}
+
+func (b *Batcher) bind(p *pool, m *member, i *item, index uint64) {
+	t := b.tenants[i.Tenant]
+	b.floor = max(b.floor, t.served)
+	t.charge(int64(i.Tokens))
+	b.dequeue(i)
+	c := m.need(&i.Request)
+	c.request, c.index = i.ID, index
+	m.take(c)
+	b.reopen(p, m)
+}

@@ -1,0 +1,139 @@
+package batch
+
+// Worker is what a worker can hold.
+type Worker struct {
+	ID, Model string
+	// ContextTokens is the longest sequence, prompt and output together.
+	ContextTokens int
+	BlockTokens   int
+	TotalBlocks   int
+	MaxSequences  int
+	// MaxBatchTokens is what one step may carry.
+	MaxBatchTokens int
+}
+
+// Load is what a worker says of itself in a heartbeat.
+type Load struct {
+	// Sequence orders heartbeats; an older one than the newest seen is ignored.
+	Sequence uint64
+	// Running and Waiting count sequences.
+	Running, Waiting int
+	FreeBlocks       int
+	// PendingPrefill counts prompt tokens accepted and not computed.
+	PendingPrefill int64
+	// DispatchIndex is the newest dispatch that the numbers above include.
+	DispatchIndex uint64
+}
+
+// holds says whether the worker could run a request of so many tokens if it had nothing else.
+func (w *Worker) holds(tokens int) bool {
+	return tokens < w.ContextTokens && tokens < w.TotalBlocks*w.BlockTokens
+}
+
+// charge is what a dispatch takes until a heartbeat counts it.
+type charge struct {
+	request           string
+	index             uint64
+	sequences, blocks int
+	tokens            int64
+}
+
+// member is a worker in session.
+type member struct {
+	Worker
+	load     Load
+	reportMS int64
+	draining bool
+	// known is false until a heartbeat or an idle start says what the worker holds.
+	known   bool
+	charges []charge
+	charged charge // Sums of charges.
+	// key orders workers by load; at is the place among the open ones of the model.
+	key int64
+	at  int
+}
+
+// need is what a request takes from this worker at its start.
+func (m *member) need(r *Request) charge {
+	choices := max(1, r.Choices)
+	// A block a choice for the first new token, beside the prompt's, which the choices share.
+	blocks := (r.Tokens+m.BlockTokens-1)/m.BlockTokens + choices
+	return charge{
+		sequences: min(choices, m.MaxSequences),
+		blocks:    min(blocks, m.TotalBlocks),
+		tokens:    int64(r.Tokens),
+	}
+}
+
+// sequences and tokens are in use or promised.
+func (m *member) sequences() int { return m.load.Running + m.load.Waiting + m.charged.sequences }
+
+func (m *member) tokens() int64 { return m.load.PendingPrefill + m.charged.tokens }
+
+// reportedBlocks are the free blocks of the newest heartbeat, less those that accepted prompts will
+// take when they are computed.
+func (m *member) reportedBlocks() int64 {
+	promised := (m.load.PendingPrefill + int64(m.BlockTokens) - 1) / int64(m.BlockTokens)
+	return int64(m.load.FreeBlocks) - promised - int64(m.load.Waiting)
+}
+
+// fits says whether the worker can start the request now. trust scales the room it reported, in
+// thousandths.
+func (m *member) fits(r *Request, trust int64, stepsAhead int) bool {
+	return m.holds(r.Tokens) && m.shortage(r, trust, stepsAhead) == 0
+}
+
+// shortage is how far the worker is from room for the request: the sum over sequences, blocks and
+// prompt tokens of what is missing, in thousandths of the worker's whole. 0 is room.
+func (m *member) shortage(r *Request, trust int64, stepsAhead int) int64 {
+	need := m.need(r)
+	missing := func(need int, reported, charged, whole int64) int64 {
+		room := reported*trust/1000 - charged
+		if int64(need) <= room {
+			return 0
+		}
+		return max(1, (int64(need)-room)*1000/max(1, whole))
+	}
+	short := missing(need.sequences, int64(m.MaxSequences-m.load.Running-m.load.Waiting), int64(m.charged.sequences), int64(m.MaxSequences)) +
+		missing(need.blocks, m.reportedBlocks(), int64(m.charged.blocks), int64(m.TotalBlocks))
+	if ahead := int64(stepsAhead * m.MaxBatchTokens); m.tokens() > 0 { // A long prompt may start alone, however long.
+		short += missing(r.Tokens, ahead-m.load.PendingPrefill, m.charged.tokens, ahead)
+	}
+	return short
+}
+
+// open says whether there is room for anything at all.
+func (m *member) open(stepsAhead int) bool {
+	return m.known && !m.draining &&
+		m.sequences() < m.MaxSequences && m.reportedBlocks() > int64(m.charged.blocks) &&
+		(m.tokens() == 0 || m.tokens() < int64(stepsAhead*m.MaxBatchTokens))
+}
+
+func (m *member) take(c charge) {
+	m.charges = append(m.charges, c)
+	m.charged.sequences += c.sequences
+	m.charged.blocks += c.blocks
+	m.charged.tokens += c.tokens
+}
+
+// drop undoes the charges that gone picks.
+func (m *member) drop(gone func(charge) bool) {
+	kept := m.charges[:0]
+	for _, c := range m.charges {
+		if !gone(c) {
+			kept = append(kept, c)
+			continue
+		}
+		m.charged.sequences -= c.sequences
+		m.charged.blocks -= c.blocks
+		m.charged.tokens -= c.tokens
+	}
+	clear(m.charges[len(kept):])
+	m.charges = kept
+}
+
+// rank orders workers by the work that a new request would find: the share of a step's tokens that
+// is pending, and the share of sequences in use.
+func (m *member) rank() int64 {
+	return m.tokens()*1024/int64(m.MaxBatchTokens) + int64(m.sequences())*1024/int64(m.MaxSequences)
+}
