@@ -1,6 +1,7 @@
 package cpu
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"testing"
 
@@ -34,5 +35,71 @@ func BenchmarkSample(b *testing.B) {
 				m.logprobs(m.token(s, 0, x), &s.batch.Samples[0], x, top)
 			}
 		})
+	}
+}
+
+// BenchmarkStep runs steps of a model of SmolLM2-135M's shape with random weights, on every path:
+// one new token for each of 1, 4 and 16 sequences of 192 tokens, and a prompt of 128 tokens.
+func BenchmarkStep(b *testing.B) {
+	types := []device.Type{device.Q8_0} // the embedding; then
+	m := newTestModel(1, testModel{layers: 30, hidden: 576, ffn: 1536, heads: 9, kvHeads: 3, headDim: 64, vocab: 49152, positions: 2048, tied: true, eps: 1e-5},
+		func() device.Type {
+			t := types[0]
+			types[0] = device.Q4_1
+			return t
+		})
+	for _, path := range Paths() {
+		d := openPathFor(b, Options{Path: path})
+		p := m.program(b, d)
+		kv, err := d.NewPages(m.kv(16*16, 16, device.F16))
+		if err != nil {
+			b.Fatal(err)
+		}
+		r, err := d.Compile(p, kv, device.Limits{Rows: 128, Sequences: 16, Samples: 16, Depth: 1})
+		if err != nil {
+			b.Fatal(err)
+		}
+		var res device.Result
+		step := func(b *testing.B, batch *device.Batch) {
+			if err := r.Submit(batch); err != nil {
+				b.Fatal(err)
+			}
+			if err := r.Wait(&res); err != nil {
+				b.Fatal(err)
+			}
+		}
+		for _, n := range []int{1, 4, 16} {
+			b.Run(fmt.Sprintf("%s/decode-%d", path, n), func(b *testing.B) {
+				tokens, tables := make([]int32, n), make([][]int32, n)
+				for i := range tables {
+					tokens[i] = int32(i * 1000)
+					for page := range int32(16) {
+						tables[i] = append(tables[i], int32(i)*16+page)
+					}
+				}
+				batch := decode(tokens, 191, tables...)
+				for b.Loop() {
+					step(b, batch)
+				}
+				b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "tok/s")
+			})
+		}
+		b.Run(path+"/prefill-128", func(b *testing.B) {
+			batch := &device.Batch{Tokens: make([]int32, 128), Seqs: []device.Seq{{Rows: 128, Context: 128}}, Tables: []int32{0, 1, 2, 3, 4, 5, 6, 7}}
+			for i := range int32(128) {
+				batch.Tokens[i] = i * 300
+				batch.Positions = append(batch.Positions, i)
+			}
+			last := plain(0)
+			last.Row = 127
+			batch.Samples = []device.Sample{last}
+			for b.Loop() {
+				step(b, batch)
+			}
+			b.ReportMetric(float64(128*b.N)/b.Elapsed().Seconds(), "tok/s")
+		})
+		r.Close()
+		kv.Close()
+		d.Close()
 	}
 }
