@@ -21,7 +21,8 @@ type sampler struct {
 	weights []float32
 	seen    []int32 // by token: 1 if in the history, plus 2 for each time generated; zero between samples
 	touched []int32 // tokens with an entry in seen
-	kept    []int32
+	kept    []int32 // tokens that the filters keep, by id
+	ranked  []int32 // some of them, by weight
 	bucket  [buckets]float64
 }
 
@@ -160,31 +161,28 @@ type cut struct {
 
 func (c cut) keeps(w float32, id int32) bool { return w > c.w || w == c.w && id <= c.id }
 
+// unlikely is a weight below which filters seldom look.
+const unlikely = 0x1p-20
+
 // draw filters x, whose largest logit is top, and draws.
 func (m *sampler) draw(sp *device.Sample, x []float32, top float32) int32 {
 	m.weights = resize(m.weights, len(x))
 	w := m.weights
 	total := m.kern.expRow(w, x, top, 1/sp.Temperature)
-	c := cut{w: 0, id: -1}
-	if sp.MinP > 0 {
-		c = cut{w: min(sp.MinP, 1), id: math.MaxInt32}
-	}
-	if sp.TopK > 0 && int(sp.TopK) < len(x) {
-		c = m.topK(w, c, int(sp.TopK))
-	}
-	if sp.TopP < 1 {
-		c = m.topP(w, c, float64(sp.TopP))
-	}
 	u := uniform(sp.Seed, sp.Position)
-	if c.id < 0 {
+	k := int(sp.TopK)
+	if k >= len(x) {
+		k = 0
+	}
+	if k == 0 && sp.TopP >= 1 && sp.MinP == 0 {
 		return pick(w, float64(u*total))
 	}
-	m.kept, total = m.kept[:0], 0
-	for i, v := range w {
-		if v >= c.w && c.keeps(v, int32(i)) {
-			m.kept = append(m.kept, int32(i))
-			total += float64(v)
-		}
+	total = m.candidates(w, total, sp, k)
+	if k > 0 && k < len(m.kept) {
+		total = m.narrow(w, m.topK(w, k))
+	}
+	if sp.TopP < 1 {
+		total = m.narrow(w, m.topP(w, float64(float64(sp.TopP)*total)))
 	}
 	target, sum := float64(u*total), 0.0
 	for _, i := range m.kept {
@@ -193,6 +191,50 @@ func (m *sampler) draw(sp *device.Sample, x []float32, top float32) int32 {
 		}
 	}
 	return m.kept[len(m.kept)-1]
+}
+
+// candidates sets kept to the tokens that the filters may keep, in order of id, and returns the
+// weight that top-p is a share of if there is no top-k: that of all tokens that min-p keeps.
+//
+// Nearly all of a vocabulary is unlikely, so a first look leaves that out; a second is needed if
+// the k likeliest, or the likeliest that reach top-p, might be beyond.
+func (m *sampler) candidates(w []float32, total float64, sp *device.Sample, k int) float64 {
+	floor := min(sp.MinP, 1)
+	if floor == 0 {
+		sum := m.collect(w, unlikely)
+		if k > 0 && len(m.kept) >= k || k == 0 && sum >= float64(float64(sp.TopP)*total) {
+			return total
+		}
+		floor = math.SmallestNonzeroFloat32
+	}
+	return m.collect(w, floor)
+}
+
+// collect sets kept to the tokens of weight floor or more and returns the sum of their weights.
+func (m *sampler) collect(w []float32, floor float32) float64 {
+	m.kept = m.kept[:0]
+	sum := 0.0
+	for i, v := range w {
+		if v >= floor {
+			m.kept = append(m.kept, int32(i))
+			sum += float64(v)
+		}
+	}
+	return sum
+}
+
+// narrow drops what c does not keep and returns the sum of the weights of the rest.
+func (m *sampler) narrow(w []float32, c cut) float64 {
+	n, sum := 0, 0.0
+	for _, i := range m.kept {
+		if c.keeps(w[i], i) {
+			m.kept[n] = i
+			n++
+			sum += float64(w[i])
+		}
+	}
+	m.kept = m.kept[:n]
+	return sum
 }
 
 // pick returns the first index whose running sum of weights exceeds target.
@@ -215,43 +257,38 @@ const buckets = 1<<10 - 7
 
 func bucketOf(w float32) int { return int(math.Float32bits(w) >> 20) }
 
-// topP narrows c to the likeliest tokens whose weights reach p of the weight that c keeps.
+// topP cuts kept after the likeliest tokens whose weights reach target.
 //
-// Sorting the vocabulary would cost more than the model's last layer. Weights fall into buckets by
-// their leading bits; only the bucket where the sum crosses the target is sorted.
-func (m *sampler) topP(w []float32, c cut, p float64) cut {
+// There may be as many as the vocabulary, and sorting that would cost more than the model's last
+// layer. Weights fall into buckets by their leading bits; only the bucket where the sum reaches the
+// target is sorted.
+func (m *sampler) topP(w []float32, target float64) cut {
 	clear(m.bucket[:])
-	for i, v := range w {
-		if v >= c.w && c.keeps(v, int32(i)) {
-			m.bucket[bucketOf(v)] += float64(v)
-		}
+	for _, i := range m.kept {
+		m.bucket[bucketOf(w[i])] += float64(w[i])
 	}
-	total := 0.0
-	for i := buckets - 1; i >= 0; i-- {
-		total += m.bucket[i]
-	}
-	target, sum := float64(p*total), 0.0
-	for i := buckets - 1; i >= 0; i-- {
-		if m.bucket[i] == 0 || sum+m.bucket[i] < target {
-			sum += m.bucket[i]
+	sum := 0.0
+	for b := buckets - 1; b >= 0; b-- {
+		if m.bucket[b] == 0 || sum+m.bucket[b] < target {
+			sum += m.bucket[b]
 			continue
 		}
-		m.kept = m.kept[:0]
-		for t, v := range w {
-			if bucketOf(v) == i && c.keeps(v, int32(t)) {
-				m.kept = append(m.kept, int32(t))
+		m.ranked = m.ranked[:0]
+		for _, i := range m.kept {
+			if bucketOf(w[i]) == b {
+				m.ranked = append(m.ranked, i)
 			}
 		}
-		slices.SortFunc(m.kept, byWeight(w))
-		for _, t := range m.kept {
-			if sum += float64(w[t]); sum >= target {
-				return cut{w: w[t], id: t}
+		slices.SortFunc(m.ranked, byWeight(w))
+		for _, i := range m.ranked {
+			if sum += float64(w[i]); sum >= target {
+				return cut{w: w[i], id: i}
 			}
 		}
-		last := m.kept[len(m.kept)-1]
+		last := m.ranked[len(m.ranked)-1]
 		return cut{w: w[last], id: last}
 	}
-	return c
+	return cut{w: 0, id: math.MaxInt32}
 }
 
 // byWeight orders tokens by weight, largest first, then by id.
@@ -267,37 +304,50 @@ func byWeight(w []float32) func(a, b int32) int {
 	}
 }
 
-// topK narrows c to the k likeliest tokens.
-func (m *sampler) topK(w []float32, c cut, k int) cut {
-	m.likeliest(w, c, k)
-	if len(m.kept) < k {
-		return c
+// topK cuts kept after the k likeliest, which are fewer.
+func (m *sampler) topK(w []float32, k int) cut {
+	m.ranked = append(m.ranked[:0], m.kept[:k]...)
+	c := m.heapify(w)
+	for _, i := range m.kept[k:] {
+		if w[i] >= c.w && c.keeps(w[i], i) {
+			c = m.replace(w, i)
+		}
 	}
-	return cut{w: w[m.kept[0]], id: m.kept[0]}
+	return c
 }
 
-// likeliest fills kept with the k largest that c keeps, as a heap whose root is the least of them.
-func (m *sampler) likeliest(w []float32, c cut, k int) {
-	order := byWeight(w)
-	m.kept = m.kept[:0]
+// likeliest sets ranked to the n likeliest of the whole row, or fewer if NaNs leave fewer.
+func (m *sampler) likeliest(w []float32, n int) {
+	m.ranked = m.ranked[:0]
+	var c cut
 	for i, v := range w {
-		if v < c.w || !c.keeps(v, int32(i)) {
-			continue
-		}
-		if len(m.kept) < k {
-			m.kept = append(m.kept, int32(i))
-			if len(m.kept) == k {
-				for j := k/2 - 1; j >= 0; j-- {
-					sink(m.kept, j, order)
-				}
-				c = cut{w: w[m.kept[0]], id: m.kept[0] - 1}
+		switch {
+		case v != v:
+		case len(m.ranked) < n:
+			if m.ranked = append(m.ranked, int32(i)); len(m.ranked) == n {
+				c = m.heapify(w)
 			}
-			continue
+		case v > c.w: // of equals the first are kept
+			c = m.replace(w, int32(i))
 		}
-		m.kept[0] = int32(i)
-		sink(m.kept, 0, order)
-		c = cut{w: w[m.kept[0]], id: m.kept[0] - 1}
 	}
+	slices.SortFunc(m.ranked, byWeight(w))
+}
+
+// heapify orders ranked as a heap whose root is the least likely, and returns the cut there.
+func (m *sampler) heapify(w []float32) cut {
+	order := byWeight(w)
+	for j := len(m.ranked)/2 - 1; j >= 0; j-- {
+		sink(m.ranked, j, order)
+	}
+	return cut{w: w[m.ranked[0]], id: m.ranked[0]}
+}
+
+// replace puts token i in the root's place.
+func (m *sampler) replace(w []float32, i int32) cut {
+	m.ranked[0] = i
+	sink(m.ranked, 0, byWeight(w))
+	return cut{w: w[m.ranked[0]], id: m.ranked[0]}
 }
 
 // sink restores the heap at j: a parent comes after its children in order.
@@ -329,11 +379,10 @@ func (m *sampler) logprobs(token int32, sp *device.Sample, x []float32, out []de
 	norm := naturalLog(m.kern.expRow(m.weights, x, top, 1))
 	of := func(t int32) float32 { return float32(float64(x[t]) - float64(top) - norm) }
 	if len(out) > 0 {
-		m.likeliest(x, cut{w: float32(math.Inf(-1)), id: math.MaxInt32}, len(out))
-		slices.SortFunc(m.kept, byWeight(x))
+		m.likeliest(x, len(out))
 		clear(out)
-		for i := range m.kept {
-			out[i] = device.TokenLogprob{Token: m.kept[i], Logprob: of(m.kept[i])}
+		for i, t := range m.ranked {
+			out[i] = device.TokenLogprob{Token: t, Logprob: of(t)}
 		}
 	}
 	return of(token)

@@ -337,3 +337,32 @@ func TestRowKernels(t *testing.T) {
 		}
 	}
 }
+
+// TestUnlikelyTail: tokens too unlikely for a first look are kept where together they matter.
+func TestUnlikelyTail(t *testing.T) {
+	x := make([]float32, 49152)
+	for i := range x {
+		x[i] = -15 // weight 3.1e-7 each, 0.0148 of the whole together
+	}
+	x[100] = 0
+	b := device.Batch{Samples: []device.Sample{plain(1)}}
+	b.Samples[0].TopP = 0.995
+	m, tail, beyond := newSampler(), 0, false
+	for pos := range int32(1500) {
+		b.Samples[0].Position = pos
+		if got := drawOne(m, b, x); got != 100 {
+			tail++
+			beyond = beyond || got > 40000 // top-p leaves out the last third, by id
+		}
+	}
+	if tail < 5 || tail > 40 || beyond { // 0.0098 of 1,500 is 15
+		t.Errorf("%d of 1500 draws fell in the tail, beyond top-p: %v", tail, beyond)
+	}
+	b.Samples[0].TopP, b.Samples[0].TopK = 1, 3
+	for pos := range int32(1500) {
+		b.Samples[0].Position = pos
+		if got := drawOne(m, b, x); got != 100 && got > 1 {
+			t.Fatalf("top-k 3 drew %d, want 100, 0 or 1", got)
+		}
+	}
+}
