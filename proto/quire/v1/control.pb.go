@@ -826,6 +826,8 @@ type Heartbeat struct {
 	PendingPrefillTokens int64 `protobuf:"varint,5,opt,name=pending_prefill_tokens,json=pendingPrefillTokens,proto3" json:"pending_prefill_tokens,omitempty"`
 	// The newest dispatch taken into account, by its index.
 	DispatchIndex uint64 `protobuf:"varint,6,opt,name=dispatch_index,json=dispatchIndex,proto3" json:"dispatch_index,omitempty"`
+	// The worker finishes what runs and takes nothing new.
+	Draining      bool `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -902,6 +904,13 @@ func (x *Heartbeat) GetDispatchIndex() uint64 {
 	return 0
 }
 
+func (x *Heartbeat) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
 type Finished struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Requests      []*FinishedRequest     `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
@@ -947,11 +956,17 @@ func (x *Finished) GetRequests() []*FinishedRequest {
 }
 
 type FinishedRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	FinishReason  FinishReason           `protobuf:"varint,2,opt,name=finish_reason,json=finishReason,proto3,enum=quire.v1.FinishReason" json:"finish_reason,omitempty"`
-	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
-	Usage         *Usage                 `protobuf:"bytes,4,opt,name=usage,proto3" json:"usage,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	RequestId    string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	FinishReason FinishReason           `protobuf:"varint,2,opt,name=finish_reason,json=finishReason,proto3,enum=quire.v1.FinishReason" json:"finish_reason,omitempty"`
+	Error        string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	Usage        *Usage                 `protobuf:"bytes,4,opt,name=usage,proto3" json:"usage,omitempty"`
+	// The worker did not run it to its end and will not: it belongs back into the queue. No finish
+	// reason is set then.
+	Returned bool `protobuf:"varint,5,opt,name=returned,proto3" json:"returned,omitempty"`
+	// The dispatch that this ends: one that is not the request's newest ends nothing.
+	Term          uint64 `protobuf:"varint,6,opt,name=term,proto3" json:"term,omitempty"`
+	Index         uint64 `protobuf:"varint,7,opt,name=index,proto3" json:"index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1012,6 +1027,27 @@ func (x *FinishedRequest) GetUsage() *Usage {
 		return x.Usage
 	}
 	return nil
+}
+
+func (x *FinishedRequest) GetReturned() bool {
+	if x != nil {
+		return x.Returned
+	}
+	return false
+}
+
+func (x *FinishedRequest) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *FinishedRequest) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
 }
 
 type WorkResponse struct {
@@ -1924,7 +1960,7 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\amessage\"O\n" +
 	"\x05Hello\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.quire.v1.WorkerInfoR\x06worker\x12\x18\n" +
-	"\arunning\x18\x02 \x03(\tR\arunning\"\xd9\x01\n" +
+	"\arunning\x18\x02 \x03(\tR\arunning\"\xf5\x01\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x18\n" +
 	"\arunning\x18\x02 \x01(\x05R\arunning\x12\x18\n" +
@@ -1932,15 +1968,19 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\vfree_blocks\x18\x04 \x01(\x05R\n" +
 	"freeBlocks\x124\n" +
 	"\x16pending_prefill_tokens\x18\x05 \x01(\x03R\x14pendingPrefillTokens\x12%\n" +
-	"\x0edispatch_index\x18\x06 \x01(\x04R\rdispatchIndex\"A\n" +
+	"\x0edispatch_index\x18\x06 \x01(\x04R\rdispatchIndex\x12\x1a\n" +
+	"\bdraining\x18\a \x01(\bR\bdraining\"A\n" +
 	"\bFinished\x125\n" +
-	"\brequests\x18\x01 \x03(\v2\x19.quire.v1.FinishedRequestR\brequests\"\xaa\x01\n" +
+	"\brequests\x18\x01 \x03(\v2\x19.quire.v1.FinishedRequestR\brequests\"\xf0\x01\n" +
 	"\x0fFinishedRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12;\n" +
 	"\rfinish_reason\x18\x02 \x01(\x0e2\x16.quire.v1.FinishReasonR\ffinishReason\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\x12%\n" +
-	"\x05usage\x18\x04 \x01(\v2\x0f.quire.v1.UsageR\x05usage\"\xcf\x01\n" +
+	"\x05usage\x18\x04 \x01(\v2\x0f.quire.v1.UsageR\x05usage\x12\x1a\n" +
+	"\breturned\x18\x05 \x01(\bR\breturned\x12\x12\n" +
+	"\x04term\x18\x06 \x01(\x04R\x04term\x12\x14\n" +
+	"\x05index\x18\a \x01(\x04R\x05index\"\xcf\x01\n" +
 	"\fWorkResponse\x12-\n" +
 	"\awelcome\x18\x01 \x01(\v2\x11.quire.v1.WelcomeH\x00R\awelcome\x120\n" +
 	"\bdispatch\x18\x02 \x01(\v2\x12.quire.v1.DispatchH\x00R\bdispatch\x12*\n" +
