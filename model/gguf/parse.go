@@ -59,6 +59,7 @@ type File struct {
 	values  map[string]value
 	tensors map[string]int
 	data    []byte
+	head    int // where the descriptions end
 	unmap   func([]byte) error
 }
 
@@ -80,6 +81,9 @@ func (f *File) Tensor(name string) (*Tensor, bool) {
 	}
 	return &f.Tensors[i], true
 }
+
+// Head is the part of the file before the tensors' data: all keys and descriptions.
+func (f *File) Head() []byte { return f.data[:f.head] }
 
 // Size is the length of the file in bytes.
 func (f *File) Size() int64 { return int64(len(f.data)) }
@@ -191,6 +195,7 @@ func (r *reader) file() (*File, error) {
 		}
 		offsets = append(offsets, offset)
 	}
+	f.head = r.at
 	return f, r.place(f, offsets)
 }
 
