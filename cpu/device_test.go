@@ -30,7 +30,7 @@ func TestAgainstNaive(t *testing.T) {
 		t.Run(typ.String(), func(t *testing.T) {
 			m := llama(testModel{hidden: 96, ffn: 160, halfPairs: typ%2 == 0, bias: typ%3 == 0, tied: typ%2 == 1})
 			if typ.BlockLen() == 256 {
-				m.hidden, m.ffn, m.heads, m.headDim = 256, 256, 8, 32
+				m.hidden, m.ffn, m.heads, m.headDim, m.layers = 256, 256, 8, 32, 1
 			}
 			model := newTestModel(uint64(typ), m, func() device.Type { return typ })
 			tokens := randomTokens(rng, 80, m.vocab) // more than one span

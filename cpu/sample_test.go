@@ -366,3 +366,62 @@ func TestUnlikelyTail(t *testing.T) {
 		}
 	}
 }
+
+// TestSamplesTogether: what a sample draws and reports does not depend on the others of its step.
+func TestSamplesTogether(t *testing.T) {
+	for _, path := range Paths() {
+		d, m, p := smallModel(t, Options{Path: path, Threads: 3})
+		kv, err := d.NewPages(m.kv(1, 16, device.F32))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := d.Compile(p, kv, device.Limits{Rows: 9, Sequences: 1, Samples: 20, Depth: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rng := rand.New(rand.NewPCG(6, 6))
+		b := device.Batch{Tokens: randomTokens(rng, 9, m.vocab), Seqs: []device.Seq{{Rows: 9, Context: 9}}, Tables: []int32{0}}
+		for i := range b.Tokens {
+			b.Positions = append(b.Positions, int32(i))
+		}
+		b.History = randomTokens(rng, 40, m.vocab)
+		for i := range 20 {
+			one, _ := randomSampling(rng, m.vocab)
+			sp := one.Samples[0]
+			sp.BiasStart, sp.BiasEnd, sp.Mask = 0, 0, -1
+			sp.Row, sp.Seed, sp.Position, sp.Logprobs = int32(i*9/20), rng.Uint64(), int32(i), int32(i%4)-1
+			if i%5 == 4 {
+				sp.Score = int32(i)
+			}
+			b.Samples = append(b.Samples, sp)
+		}
+		run := func(b *device.Batch) device.Result {
+			var res device.Result
+			if err := r.Submit(b); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.Wait(&res); err != nil {
+				t.Fatal(err)
+			}
+			return res
+		}
+		all := run(&b)
+		at := 0
+		for i, sp := range b.Samples {
+			alone := b
+			alone.Samples = []device.Sample{sp}
+			one := run(&alone)
+			n := max(0, int(sp.Logprobs))
+			if one.Tokens[0] != all.Tokens[i] || one.Logprobs[0] != all.Logprobs[i] || !slices.Equal(one.Top, all.Top[at:at+n]) {
+				t.Errorf("%s: sample %d alone: %+v; among others: token %d, %v, %v", path, i, one, all.Tokens[i], all.Logprobs[i], all.Top[at:at+n])
+			}
+			if sp.Score >= 0 && (one.Tokens[0] != sp.Score || one.Logprobs[0] >= 0) {
+				t.Errorf("%s: score of token %d: %+v", path, sp.Score, one)
+			}
+			at += n
+		}
+		r.Close()
+		kv.Close()
+		d.Close()
+	}
+}
