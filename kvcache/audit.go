@@ -170,10 +170,17 @@ func (p *Pool) audit() *findings {
 			f.blame(id, "is %s, should be %s", b.state, want)
 		}
 		if listed[i] != want {
-			f.note(id, "is on the list of %s blocks, should be on that of %s", listed[i], want)
+			f.note(id, "is on %s, should be on %s", listName(listed[i]), listName(want))
 		}
 	}
 	return f
+}
+
+func listName(s state) string {
+	if s == 0 {
+		return "no list"
+	}
+	return "the " + s.String() + " list"
 }
 
 // walk marks the blocks of one list, as far as its links make sense.
@@ -181,7 +188,7 @@ func (p *Pool) walk(f *findings, l *list, s state, listed []state) {
 	prev, n := NoBlock, 0
 	for id := l.head; id != NoBlock; id = p.blocks[id].next {
 		if id < 0 || int(id) >= len(p.blocks) || listed[id] != 0 {
-			f.errs = append(f.errs, fmt.Errorf("%w: the list of %s blocks runs into block %d after %d", ErrAccounting, s, id, n))
+			f.errs = append(f.errs, fmt.Errorf("%w: the %s list runs into block %d after %d", ErrAccounting, s, id, n))
 			return
 		}
 		if p.blocks[id].prev != prev {
@@ -196,7 +203,7 @@ func (p *Pool) walk(f *findings, l *list, s state, listed []state) {
 		n++
 	}
 	if n != l.n || l.tail != prev {
-		f.errs = append(f.errs, fmt.Errorf("%w: the list of %s blocks counts %d and ends at %d, holds %d and ends at %d", ErrAccounting, s, l.n, l.tail, n, prev))
+		f.errs = append(f.errs, fmt.Errorf("%w: the %s list counts %d and ends at %d, holds %d and ends at %d", ErrAccounting, s, l.n, l.tail, n, prev))
 	}
 }
 
