@@ -34,6 +34,12 @@ func (t *Tokenizer) NewStream(skipSpecial bool) *Stream { return &Stream{t: t, s
 
 // Push returns the text that ids complete. Ids outside the vocabulary have no text.
 func (s *Stream) Push(ids ...int32) string {
+	// The usual case costs no copy: one token of whole characters.
+	if len(ids) == 1 && len(s.held) == 0 && ids[0] >= 0 && int(ids[0]) < len(s.t.pieces) {
+		if piece := s.t.pieces[ids[0]]; utf8.ValidString(piece) && !(s.skip && s.t.IsSpecial(ids[0])) {
+			return piece
+		}
+	}
 	for _, id := range ids {
 		if id < 0 || int(id) >= len(s.t.pieces) || s.skip && s.t.IsSpecial(id) {
 			continue
