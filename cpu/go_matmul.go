@@ -125,10 +125,9 @@ func (e *goExecutor) dotQuant(p *goPart, n, r int) float32 {
 	s := p.s[n*count : (n+1)*count]
 	var acc float32
 	for g := range s {
-		xg, wg := x[g*p.group:(g+1)*p.group], w[g*p.group:(g+1)*p.group]
 		var isum int32
-		for k, v := range xg {
-			isum += int32(v) * int32(wg[k])
+		for k := g * p.group; k < (g+1)*p.group; k += 16 {
+			isum += dot16((*[16]int8)(x[k:]), (*[16]int8)(w[k:]))
 		}
 		sx := scales[g*p.group/32]
 		acc = fma32(float32(isum), float32(s[g]*sx), acc)
@@ -141,4 +140,12 @@ func (e *goExecutor) dotQuant(p *goPart, n, r int) float32 {
 		}
 	}
 	return acc
+}
+
+// dot16 is written out because the compiler does not: a loop takes twice the time.
+func dot16(x, w *[16]int8) int32 {
+	return int32(x[0])*int32(w[0]) + int32(x[1])*int32(w[1]) + int32(x[2])*int32(w[2]) + int32(x[3])*int32(w[3]) +
+		int32(x[4])*int32(w[4]) + int32(x[5])*int32(w[5]) + int32(x[6])*int32(w[6]) + int32(x[7])*int32(w[7]) +
+		int32(x[8])*int32(w[8]) + int32(x[9])*int32(w[9]) + int32(x[10])*int32(w[10]) + int32(x[11])*int32(w[11]) +
+		int32(x[12])*int32(w[12]) + int32(x[13])*int32(w[13]) + int32(x[14])*int32(w[14]) + int32(x[15])*int32(w[15])
 }
