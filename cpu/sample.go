@@ -99,7 +99,7 @@ func (m *sampler) token(s *slot, i int, x []float32) int32 {
 		}
 	}
 	best := m.kern.argmax(x)
-	if sp.Temperature < coldest || math.IsInf(float64(x[best]), 0) {
+	if sp.Temperature < coldest || !(math.Abs(float64(x[best])) <= math.MaxFloat32) { // infinite, or nothing but NaNs
 		return best
 	}
 	return m.draw(sp, x, x[best])

@@ -46,6 +46,27 @@ func TestGreedy(t *testing.T) {
 	}
 }
 
+// TestDrawWithoutNumbers: rows of NaNs and infinities give some token, whatever the filters.
+func TestDrawWithoutNumbers(t *testing.T) {
+	nan, inf := float32(math.NaN()), float32(math.Inf(1))
+	for _, c := range []struct {
+		x    []float32
+		want int32
+	}{{[]float32{nan, nan, nan}, 0}, {[]float32{-inf, -inf}, 0}, {[]float32{0, inf, inf}, 1}, {[]float32{nan, 3, -inf}, 1}} {
+		b := device.Batch{Samples: []device.Sample{plain(1)}}
+		sp := &b.Samples[0]
+		for range 2 {
+			for range 2 {
+				if got := drawOne(newSampler(), b, c.x); got != c.want {
+					t.Errorf("drew %d of %v, want %d", got, c.x, c.want)
+				}
+				sp.TopP, sp.MinP = 0.5, 0.1
+			}
+			sp.TopK = 1
+		}
+	}
+}
+
 // expected is the distribution that a sample draws from, the slow way: in binary64, by sorting.
 func expected(b *device.Batch, x []float32) []float64 {
 	sp := &b.Samples[0]
