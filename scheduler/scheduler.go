@@ -1,13 +1,35 @@
 package scheduler
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/consensus"
+	"github.com/quire-serve/quire/scheduler/state"
 )
 
-// Scheduler is one control-plane node.
+// Scheduler is one control-plane node. It serves pb.Control while it leads.
 type Scheduler struct {
 	pb.UnimplementedControlServer
 	settings Settings
+	store    *state.Store
+	node     *consensus.Node
+	// leader is what this node does as the leader; nil while it is not.
+	leader atomic.Pointer[leader]
+	// dispatches is the newest dispatch number; only the leader's loop touches it.
+	dispatches uint64
+
+	cancel    context.CancelFunc
+	owned     sync.WaitGroup
+	streams   sync.WaitGroup
+	closeOnce sync.Once
+	closeErr  error
 }
 
 var _ pb.ControlServer = (*Scheduler)(nil)
@@ -19,11 +41,127 @@ func New(settings Settings) (*Scheduler, error) {
 	if err := settings.Validate(); err != nil {
 		return nil, err
 	}
-	return &Scheduler{settings: settings}, nil
+	s := &Scheduler{settings: settings, store: state.New()}
+	peers := consensus.Settings{NodeID: settings.NodeID, DataDir: settings.DataDir, Logger: settings.Logger}
+	for _, p := range settings.Peers {
+		peers.Peers = append(peers.Peers, consensus.Server{ID: p.ID, Address: p.Raft})
+	}
+	if settings.RaftListen != "" {
+		layer, err := consensus.ListenTCP(settings.RaftListen, settings.RaftAdvertise)
+		if err != nil {
+			return nil, err
+		}
+		peers.Layer = layer
+	}
+	if settings.consensus != nil {
+		settings.consensus(&peers)
+	}
+	node, err := consensus.Open(peers, machine{s.store})
+	if err != nil {
+		return nil, fmt.Errorf("scheduler: %w", err)
+	}
+	s.node = node
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	s.owned.Go(func() { s.watchLeadership(ctx) })
+	return s, nil
 }
 
-// Ready says whether this node can admit requests.
-func (s *Scheduler) Ready() bool { return false }
+// machine drives the tables with the log.
+type machine struct{ store *state.Store }
 
-// Close stops the node and releases its data folder.
-func (s *Scheduler) Close() error { return nil }
+var _ consensus.StateMachine = machine{}
+
+func (m machine) Apply(index, term uint64, data []byte) (any, error) {
+	return m.store.Apply(index, term, data)
+}
+func (m machine) Snapshot() io.WriterTo     { return m.store.View() }
+func (m machine) Restore(r io.Reader) error { return m.store.Restore(r) }
+
+// watchLeadership runs one leader at a time. Gaining leadership twice in a row means that it was
+// lost between, so the leader starts anew.
+func (s *Scheduler) watchLeadership(ctx context.Context) {
+	stop := func() {}
+	for {
+		select {
+		case <-ctx.Done():
+			stop()
+			return
+		case gained := <-s.node.Leadership():
+			stop()
+			stop = func() {}
+			if gained {
+				stop = s.startLeading(ctx)
+			}
+		}
+	}
+}
+
+func (s *Scheduler) startLeading(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		for {
+			err := s.lead(ctx)
+			if ctx.Err() != nil || !s.node.Leads() {
+				return
+			}
+			s.settings.Logger.Warn("leading failed; starting again", "error", err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(retryLeading):
+			}
+		}
+	})
+	return func() {
+		cancel()
+		done.Wait()
+	}
+}
+
+// Ready says whether requests can be admitted: here, or at a leader that this node knows.
+func (s *Scheduler) Ready() bool {
+	if s.leader.Load() != nil {
+		return true
+	}
+	leader := s.node.Leader()
+	return leader.ID != "" && leader.ID != s.settings.NodeID
+}
+
+// Stats is a picture of the leader's work; zero on other nodes.
+type Stats struct {
+	// Queued requests wait for a worker, QueuedBytes in size; Running ones are with a worker.
+	Queued, Running int
+	QueuedBytes     int64
+	// Workers are in session.
+	Workers int
+}
+
+// Stats returns the current numbers.
+func (s *Scheduler) Stats() Stats {
+	if l := s.leader.Load(); l != nil {
+		return l.stats()
+	}
+	return Stats{}
+}
+
+// ChainHash covers every log entry applied on this node, up to index. Nodes must agree on it.
+func (s *Scheduler) ChainHash() (index, hash uint64) {
+	v := s.store.View()
+	return v.Index(), v.ChainHash()
+}
+
+// Close stops the node: streams end, entries on their way are committed if they can be, and the data
+// folder is released. Admitted requests stay in the log.
+func (s *Scheduler) Close() error {
+	s.closeOnce.Do(func() {
+		s.cancel()
+		s.owned.Wait()
+		s.closeErr = s.node.Close()
+		s.streams.Wait()
+	})
+	return s.closeErr
+}
+
+var errLeadershipLost = errors.New("leadership was lost")

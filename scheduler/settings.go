@@ -5,21 +5,33 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
+
+	"github.com/quire-serve/quire/scheduler/batch"
+	"github.com/quire-serve/quire/scheduler/consensus"
+	"github.com/quire-serve/quire/scheduler/state"
 )
 
 // Settings is what New takes. Zero values mean the defaults stated per field.
 type Settings struct {
 	// NodeID names this control-plane node; it must stay the same over restarts. Required.
 	NodeID string
-	// DataDir holds the Raft log and snapshots. Required unless Consensus says otherwise.
+	// DataDir holds the Raft log and snapshots. Required.
 	DataDir string
 	// Logger receives the node's log. Default slog.Default().
 	Logger *slog.Logger
+
+	// Peers are the first members of the cluster, this node among them. Default: this node alone.
+	Peers []Peer
+	// RaftListen is the host:port for peers; empty opens none, for a cluster of one. RaftAdvertise
+	// is the address that peers dial, if it is another.
+	RaftListen, RaftAdvertise string
 
 	// QueueRequests bounds the requests that wait for a worker. Default 16,384.
 	QueueRequests int
 	// QueueBytes bounds their encoded size together. Default 256 MiB.
 	QueueBytes int64
+	// Batch sets the order of the queue and the placement.
+	Batch batch.Settings
 
 	// HeartbeatInterval is what workers are asked for. Default 250 ms.
 	HeartbeatInterval time.Duration
@@ -30,6 +42,19 @@ type Settings struct {
 	SessionGrace time.Duration
 	// ReconnectGrace is the same for workers that a new leader has not heard from. Default 5 s.
 	ReconnectGrace time.Duration
+	// ReconcileGrace is how long a worker that came back may take to say that a request which it
+	// does not run any more had finished. Default 250 ms.
+	ReconcileGrace time.Duration
+
+	// consensus lets tests run clusters in memory.
+	consensus func(*consensus.Settings)
+}
+
+// Peer is a member of the cluster.
+type Peer struct {
+	ID string
+	// Raft is where the node's RaftListen is reached, Control where its Control service is.
+	Raft, Control string
 }
 
 func (s *Settings) setDefaults() {
@@ -42,17 +67,21 @@ func (s *Settings) setDefaults() {
 	if s.QueueBytes == 0 {
 		s.QueueBytes = 256 << 20
 	}
-	if s.HeartbeatInterval == 0 {
-		s.HeartbeatInterval = 250 * time.Millisecond
+	set := func(field *time.Duration, value time.Duration) {
+		if *field == 0 {
+			*field = value
+		}
 	}
-	if s.HeartbeatTimeout == 0 {
-		s.HeartbeatTimeout = 3 * time.Second
+	set(&s.HeartbeatInterval, 250*time.Millisecond)
+	set(&s.HeartbeatTimeout, 3*time.Second)
+	set(&s.SessionGrace, time.Second)
+	set(&s.ReconnectGrace, 5*time.Second)
+	set(&s.ReconcileGrace, 250*time.Millisecond)
+	if s.Batch.FreshMS == 0 {
+		s.Batch.FreshMS = 3 * s.HeartbeatInterval.Milliseconds()
 	}
-	if s.SessionGrace == 0 {
-		s.SessionGrace = time.Second
-	}
-	if s.ReconnectGrace == 0 {
-		s.ReconnectGrace = 5 * time.Second
+	if s.Batch.StaleMS == 0 {
+		s.Batch.StaleMS = max(s.Batch.FreshMS, s.HeartbeatTimeout.Milliseconds())
 	}
 }
 
@@ -63,15 +92,62 @@ func (s Settings) Validate() error {
 		return errors.New("scheduler: NodeID is empty")
 	case len(s.NodeID) > maxIDBytes:
 		return fmt.Errorf("scheduler: NodeID is %d bytes long; the limit is %d", len(s.NodeID), maxIDBytes)
+	case s.DataDir == "" && s.consensus == nil:
+		return errors.New("scheduler: DataDir is empty")
 	case s.QueueRequests < 0:
 		return fmt.Errorf("scheduler: QueueRequests is %d; it must be positive", s.QueueRequests)
 	case s.QueueBytes < 0:
 		return fmt.Errorf("scheduler: QueueBytes is %d; it must be positive", s.QueueBytes)
-	case s.HeartbeatInterval < 0, s.HeartbeatTimeout < 0, s.SessionGrace < 0, s.ReconnectGrace < 0:
-		return errors.New("scheduler: intervals must be positive")
+	case len(s.Peers) > 1 && s.RaftListen == "" && s.consensus == nil:
+		return fmt.Errorf("scheduler: RaftListen is empty with %d Peers; they could not reach this node", len(s.Peers))
 	}
-	return nil
+	for name, value := range map[string]time.Duration{
+		"HeartbeatInterval": s.HeartbeatInterval, "HeartbeatTimeout": s.HeartbeatTimeout, "SessionGrace": s.SessionGrace,
+		"ReconnectGrace": s.ReconnectGrace, "ReconcileGrace": s.ReconcileGrace,
+	} {
+		if value < 0 {
+			return fmt.Errorf("scheduler: %s is %v; it must be positive", name, value)
+		}
+	}
+	return s.Batch.Validate()
 }
 
-// maxIDBytes bounds ids of requests, workers, gateways, nodes and tenants.
-const maxIDBytes = 128
+const (
+	// maxIDBytes bounds ids of requests, workers, gateways, nodes and tenants.
+	maxIDBytes = 128
+	// maxModelBytes bounds a model's name.
+	maxModelBytes = 256
+	// maxErrorBytes bounds the text of an error in the log.
+	maxErrorBytes = 1024
+	// maxRequestBytes bounds a request's encoded size: 128 Ki tokens of a vocabulary up to 2 Mi, and
+	// 16 KiB for the rest.
+	maxRequestBytes = 400 << 10
+
+	// A log entry takes finishes and requeues up to settleBytes, then submits up to admitBytes (a
+	// request of maxRequestBytes always fits behind the former), then assignments.
+	settleBytes = 48 << 10
+	admitBytes  = settleBytes + maxRequestBytes + 4<<10
+	// commandBytes is the most that a command without a prompt takes.
+	commandBytes = 2*maxIDBytes + 64
+	// dispatchBytes bounds the requests that one instant hands to workers.
+	dispatchBytes = 2 << 20
+
+	// instant is the least time between two log entries: what arrives within it goes together.
+	instant = time.Millisecond
+	// housekeeping is how often silence and deadlines are looked at.
+	housekeeping = 50 * time.Millisecond
+	// entriesInFlight is how many entries may be on their way to the log. More would only wait in
+	// raft for the same fsync; the next entry grows meanwhile instead.
+	entriesInFlight = 4
+	// maxAttempts is how often a request is given to a worker before it is held to be the reason
+	// that workers die.
+	maxAttempts = 5
+	// retryLeading is the pause before a leader that failed starts again.
+	retryLeading   = 100 * time.Millisecond
+	barrierTimeout = 30 * time.Second
+	// sessionMessages bounds the messages that wait for a worker to read them.
+	sessionMessages = 1024
+	// endedPerMessage and endedWaiting bound the news to a gateway.
+	endedPerMessage = 1000
+	endedWaiting    = 2 * state.FinishedKept
+)

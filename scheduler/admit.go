@@ -1,0 +1,266 @@
+package scheduler
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/batch"
+	"github.com/quire-serve/quire/scheduler/state"
+)
+
+// phase is where the leader has a request; the log follows one entry behind.
+type phase uint8
+
+const (
+	phaseNew      phase = iota + 1 // Waits for its first log entry.
+	phaseQueued                    // In the batcher.
+	phaseAssigned                  // With a worker.
+	phaseReturned                  // Taken back from a worker, waits for a log entry to say so.
+	phaseEnding                    // Its end waits for the log.
+)
+
+// live is an unfinished request in the leader's memory.
+type live struct {
+	request *pb.Request
+	digest  []byte
+	bytes   int
+	phase   phase
+	// worker has it while phaseAssigned, and had it while phaseReturned.
+	worker   string
+	attempts uint32
+
+	// admitted is closed once the log has the request, at submitted, or err says why it has not.
+	admitted  chan struct{}
+	submitted state.Position
+	err       error
+	// ended is closed once the log has its end.
+	ended chan struct{}
+}
+
+func (r *live) tokens() int {
+	most := 0
+	for _, choice := range r.request.GetGenerated() {
+		most = max(most, len(choice.GetIds()))
+	}
+	return len(r.request.GetPrompt()) + most
+}
+
+// digest names what a retry must repeat. Where it came from and when are not part of that.
+func digest(r *pb.Request) ([]byte, error) {
+	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(&pb.Request{
+		Model: r.GetModel(), Tenant: r.GetTenant(), Prompt: r.GetPrompt(), Sampling: r.GetSampling(), CacheSalt: r.GetCacheSalt(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(body)
+	return sum[:16], nil
+}
+
+func checkRequest(r *pb.Request) error {
+	switch {
+	case r == nil:
+		return invalid("request", "is missing")
+	case r.GetId() == "" || len(r.GetId()) > maxIDBytes:
+		return invalid("request.id", "%d bytes; it must have 1 to %d", len(r.GetId()), maxIDBytes)
+	case r.GetModel() == "" || len(r.GetModel()) > maxModelBytes:
+		return invalid("request.model", "%d bytes; it must have 1 to %d", len(r.GetModel()), maxModelBytes)
+	case len(r.GetTenant()) > maxIDBytes:
+		return invalid("request.tenant", "%d bytes; the limit is %d", len(r.GetTenant()), maxIDBytes)
+	case len(r.GetGatewayId()) > maxIDBytes:
+		return invalid("request.gateway_id", "%d bytes; the limit is %d", len(r.GetGatewayId()), maxIDBytes)
+	case len(r.GetPrompt()) == 0:
+		return invalid("request.prompt", "is empty; it needs at least one token")
+	case r.GetDeadlineUnixMs() < 0:
+		return invalid("request.deadline_unix_ms", "%d is negative", r.GetDeadlineUnixMs())
+	case proto.Size(r) > maxRequestBytes:
+		return invalid("request", "%d bytes encoded, with %d prompt tokens; the limit is %d bytes", proto.Size(r), len(r.GetPrompt()), maxRequestBytes)
+	}
+	if i := slices.IndexFunc(r.GetPrompt(), func(id int32) bool { return id < 0 }); i >= 0 {
+		return invalid("request.prompt", "token %d is %d; token ids are not negative", i, r.GetPrompt()[i])
+	}
+	return nil
+}
+
+// Submit admits a request; see the service's definition.
+func (s *Scheduler) Submit(ctx context.Context, in *pb.SubmitRequest) (*pb.SubmitResponse, error) {
+	r := in.GetRequest()
+	if err := checkRequest(r); err != nil {
+		return nil, err
+	}
+	sum, err := digest(r)
+	if err != nil {
+		return nil, invalid("request", "does not encode: %v", err)
+	}
+	l, err := s.leading(unaryTrailer(ctx))
+	if err != nil {
+		return nil, err
+	}
+	request, known, err := l.submit(r, sum)
+	if err != nil || request == nil {
+		return known, err
+	}
+	select {
+	case <-request.admitted:
+	case <-l.done:
+		return nil, errNotLeading("the request was being admitted")
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+	if request.err != nil {
+		return nil, request.err
+	}
+	return l.answer(request, known != nil), nil
+}
+
+// submit finds or enters a request. It returns the live request to wait for, with a response if it
+// was there before, or only the response if it has ended.
+func (l *leader) submit(r *pb.Request, sum []byte) (*live, *pb.SubmitResponse, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if known := l.live[r.GetId()]; known != nil {
+		if !bytes.Equal(known.digest, sum) {
+			return nil, nil, errOtherBody(r.GetId())
+		}
+		return known, &pb.SubmitResponse{Duplicate: true}, nil
+	}
+	if known := l.s.store.View().Request(r.GetId()); known != nil {
+		if !bytes.Equal(known.Digest, sum) {
+			return nil, nil, errOtherBody(r.GetId())
+		}
+		return nil, &pb.SubmitResponse{
+			Term: known.Submitted.Term, Index: known.Submitted.Index,
+			Duplicate: true, WorkerId: known.WorkerID, FinishReason: known.FinishReason,
+		}, nil
+	}
+	request := &live{
+		request: r, digest: sum, bytes: proto.Size(r), phase: phaseNew,
+		admitted: make(chan struct{}), ended: make(chan struct{}),
+	}
+	if err := l.accepts(request); err != nil {
+		return nil, nil, err
+	}
+	l.live[r.GetId()] = request
+	l.submits = append(l.submits, request)
+	l.submitBytes += int64(request.bytes)
+	l.kick()
+	return request, nil, nil
+}
+
+func errOtherBody(id string) error {
+	return status.Errorf(codes.AlreadyExists, "request.id: %q was used for a request with another body", id)
+}
+
+// accepts refuses what no worker serves or could ever hold, and what the queue has no room for.
+func (l *leader) accepts(r *live) error {
+	model := r.request.GetModel()
+	serves, ok := l.models[model]
+	switch {
+	case len(l.workers) == 0:
+		return status.Error(codes.Unavailable, "no worker has joined yet; try again when one is ready")
+	case !ok:
+		return status.Errorf(codes.NotFound, "request.model: no worker serves %q; served: %s", model, strings.Join(l.modelNames(), ", "))
+	case r.tokens() >= serves.maxTokens:
+		return invalid("request.prompt", "%d tokens leave no room for an answer; %q takes %d in all", r.tokens(), model, serves.maxTokens)
+	}
+	if ms := r.request.GetDeadlineUnixMs(); ms != 0 && ms <= time.Now().UnixMilli() {
+		return status.Error(codes.DeadlineExceeded, "request.deadline_unix_ms: the deadline has passed")
+	}
+	waiting := l.batcher.Len() + len(l.submits)
+	if waiting >= l.s.settings.QueueRequests {
+		return exhausted(fmt.Sprintf("the queue is full: %d requests wait, the limit is %d", waiting, l.s.settings.QueueRequests), l.retryAfter(waiting))
+	}
+	if waitingBytes := l.batcher.Bytes() + l.submitBytes; waitingBytes+int64(r.bytes) > l.s.settings.QueueBytes {
+		return exhausted(fmt.Sprintf("the queue is full: its requests take %d bytes, the limit is %d", waitingBytes, l.s.settings.QueueBytes), l.retryAfter(waiting))
+	}
+	return nil
+}
+
+// retryAfter is the time in which half of the queue should be gone at the rate of the last seconds.
+func (l *leader) retryAfter(waiting int) time.Duration {
+	const least, most = 200 * time.Millisecond, 30 * time.Second
+	rate := l.bindRate.perSecond(time.Now())
+	if rate <= 0 {
+		return most
+	}
+	return min(max(time.Duration(float64(waiting)/2/rate*float64(time.Second)), least), most)
+}
+
+func (l *leader) answer(r *live, duplicate bool) *pb.SubmitResponse {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	response := &pb.SubmitResponse{Term: r.submitted.Term, Index: r.submitted.Index, Duplicate: duplicate}
+	if r.phase != phaseReturned {
+		response.WorkerId = r.worker
+	}
+	return response
+}
+
+// Abort ends a request in any state. It returns once the end is in the log.
+func (s *Scheduler) Abort(ctx context.Context, in *pb.AbortRequest) (*pb.AbortResponse, error) {
+	l, err := s.leading(unaryTrailer(ctx))
+	if err != nil {
+		return nil, err
+	}
+	ended := l.abort(in.GetRequestId(), in.GetReason())
+	if ended == nil {
+		return &pb.AbortResponse{}, nil
+	}
+	select {
+	case <-ended:
+		return &pb.AbortResponse{Found: true}, nil
+	case <-l.done:
+		return nil, errNotLeading("the request was being aborted")
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+// abort begins a request's end and returns the channel that tells of it; nil for an unknown one.
+func (l *leader) abort(id, reason string) <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.live[id]
+	if r == nil {
+		return nil
+	}
+	switch r.phase {
+	case phaseEnding:
+		return r.ended
+	case phaseNew:
+		// The log never hears of it.
+		r.phase = phaseEnding
+		l.submits = slices.DeleteFunc(l.submits, func(x *live) bool { return x == r })
+		l.submitBytes -= int64(r.bytes)
+		delete(l.live, id)
+		r.err = status.Error(codes.Aborted, "the request was aborted before it was admitted")
+		close(r.admitted)
+		close(r.ended)
+		return r.ended
+	case phaseAssigned:
+		if session := l.sessions[r.worker]; session != nil {
+			session.send(&pb.WorkResponse{Message: &pb.WorkResponse_Revoke{Revoke: &pb.Revoke{Term: l.term, RequestIds: []string{id}}}})
+		}
+	}
+	l.finish(r, &pb.FinishCommand{FinishReason: pb.FinishReason_FINISH_REASON_ABORT, Error: reason}, true)
+	return r.ended
+}
+
+// queued is what the batcher must know of a request.
+func (l *leader) queued(r *live, arrivalMS int64) batch.Request {
+	return batch.Request{
+		ID: r.request.GetId(), Model: r.request.GetModel(), Tenant: r.request.GetTenant(),
+		Priority: r.request.GetPriority(), ArrivalMS: arrivalMS, DeadlineMS: r.request.GetDeadlineUnixMs(),
+		Tokens: r.tokens(), Choices: int(r.request.GetSampling().GetN()), Bytes: r.bytes,
+	}
+}

@@ -1,0 +1,478 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/batch"
+	"github.com/quire-serve/quire/scheduler/state"
+)
+
+// leader is everything that this node knows because it leads. It is memory only: built from the
+// replicated state when leadership begins, dropped when it ends.
+//
+// Calls change it under mu and kick the loop. The loop makes one log entry of all that has gathered
+// (compose), sends what the entry hands to workers at once, in parallel with the commit, and learns
+// the outcome from the log (settle). An entry that fails ends the leadership: what it handed out is
+// revoked, and the next leader, perhaps this node, starts from the log.
+type leader struct {
+	s    *Scheduler
+	term uint64
+
+	kicked chan struct{}
+	// done is closed when the leadership is over.
+	done chan struct{}
+	// failed receives the error that ends it.
+	failed chan error
+
+	mu      sync.Mutex
+	batcher *batch.Batcher
+	live    map[string]*live
+	// What waits for the next entry, in order.
+	submits     []*live
+	submitBytes int64
+	finishes    []*ending
+	returns     []*live
+	workerNews  []*pb.WorkerCommand
+
+	// workers are those in session and those that may come back; absent holds until when.
+	// attached are those that were in session with this leader and are not lost.
+	workers  map[string]*pb.WorkerInfo
+	absent   map[string]time.Time
+	attached map[string]bool
+	sessions map[string]*session
+	onWorker map[string]map[string]*live
+	models   map[string]served
+	watchers map[*watcher]struct{}
+	bindRate rate
+}
+
+// ending is the end of a request on its way to the log.
+type ending struct {
+	request *live
+	command *pb.FinishCommand
+	// tell says that the gateway will not hear of it from a worker.
+	tell bool
+}
+
+// served is what the workers of one model can do.
+type served struct {
+	// maxTokens is the longest sequence, prompt and output together, that one of them can hold.
+	maxTokens int
+}
+
+// entry is one log entry with what must happen once its fate is known.
+type entry struct {
+	pb       *pb.Entry
+	outcomes []func(state.Result)
+	// dispatched lists the requests handed to workers, to be revoked if the entry fails.
+	dispatched map[string][]string
+	bytes      int
+	wait       func() (any, error)
+}
+
+func (e *entry) add(c *pb.Command, size int, outcome func(state.Result)) {
+	e.pb.Commands = append(e.pb.Commands, c)
+	e.outcomes = append(e.outcomes, outcome)
+	e.bytes += size
+}
+
+// lead serves as the leader until ctx ends or the log refuses an entry.
+func (s *Scheduler) lead(ctx context.Context) error {
+	if err := s.node.Barrier(barrierTimeout); err != nil {
+		return fmt.Errorf("wait for the log of earlier leaders: %w", err)
+	}
+	l := s.establish(time.Now())
+	s.leader.Store(l)
+	defer s.leader.Store(nil)
+	defer l.close()
+	s.settings.Logger.Info("this node leads", "term", l.term, "unfinished", len(l.live))
+	return l.run(ctx)
+}
+
+// establish builds the leader's memory from the tables. Requests that the log says are with a worker
+// stay there for ReconnectGrace: the worker may come back running them.
+func (s *Scheduler) establish(now time.Time) *leader {
+	l := &leader{
+		s: s, term: s.node.Term(),
+		kicked: make(chan struct{}, 1), done: make(chan struct{}), failed: make(chan error, 1),
+		batcher: batch.New(s.settings.Batch), live: map[string]*live{},
+		workers: map[string]*pb.WorkerInfo{}, absent: map[string]time.Time{}, attached: map[string]bool{},
+		sessions: map[string]*session{}, onWorker: map[string]map[string]*live{},
+		models: map[string]served{}, watchers: map[*watcher]struct{}{},
+	}
+	s.dispatches = max(s.dispatches, s.node.LastIndex())
+	view := s.store.View()
+	back := now.Add(s.settings.ReconnectGrace)
+	for w := range view.Workers() {
+		l.workers[w.GetId()] = w
+		l.absent[w.GetId()] = back
+	}
+	l.countModels()
+	admitted := make(chan struct{})
+	close(admitted)
+	for record := range view.Live() {
+		r := &live{
+			request: record.Request, digest: record.Digest, bytes: proto.Size(record.Request),
+			attempts: record.Attempts, submitted: record.Submitted,
+			admitted: admitted, ended: make(chan struct{}),
+		}
+		l.live[record.Request.GetId()] = r
+		if record.Phase == state.Assigned {
+			r.phase = phaseAssigned
+			r.worker = record.WorkerID
+			l.place(r)
+			l.absent[r.worker] = back
+			continue
+		}
+		r.phase = phaseQueued
+		l.batcher.Push(l.queued(r, min(record.Request.GetArrivalUnixMs(), now.UnixMilli())))
+	}
+	return l
+}
+
+// close ends all that depends on the leadership.
+func (l *leader) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.done)
+	for _, s := range l.sessions {
+		s.close(errLeadershipLost)
+	}
+	for w := range l.watchers {
+		w.close(errLeadershipLost)
+	}
+}
+
+func (l *leader) kick() {
+	select {
+	case l.kicked <- struct{}{}:
+	default:
+	}
+}
+
+func (l *leader) fail(err error) {
+	select {
+	case l.failed <- err:
+	default:
+	}
+}
+
+// run is the leader's loop: an entry an instant, as long as there is something to say.
+func (l *leader) run(ctx context.Context) error {
+	inFlight := make(chan *entry, entriesInFlight)
+	var settled sync.WaitGroup
+	settled.Go(func() {
+		for e := range inFlight {
+			l.settle(e)
+		}
+	})
+	defer settled.Wait()
+	defer close(inFlight)
+
+	ticker := time.NewTicker(housekeeping)
+	defer ticker.Stop()
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	var last time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-l.failed:
+			return err
+		case <-ticker.C:
+			l.housekeep(time.Now())
+		case <-l.kicked:
+		}
+		if wait := instant - time.Since(last); wait > 0 {
+			pause.Reset(wait)
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-pause.C:
+			}
+		}
+		last = time.Now()
+		e := l.compose(last)
+		if e == nil {
+			continue
+		}
+		if err := l.propose(ctx, e); err != nil {
+			l.undo(e, err)
+			return err
+		}
+		inFlight <- e
+	}
+}
+
+// compose makes the next entry, nil if there is nothing to say. What it hands to workers is on its
+// way when it returns.
+func (l *leader) compose(now time.Time) *entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	nowMS := now.UnixMilli()
+	e := &entry{pb: &pb.Entry{ProposedUnixMs: nowMS}, dispatched: map[string][]string{}}
+	l.workerNews = take(l.workerNews, func(news *pb.WorkerCommand) bool {
+		size := proto.Size(news) + commandBytes
+		if e.bytes+size > settleBytes {
+			return false
+		}
+		e.add(&pb.Command{Command: &pb.Command_Worker{Worker: news}}, size, nil)
+		return true
+	})
+	l.composeReturns(e, nowMS)
+	l.composeFinishes(e)
+	l.composeSubmits(e, nowMS)
+	for _, late := range l.batcher.Expired(nowMS) {
+		l.finish(l.live[late.ID], &pb.FinishCommand{
+			FinishReason: pb.FinishReason_FINISH_REASON_ERROR,
+			Error:        "the deadline passed while the request waited for a worker",
+		}, true)
+	}
+	l.composeAssigns(e, nowMS)
+	if len(l.submits)+len(l.finishes)+len(l.returns)+len(l.workerNews) > 0 {
+		l.kick()
+	}
+	if len(e.pb.Commands) == 0 {
+		return nil
+	}
+	return e
+}
+
+// take cuts off the front of a list what add accepts.
+func take[T any](list []T, add func(T) bool) []T {
+	n := 0
+	for n < len(list) && add(list[n]) {
+		n++
+	}
+	if n == len(list) {
+		return nil
+	}
+	return list[n:]
+}
+
+func (l *leader) composeReturns(e *entry, nowMS int64) {
+	l.returns = take(l.returns, func(r *live) bool {
+		if r.phase != phaseReturned {
+			return true // It ended meanwhile.
+		}
+		if e.bytes+commandBytes > settleBytes {
+			return false
+		}
+		e.add(&pb.Command{Command: &pb.Command_Requeue{Requeue: &pb.RequeueCommand{
+			RequestId: r.request.GetId(), WorkerId: r.worker,
+		}}}, commandBytes, nil)
+		r.phase, r.worker = phaseQueued, ""
+		l.batcher.Push(l.queued(r, min(r.request.GetArrivalUnixMs(), nowMS)))
+		return true
+	})
+}
+
+func (l *leader) composeFinishes(e *entry) {
+	l.finishes = take(l.finishes, func(f *ending) bool {
+		size := commandBytes + len(f.command.GetError())
+		if e.bytes+size > settleBytes {
+			return false
+		}
+		e.add(&pb.Command{Command: &pb.Command_Finish{Finish: f.command}}, size, func(result state.Result) {
+			l.ended(f, result)
+		})
+		return true
+	})
+}
+
+func (l *leader) composeSubmits(e *entry, nowMS int64) {
+	l.submits = take(l.submits, func(r *live) bool {
+		size := r.bytes + commandBytes
+		if e.bytes+size > admitBytes {
+			return false
+		}
+		l.submitBytes -= int64(r.bytes)
+		e.add(&pb.Command{Command: &pb.Command_Submit{Submit: &pb.SubmitCommand{Request: r.request, Digest: r.digest}}}, size, func(result state.Result) {
+			r.submitted = result.Record.Submitted
+			close(r.admitted)
+		})
+		r.phase = phaseQueued
+		l.batcher.Push(l.queued(r, nowMS))
+		return true
+	})
+}
+
+// composeAssigns lets the batcher fill the workers, and sends each its batch.
+func (l *leader) composeAssigns(e *entry, nowMS int64) {
+	if l.batcher.Len() == 0 {
+		return
+	}
+	number := l.s.dispatches + 1
+	assignments := l.batcher.Plan(nowMS, number, batch.Limits{
+		Requests: (maxEntryBytes - e.bytes) / commandBytes, Bytes: dispatchBytes,
+	})
+	if len(assignments) == 0 {
+		return
+	}
+	l.s.dispatches = number
+	requests := map[string][]*pb.Request{}
+	for _, a := range assignments {
+		r := l.live[a.Request.ID]
+		r.phase, r.worker = phaseAssigned, a.WorkerID
+		r.attempts++
+		l.place(r)
+		requests[a.WorkerID] = append(requests[a.WorkerID], r.request)
+		e.dispatched[a.WorkerID] = append(e.dispatched[a.WorkerID], a.Request.ID)
+		e.add(&pb.Command{Command: &pb.Command_Assign{Assign: &pb.AssignCommand{
+			RequestId: a.Request.ID, WorkerId: a.WorkerID, Term: l.term, Index: number,
+		}}}, commandBytes, nil)
+	}
+	for worker, batch := range requests {
+		l.sessions[worker].send(&pb.WorkResponse{Message: &pb.WorkResponse_Dispatch{Dispatch: &pb.Dispatch{
+			Term: l.term, Index: number, Requests: batch,
+		}}})
+	}
+	l.bindRate.add(len(assignments), time.UnixMilli(nowMS))
+	if l.batcher.Len() > 0 {
+		l.kick() // The plan may have stopped at a limit.
+	}
+}
+
+// settle waits for an entry's fate and acts on it.
+func (l *leader) settle(e *entry) {
+	answer, err := e.wait()
+	if err != nil {
+		l.undo(e, err)
+		l.fail(err)
+		return
+	}
+	results, ok := answer.([]state.Result)
+	if !ok || len(results) != len(e.outcomes) {
+		panic(fmt.Sprintf("scheduler: %d commands were answered with %T %v", len(e.outcomes), answer, answer))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, outcome := range e.outcomes {
+		if outcome != nil {
+			outcome(results[i])
+		}
+	}
+}
+
+// undo takes back what an entry handed out. Its requests may or may not be in the log: their
+// submitters hear so when the leader closes, and may try again.
+func (l *leader) undo(e *entry, err error) {
+	l.s.settings.Logger.Warn("a log entry failed; its dispatches are revoked", "error", err, "commands", len(e.outcomes))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, worker := range slices.Sorted(maps.Keys(e.dispatched)) {
+		if session := l.sessions[worker]; session != nil {
+			session.send(&pb.WorkResponse{Message: &pb.WorkResponse_Revoke{Revoke: &pb.Revoke{
+				Term: l.term, RequestIds: e.dispatched[worker],
+			}}})
+		}
+	}
+}
+
+// finish begins the end of a request, wherever it is.
+func (l *leader) finish(r *live, command *pb.FinishCommand, tell bool) {
+	switch r.phase {
+	case phaseQueued:
+		l.batcher.Remove(r.request.GetId())
+	case phaseAssigned:
+		l.batcher.Forget(r.worker, r.request.GetId())
+		l.displace(r)
+	}
+	r.phase = phaseEnding
+	command.RequestId = r.request.GetId()
+	command.Error = cut(command.GetError(), maxErrorBytes)
+	l.finishes = append(l.finishes, &ending{request: r, command: command, tell: tell})
+	l.kick()
+}
+
+// ended is called once the log has a request's end.
+func (l *leader) ended(f *ending, result state.Result) {
+	id := f.request.request.GetId()
+	delete(l.live, id)
+	close(f.request.ended)
+	if f.tell && result.Record != nil {
+		l.tell(f.request.request.GetGatewayId(), &pb.Ended{
+			RequestId: id, FinishReason: result.Record.FinishReason, Error: result.Record.Error,
+		})
+	}
+}
+
+// place and displace keep the list of what a worker has.
+func (l *leader) place(r *live) {
+	on := l.onWorker[r.worker]
+	if on == nil {
+		on = map[string]*live{}
+		l.onWorker[r.worker] = on
+	}
+	on[r.request.GetId()] = r
+}
+
+func (l *leader) displace(r *live) {
+	on := l.onWorker[r.worker]
+	delete(on, r.request.GetId())
+	if len(on) == 0 {
+		delete(l.onWorker, r.worker)
+	}
+}
+
+// giveBack takes a request from a worker that lost it: it goes back into the queue, or ends if it
+// was lost too often.
+func (l *leader) giveBack(r *live) {
+	if r.attempts >= maxAttempts {
+		l.finish(r, &pb.FinishCommand{
+			FinishReason: pb.FinishReason_FINISH_REASON_ERROR,
+			Error:        fmt.Sprintf("the request was lost with its worker %d times and is not tried again", r.attempts),
+		}, true)
+		return
+	}
+	l.batcher.Forget(r.worker, r.request.GetId())
+	l.displace(r)
+	r.phase = phaseReturned
+	l.returns = append(l.returns, r)
+	l.kick()
+}
+
+func (l *leader) stats() Stats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	running := 0
+	for _, on := range l.onWorker {
+		running += len(on)
+	}
+	return Stats{
+		Queued: l.batcher.Len() + len(l.submits), QueuedBytes: l.batcher.Bytes() + l.submitBytes,
+		Running: running, Workers: len(l.sessions),
+	}
+}
+
+// countModels sums up what the known workers serve.
+func (l *leader) countModels() {
+	clear(l.models)
+	for _, w := range l.workers {
+		m := l.models[w.GetModel()]
+		m.maxTokens = max(m.maxTokens, min(int(w.GetContextLength()), int(w.GetTotalBlocks())*int(w.GetBlockTokens())))
+		l.models[w.GetModel()] = m
+	}
+}
+
+func (l *leader) modelNames() []string { return slices.Sorted(maps.Keys(l.models)) }
+
+// cut shortens a text to at most n bytes, at a character's end.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && s[n]&0xc0 == 0x80 {
+		n--
+	}
+	return s[:n]
+}

@@ -1,0 +1,58 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// LeaderTrailer carries the leader's Control address in answers of other nodes.
+const LeaderTrailer = "quire-leader"
+
+// leading is this node's leader, or the error that a client gets elsewhere. trailer receives the
+// leader's address.
+func (s *Scheduler) leading(trailer func(metadata.MD)) (*leader, error) {
+	if l := s.leader.Load(); l != nil {
+		return l, nil
+	}
+	leader := s.node.Leader()
+	if leader.ID == "" || leader.ID == s.settings.NodeID {
+		return nil, status.Error(codes.Unavailable, "the control plane has no leader yet; try again")
+	}
+	for _, p := range s.settings.Peers {
+		if p.ID == leader.ID && p.Control != "" {
+			trailer(metadata.Pairs(LeaderTrailer, p.Control))
+		}
+	}
+	return nil, status.Errorf(codes.FailedPrecondition, "node %q is not the leader; %q is", s.settings.NodeID, leader.ID)
+}
+
+// unaryTrailer sets the trailer of a unary call; in a call without gRPC there is none to set.
+func unaryTrailer(ctx context.Context) func(metadata.MD) {
+	return func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) }
+}
+
+// errNotLeading ends what was begun under a leader that is gone.
+func errNotLeading(what string) error {
+	return status.Errorf(codes.Unavailable, "leadership was lost while %s; try again with the same id", what)
+}
+
+func invalid(field, format string, args ...any) error {
+	return status.Errorf(codes.InvalidArgument, "%s: %s", field, fmt.Sprintf(format, args...))
+}
+
+// exhausted says that the queue is full, and when trying again makes sense.
+func exhausted(message string, retry time.Duration) error {
+	st := status.New(codes.ResourceExhausted, message)
+	if with, err := st.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(retry)}); err == nil {
+		st = with
+	}
+	return st.Err()
+}

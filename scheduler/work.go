@@ -1,0 +1,356 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/batch"
+)
+
+// session is a worker's stream with this leader.
+type session struct {
+	info *pb.WorkerInfo
+	// heard is when the worker last said something; missing are requests that it should run and
+	// does not, with the time at which they go back into the queue. Both belong to leader.mu.
+	heard   time.Time
+	missing map[string]time.Time
+
+	mu      sync.Mutex
+	waiting []*pb.WorkResponse
+	ready   chan struct{}
+	err     error
+}
+
+func newSession(info *pb.WorkerInfo, now time.Time) *session {
+	return &session{info: info, heard: now, missing: map[string]time.Time{}, ready: make(chan struct{}, 1)}
+}
+
+var errSlowWorker = errors.New("the worker does not read its messages")
+
+// send queues a message. A worker that lets too many wait loses its session.
+func (s *session) send(m *pb.WorkResponse) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return
+	}
+	if len(s.waiting) >= sessionMessages {
+		s.err = errSlowWorker
+	} else {
+		s.waiting = append(s.waiting, m)
+	}
+	s.wake()
+}
+
+// close ends the session once what waits is sent.
+func (s *session) close(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		s.err = err
+	}
+	s.wake()
+}
+
+func (s *session) wake() {
+	select {
+	case s.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (s *session) drain() ([]*pb.WorkResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.waiting
+	s.waiting = nil
+	return out, s.err
+}
+
+// Work holds a worker's session; see the service's definition.
+func (s *Scheduler) Work(stream pb.Control_WorkServer) error {
+	l, err := s.leading(stream.SetTrailer)
+	if err != nil {
+		return err
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	hello := first.GetHello()
+	if err := checkHello(hello); err != nil {
+		return err
+	}
+	session, err := l.attach(hello, time.Now())
+	if err != nil {
+		return err
+	}
+	// The receiver ends when this call returns, which cancels the stream; Close waits for it.
+	go func() {
+		defer s.streams.Done()
+		session.close(l.receive(stream, session))
+	}()
+	err = transmit(stream.Context(), session, stream.Send)
+	l.detach(session, time.Now())
+	switch {
+	case errors.Is(err, errLeadershipLost):
+		_, notLeading := s.leading(stream.SetTrailer)
+		if notLeading == nil {
+			notLeading = errNotLeading("the worker was in session")
+		}
+		return notLeading
+	case errors.Is(err, io.EOF):
+		return nil
+	}
+	return err
+}
+
+// transmit sends what the session has until it is closed.
+func transmit(ctx context.Context, s *session, send func(*pb.WorkResponse) error) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		case <-s.ready:
+		}
+		messages, closed := s.drain()
+		for _, m := range messages {
+			if err := send(m); err != nil {
+				return err
+			}
+		}
+		if closed != nil {
+			return closed
+		}
+	}
+}
+
+// receive takes in what the worker says until its stream ends.
+func (l *leader) receive(stream pb.Control_WorkServer, s *session) error {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		switch m := m.GetMessage().(type) {
+		case *pb.WorkRequest_Heartbeat:
+			l.heartbeat(s, m.Heartbeat, time.Now())
+		case *pb.WorkRequest_Finished:
+			l.finished(s, m.Finished, time.Now())
+		case *pb.WorkRequest_Hello:
+			return status.Error(codes.InvalidArgument, "hello: only the first message of a session is one")
+		default:
+			return status.Error(codes.InvalidArgument, "message: unknown to this version")
+		}
+	}
+}
+
+func checkHello(h *pb.Hello) error {
+	w := h.GetWorker()
+	switch {
+	case w == nil:
+		return invalid("hello.worker", "is missing; a session begins with a hello")
+	case w.GetId() == "" || len(w.GetId()) > maxIDBytes:
+		return invalid("hello.worker.id", "%d bytes; it must have 1 to %d", len(w.GetId()), maxIDBytes)
+	case w.GetAddress() == "" || len(w.GetAddress()) > maxModelBytes:
+		return invalid("hello.worker.address", "%d bytes; it must have 1 to %d", len(w.GetAddress()), maxModelBytes)
+	case w.GetModel() == "" || len(w.GetModel()) > maxModelBytes:
+		return invalid("hello.worker.model", "%d bytes; it must have 1 to %d", len(w.GetModel()), maxModelBytes)
+	case proto.Size(w) > settleBytes/4:
+		return invalid("hello.worker", "%d bytes; the limit is %d", proto.Size(w), settleBytes/4)
+	}
+	for name, value := range map[string]int32{
+		"context_length": w.GetContextLength(), "block_tokens": w.GetBlockTokens(), "total_blocks": w.GetTotalBlocks(),
+		"max_sequences": w.GetMaxSequences(), "max_batch_tokens": w.GetMaxBatchTokens(),
+	} {
+		if value < 1 {
+			return invalid("hello.worker."+name, "%d; the least is 1", value)
+		}
+	}
+	return nil
+}
+
+// attach begins a session and reconciles: what the worker runs and the log gave it, goes on; what it
+// runs and should not, is revoked; what it should run and does not, goes back into the queue unless
+// the worker says at once that it had finished.
+func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
+	info := h.GetWorker()
+	id := info.GetId()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-l.done:
+		return nil, errNotLeading("the worker joined")
+	default:
+	}
+	if old := l.sessions[id]; old != nil {
+		if old.info.GetAddress() != info.GetAddress() && now.Sub(old.heard) < 2*l.s.settings.HeartbeatInterval {
+			return nil, status.Errorf(codes.AlreadyExists, "hello.worker.id: %q is in session from %s", id, old.info.GetAddress())
+		}
+		old.close(status.Error(codes.Aborted, "a newer session of this worker took over"))
+	}
+	s := newSession(info, now)
+	l.s.streams.Add(1)
+	l.sessions[id] = s
+	l.attached[id] = true
+	delete(l.absent, id)
+	s.send(&pb.WorkResponse{Message: &pb.WorkResponse_Welcome{Welcome: &pb.Welcome{
+		Term: l.term, HeartbeatIntervalMs: int32(l.s.settings.HeartbeatInterval.Milliseconds()),
+	}}})
+
+	should := l.onWorker[id]
+	var revoke []string
+	running := map[string]bool{}
+	for _, request := range h.GetRunning() {
+		running[request] = true
+		if should[request] == nil {
+			revoke = append(revoke, request)
+		}
+	}
+	if len(revoke) > 0 {
+		s.send(&pb.WorkResponse{Message: &pb.WorkResponse_Revoke{Revoke: &pb.Revoke{Term: l.term, RequestIds: revoke}}})
+	}
+	for request := range should {
+		if !running[request] {
+			s.missing[request] = now.Add(l.s.settings.ReconcileGrace)
+		}
+	}
+	l.batcher.Join(batch.Worker{
+		ID: id, Model: info.GetModel(), ContextTokens: int(info.GetContextLength()), BlockTokens: int(info.GetBlockTokens()),
+		TotalBlocks: int(info.GetTotalBlocks()), MaxSequences: int(info.GetMaxSequences()), MaxBatchTokens: int(info.GetMaxBatchTokens()),
+	}, len(running) == 0, now.UnixMilli())
+	l.workers[id] = info
+	l.countModels()
+	l.workerNews = append(l.workerNews, &pb.WorkerCommand{Worker: info})
+	l.workersChanged()
+	l.kick()
+	return s, nil
+}
+
+// detach ends a session. The worker keeps its requests for SessionGrace.
+func (l *leader) detach(s *session, now time.Time) {
+	id := s.info.GetId()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sessions[id] != s {
+		return
+	}
+	delete(l.sessions, id)
+	l.batcher.Leave(id)
+	l.absent[id] = now.Add(l.s.settings.SessionGrace)
+}
+
+func (l *leader) heartbeat(s *session, h *pb.Heartbeat, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sessions[s.info.GetId()] != s {
+		return
+	}
+	s.heard = now
+	l.batcher.Report(s.info.GetId(), batch.Load{
+		Sequence: h.GetSequence(), Running: int(h.GetRunning()), Waiting: int(h.GetWaiting()), FreeBlocks: int(h.GetFreeBlocks()),
+		PendingPrefill: h.GetPendingPrefillTokens(), DispatchIndex: h.GetDispatchIndex(),
+	}, now.UnixMilli())
+	if l.batcher.Len() > 0 {
+		l.kick()
+	}
+}
+
+func (l *leader) finished(s *session, f *pb.Finished, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sessions[s.info.GetId()] != s {
+		return
+	}
+	s.heard = now
+	for _, done := range f.GetRequests() {
+		delete(s.missing, done.GetRequestId())
+		r := l.live[done.GetRequestId()]
+		if r == nil || r.phase != phaseAssigned || r.worker != s.info.GetId() {
+			continue // It ended before, or is with another worker now.
+		}
+		l.batcher.Served(r.request.GetTenant(), 2*int64(done.GetUsage().GetCompletionTokens()))
+		l.finish(r, &pb.FinishCommand{
+			FinishReason: done.GetFinishReason(), Error: done.GetError(), Usage: done.GetUsage(),
+		}, false)
+	}
+}
+
+// housekeep looks for workers that fell silent or did not come back, and for deadlines.
+func (l *leader) housekeep(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(l.sessions)) {
+		s := l.sessions[id]
+		if silent := now.Sub(s.heard); silent > l.s.settings.HeartbeatTimeout {
+			s.close(status.Errorf(codes.DeadlineExceeded, "no heartbeat for %v; the limit is %v", silent, l.s.settings.HeartbeatTimeout))
+			delete(l.sessions, id)
+			l.batcher.Leave(id)
+			l.absent[id] = now
+			continue
+		}
+		for _, request := range slices.Sorted(maps.Keys(s.missing)) {
+			if now.Before(s.missing[request]) {
+				continue
+			}
+			delete(s.missing, request)
+			if r := l.onWorker[id][request]; r != nil {
+				l.giveBack(r)
+			}
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(l.absent)) {
+		if !now.Before(l.absent[id]) {
+			l.lose(id)
+		}
+	}
+	if deadline, ok := l.batcher.NextDeadlineMS(); ok && deadline <= now.UnixMilli() {
+		l.kick()
+	}
+}
+
+// lose declares a worker gone: its requests go elsewhere.
+func (l *leader) lose(id string) {
+	requests := slices.Sorted(maps.Keys(l.onWorker[id]))
+	l.s.settings.Logger.Warn("a worker is lost", "worker", id, "requests", len(requests))
+	delete(l.absent, id)
+	delete(l.attached, id)
+	for _, request := range requests {
+		l.giveBack(l.onWorker[id][request])
+	}
+	if l.workers[id] != nil {
+		delete(l.workers, id)
+		l.countModels()
+		l.workerNews = append(l.workerNews, &pb.WorkerCommand{Worker: &pb.WorkerInfo{Id: id}, Left: true})
+		l.kick()
+	}
+	l.workersChanged()
+}
+
+// Drain asks a worker to finish what it runs; it gets nothing new.
+func (s *Scheduler) Drain(workerID string) error {
+	l := s.leader.Load()
+	if l == nil {
+		return errLeadershipLost
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	session := l.sessions[workerID]
+	if session == nil {
+		return fmt.Errorf("worker %q is not in session", workerID)
+	}
+	l.batcher.Drain(workerID)
+	session.send(&pb.WorkResponse{Message: &pb.WorkResponse_Drain{Drain: &pb.Drain{}}})
+	return nil
+}
