@@ -1,0 +1,278 @@
+package gateway
+
+import (
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/quire-serve/quire/model/chat"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// maxMessages bounds one conversation.
+const maxMessages = 4096
+
+// serveChat answers POST /v1/chat/completions.
+func (g *Gateway) serveChat(w http.ResponseWriter, r *http.Request) {
+	id, e := identify(w, r)
+	if e != nil {
+		e.write(w)
+		return
+	}
+	f, e := g.body(w, r)
+	if e != nil {
+		e.write(w)
+		return
+	}
+	c, out, e := g.chatCall(f, id)
+	if e != nil {
+		e.write(w)
+		return
+	}
+	g.respond(w, r, c, out)
+}
+
+// chatCall reads the body of a chat request.
+func (g *Gateway) chatCall(f *fields, id string) (*call, writer, *apiError) {
+	m, e := g.modelOf(f)
+	if e != nil {
+		return nil, nil, e
+	}
+	f.refuseChat()
+	messages := f.messages()
+	p := f.samplingFields()
+	param := "max_completion_tokens"
+	most, explicit := f.maxTokens(param)
+	if !explicit {
+		param = "max_tokens"
+		most, explicit = f.maxTokens(param)
+	}
+	p.MaxTokens = most
+	logprobs := f.boolean("logprobs", false)
+	top := f.count("top_logprobs", 0)
+	if !logprobs && top != 0 {
+		f.fail(invalid("top_logprobs", "top_logprobs needs logprobs to be true"))
+	}
+	if logprobs {
+		if top < 0 || top > maxLogprobs {
+			f.fail(outside("top_logprobs", top, 0, maxLogprobs))
+		}
+		p.Logprobs = &top
+	}
+	c := &call{id: id, model: m, params: p}
+	usage := f.common(c)
+	if f.err != nil {
+		return nil, nil, f.err
+	}
+	if m.Chat == nil {
+		return nil, nil, invalid("model", "model %q has no chat template; use /v1/completions", m.ID)
+	}
+	ids, e := m.renderChat(messages)
+	if e != nil {
+		return nil, nil, e
+	}
+	c.prompts = []prompt{{ids: ids}}
+	if e := g.settle(c, "messages", explicit); e != nil {
+		return nil, nil, e
+	}
+	object := "chat.completion.chunk"
+	if c.whole {
+		object = "chat.completion"
+	}
+	out := &chatWriter{call: c, logprobs: logprobs,
+		wording: newWording("chatcmpl-"+id, object, m.ID, m.fingerprint, g.Now(), usage, c.whole)}
+	return c, out, nil
+}
+
+// renderChat turns a conversation into the model's prompt.
+func (m *served) renderChat(messages []chat.Message) ([]int32, *apiError) {
+	text, err := m.Chat.Render(messages, chat.Options{AddGenerationPrompt: true})
+	if err != nil {
+		return nil, invalid("messages", "the model's chat template refuses these messages: %s", clip(err.Error(), 300))
+	}
+	return m.encode(text), nil
+}
+
+// encode cuts text into tokens, the beginning-of-sequence token first if the model wants one and the
+// text does not bring it.
+func (m *served) encode(text string) []int32 {
+	ids := m.Tokenizer.Encode(nil, text, true)
+	if bos := m.Tokenizer.BOS(); m.Tokenizer.AddBOS() && (len(ids) == 0 || ids[0] != bos) {
+		ids = append([]int32{bos}, ids...)
+	}
+	return ids
+}
+
+// messages reads the conversation.
+func (f *fields) messages() []chat.Message {
+	items, ok := f.list("messages")
+	if !ok {
+		f.missing("messages")
+		return nil
+	}
+	if len(items) == 0 || len(items) > maxMessages {
+		f.fail(invalid("messages", "messages must hold 1 to %d messages, not %d", maxMessages, len(items)))
+		return nil
+	}
+	list := make([]chat.Message, 0, len(items))
+	for i, raw := range items {
+		m, ok := f.nested("messages["+strconv.Itoa(i)+"]", raw)
+		if !ok {
+			return nil
+		}
+		list = append(list, m.message())
+		if m.err != nil {
+			f.fail(m.err)
+			return nil
+		}
+	}
+	return list
+}
+
+func (f *fields) message() chat.Message {
+	role, ok := f.text("role")
+	if !ok {
+		f.missing("role")
+	}
+	switch role {
+	case "system", "user", "assistant":
+	case "developer":
+		role = "system" // its newer name
+	case "tool", "function":
+		f.fail(unsupported(f.path+"role", "%srole %q is not supported: tools are not", f.path, role))
+	default:
+		f.fail(invalid(f.path+"role", "%srole must be system, developer, user or assistant, not %q", f.path, clip(role, 32)))
+	}
+	for _, name := range []string{"tool_calls", "function_call", "audio"} {
+		if _, ok := f.get(name); ok {
+			f.fail(unsupported(f.path+name, "%s is not supported", f.path+name))
+		}
+	}
+	name, _ := f.text("name")
+	return chat.Message{Role: role, Name: name, Content: f.content()}
+}
+
+// content reads a message's text: a string, or a list of text parts.
+func (f *fields) content() string {
+	raw, ok := f.get("content")
+	if !ok {
+		f.missing("content")
+		return ""
+	}
+	if raw[0] == '"' {
+		s, _ := f.text("content")
+		return s
+	}
+	var parts []json.RawMessage
+	if raw[0] != '[' || json.Unmarshal(raw, &parts) != nil {
+		f.wrongType("content", "a string or an array of parts", raw)
+		return ""
+	}
+	var all strings.Builder
+	for i, item := range parts {
+		part, ok := f.nested("content["+strconv.Itoa(i)+"]", item)
+		if !ok {
+			return ""
+		}
+		kind, _ := part.text("type")
+		if part.err == nil && kind != "text" {
+			part.fail(unsupported(part.path+"type", "%stype must be \"text\", not %q", part.path, clip(kind, 32)))
+		}
+		text, ok := part.text("text")
+		if !ok {
+			part.missing("text")
+		}
+		if part.err != nil {
+			f.fail(part.err)
+			return ""
+		}
+		all.WriteString(text)
+	}
+	return all.String()
+}
+
+// refuseChat refuses what would change a chat answer and is not implemented. Values that ask for
+// nothing are let pass.
+func (f *fields) refuseChat() {
+	f.refuse("tools", "[]")
+	f.refuse("functions", "[]")
+	f.refuse("tool_choice", `"none"`, `"auto"`)
+	f.refuse("function_call", `"none"`, `"auto"`)
+	f.refuse("modalities", `["text"]`)
+	f.refuse("audio")
+	f.refuse("prediction")
+	f.refuse("web_search_options")
+	f.refuseCommon()
+}
+
+// chatWriter words a chat answer as OpenAI does.
+type chatWriter struct {
+	wording
+	call     *call
+	logprobs bool
+}
+
+// open begins a chunk up to the delta's value.
+func (w *chatWriter) open(b []byte, index int) []byte {
+	b = append(b, w.head...)
+	b = append(b, `{"index":`...)
+	b = appendInt(b, index)
+	return append(b, `,"delta":`...)
+}
+
+// shut ends a chunk after its delta.
+func (w *chatWriter) shut(b []byte, p *piece, withLogprobs bool, finish pb.FinishReason) []byte {
+	b = append(b, `,"logprobs":`...)
+	if withLogprobs {
+		b = appendChatLogprobs(b, w.call.model.Tokenizer, p.logprobs)
+	} else {
+		b = append(b, "null"...)
+	}
+	b = append(b, `,"finish_reason":`...)
+	b = appendFinish(b, finish)
+	b = append(b, '}')
+	return append(b, w.tail...)
+}
+
+func (w *chatWriter) event(b []byte, p *piece) []byte {
+	const running = pb.FinishReason_FINISH_REASON_UNSPECIFIED
+	if p.first {
+		b = append(w.open(b, p.index), `{"role":"assistant","content":"","refusal":null}`...)
+		b = w.shut(b, p, false, running)
+	}
+	withLogprobs := w.logprobs && len(p.logprobs) > 0
+	if p.text != "" || withLogprobs {
+		b = append(w.open(b, p.index), `{"content":`...)
+		b = append(appendString(b, p.text), '}')
+		b = w.shut(b, p, withLogprobs, running)
+	}
+	if p.finish != running {
+		b = append(w.open(b, p.index), "{}"...)
+		b = w.shut(b, p, false, p.finish)
+	}
+	return b
+}
+
+func (w *chatWriter) whole(b []byte, pieces []piece, u *pb.Usage) []byte {
+	b = append(b, w.head...)
+	for i := range pieces {
+		p := &pieces[i]
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, `{"index":`...)
+		b = appendInt(b, p.index)
+		b = append(b, `,"message":{"role":"assistant","content":`...)
+		b = appendString(b, p.text)
+		b = append(b, `,"refusal":null},"logprobs":`...)
+		if w.logprobs {
+			b = appendChatLogprobs(b, w.call.model.Tokenizer, p.logprobs)
+		} else {
+			b = append(b, "null"...)
+		}
+		b = append(b, `,"finish_reason":`...)
+		b = append(appendFinish(b, p.finish), '}')
+	}
+	return append(appendUsage(append(b, ']'), u), '}')
+}

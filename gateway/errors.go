@@ -1,0 +1,200 @@
+package gateway
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// Error types of the OpenAI API.
+const (
+	typeInvalid = "invalid_request_error"
+	typeLimit   = "rate_limit_error"
+	typeServer  = "server_error"
+)
+
+// apiError is one refusal, for every surface: OpenAI's error object, its HTTP status, and the gRPC
+// code.
+type apiError struct {
+	status  int
+	code    codes.Code
+	kind    string
+	name    string // OpenAI's "code"; empty is null
+	param   string // empty is null
+	message string
+	// retryAfter, if positive, tells the client when to come back.
+	retryAfter time.Duration
+	// noRetry tells clients that would retry this status by habit not to.
+	noRetry bool
+}
+
+func (e *apiError) Error() string { return e.message }
+
+// GRPCStatus lets the error be returned from a gRPC method as it is.
+func (e *apiError) GRPCStatus() *status.Status {
+	s := status.New(e.code, e.message)
+	if e.retryAfter > 0 {
+		if d, err := s.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(e.retryAfter)}); err == nil {
+			return d
+		}
+	}
+	if e.param != "" {
+		violation := &errdetails.BadRequest_FieldViolation{Field: e.param, Description: e.message}
+		if d, err := s.WithDetails(&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{violation}}); err == nil {
+			return d
+		}
+	}
+	return s
+}
+
+// invalid refuses a request for the value of one field.
+func invalid(param, format string, args ...any) *apiError {
+	return &apiError{
+		status: http.StatusBadRequest, code: codes.InvalidArgument, kind: typeInvalid,
+		name: "invalid_value", param: param, message: fmt.Sprintf(format, args...),
+	}
+}
+
+// malformed refuses a body that is not a JSON object.
+func malformed(format string, args ...any) *apiError {
+	e := invalid("", format, args...)
+	e.name = "invalid_json"
+	return e
+}
+
+// unsupported refuses a parameter that would change the answer and that we do not implement.
+func unsupported(param, format string, args ...any) *apiError {
+	e := invalid(param, format, args...)
+	e.name = "unsupported_parameter"
+	return e
+}
+
+func unknownModel(id string) *apiError {
+	return &apiError{
+		status: http.StatusNotFound, code: codes.NotFound, kind: typeInvalid,
+		name: "model_not_found", param: "model", message: fmt.Sprintf("model %q is not served here; GET /v1/models lists those that are", clip(id, 128)),
+	}
+}
+
+func overloaded(after time.Duration, format string, args ...any) *apiError {
+	return &apiError{
+		status: http.StatusTooManyRequests, code: codes.ResourceExhausted, kind: typeLimit,
+		name: "rate_limit_exceeded", message: fmt.Sprintf(format, args...), retryAfter: after,
+	}
+}
+
+func unavailable(format string, args ...any) *apiError {
+	return &apiError{
+		status: http.StatusServiceUnavailable, code: codes.Unavailable, kind: typeServer,
+		name: "unavailable", message: fmt.Sprintf(format, args...), retryAfter: time.Second,
+	}
+}
+
+func internal(format string, args ...any) *apiError {
+	return &apiError{
+		status: http.StatusInternalServerError, code: codes.Internal, kind: typeServer,
+		name: "internal_error", message: fmt.Sprintf(format, args...),
+	}
+}
+
+func conflict(name, format string, args ...any) *apiError {
+	return &apiError{
+		status: http.StatusConflict, code: codes.AlreadyExists, kind: typeInvalid,
+		name: name, message: fmt.Sprintf(format, args...), noRetry: true,
+	}
+}
+
+// cancelled ends a request that someone else than its client cancelled.
+func cancelled(reason string) *apiError {
+	message := "the request was cancelled"
+	if reason != "" {
+		message += ": " + reason
+	}
+	return &apiError{
+		status: http.StatusConflict, code: codes.Aborted, kind: typeServer,
+		name: "request_cancelled", message: message, noRetry: true,
+	}
+}
+
+// fromControl translates the leader's refusal of a Submit.
+func fromControl(err error) *apiError {
+	s := status.Convert(err)
+	switch s.Code() {
+	case codes.ResourceExhausted:
+		after := time.Second
+		for _, d := range s.Details() {
+			if r, ok := d.(*errdetails.RetryInfo); ok && r.GetRetryDelay().AsDuration() > 0 {
+				after = r.GetRetryDelay().AsDuration()
+			}
+		}
+		return overloaded(after, "%s", s.Message())
+	case codes.InvalidArgument, codes.OutOfRange:
+		return invalid("", "%s", s.Message())
+	case codes.NotFound:
+		e := invalid("model", "%s", s.Message())
+		e.status, e.code, e.name = http.StatusNotFound, codes.NotFound, "model_not_found"
+		return e
+	case codes.AlreadyExists:
+		return conflict("request_id_in_use", "%s", s.Message())
+	case codes.Unavailable, codes.FailedPrecondition, codes.DeadlineExceeded, codes.Aborted:
+		return unavailable("the control plane does not answer: %s", s.Message())
+	default:
+		return internal("admission failed: %s", s.Message())
+	}
+}
+
+// appendBody writes {"error":{…}} with all four keys, as OpenAI's clients require.
+func (e *apiError) appendBody(b []byte) []byte {
+	b = append(b, `{"error":{"message":`...)
+	b = appendString(b, e.message)
+	b = append(b, `,"type":`...)
+	b = appendString(b, e.kind)
+	b = append(b, `,"param":`...)
+	b = appendNullable(b, e.param)
+	b = append(b, `,"code":`...)
+	b = appendNullable(b, e.name)
+	return append(b, "}}"...)
+}
+
+func appendNullable(b []byte, s string) []byte {
+	if s == "" {
+		return append(b, "null"...)
+	}
+	return appendString(b, s)
+}
+
+// write answers with the error. Clients of OpenAI retry 408, 409, 429 and 5xx unless x-should-retry
+// says otherwise, and prefer retry-after-ms to Retry-After.
+func (e *apiError) write(w http.ResponseWriter) {
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Del("Cache-Control")
+	if e.retryAfter > 0 {
+		seconds := (e.retryAfter + time.Second - 1) / time.Second
+		h.Set("Retry-After", strconv.FormatInt(int64(seconds), 10))
+		h.Set("Retry-After-Ms", strconv.FormatInt(e.retryAfter.Milliseconds(), 10))
+	}
+	switch {
+	case e.noRetry:
+		h.Set("X-Should-Retry", "false")
+	case e.retryAfter > 0:
+		h.Set("X-Should-Retry", "true")
+	}
+	w.WriteHeader(e.status)
+	// A failed write means that the client has gone: there is nobody left to tell.
+	_, _ = w.Write(append(e.appendBody(nil), '\n'))
+}
+
+// clip shortens s to at most n bytes for use in a message.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return s[:n] + "…"
+}

@@ -1,0 +1,244 @@
+package gateway
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/quire-serve/quire/model/chat"
+	"github.com/quire-serve/quire/model/tokenizer"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+const (
+	// abortTimeout bounds how long a departing client's goroutine stays to tell the leader.
+	abortTimeout = 5 * time.Second
+	// Defaults of Settings.
+	defaultMaxBody       = 8 << 20
+	defaultMaxRequests   = 1024
+	defaultSubmitTimeout = 30 * time.Second
+	defaultReadTimeout   = 30 * time.Second
+	defaultWriteTimeout  = 60 * time.Second
+)
+
+// Model is what the gateway needs of a model: names and text, no weights.
+type Model struct {
+	ID        string
+	Tokenizer *tokenizer.Tokenizer
+	// Chat is nil for a model without a chat template; chat requests to it are refused.
+	Chat *chat.Template
+	// ContextLength is the most tokens a sequence may hold; a worker may allow less.
+	ContextLength int
+	// Digest of the model's file; a worker whose digest differs is not used. Empty skips the check.
+	Digest string
+}
+
+// Settings of a gateway. Zero limits mean the defaults stated.
+type Settings struct {
+	// NodeID names the gateway to leader and workers.
+	NodeID string
+	// Control reaches the leader.
+	Control pb.ControlClient
+	// DialWorker connects to a worker; the second result closes the connection.
+	DialWorker func(address string) (grpc.ClientConnInterface, func() error, error)
+	Models     []Model
+	// Version is what GET /version says.
+	Version string
+	// MaxBodyBytes bounds an HTTP body; 8 MiB.
+	MaxBodyBytes int64
+	// MaxRequests bounds the prompts being served at once; more are refused with 429. 1024.
+	MaxRequests int
+	// SubmitTimeout bounds the wait for an admission's commit; 30 s.
+	SubmitTimeout time.Duration
+	// ReadTimeout bounds the reading of a request's headers, and again of its body; 30 s.
+	ReadTimeout time.Duration
+	// WriteTimeout is how long a client may leave its connection full before it counts as gone; 60 s.
+	WriteTimeout time.Duration
+	// Now is the clock; time.Now.
+	Now func() time.Time
+	// Log is slog.Default if nil.
+	Log *slog.Logger
+}
+
+func (s *Settings) setDefaults() {
+	s.MaxBodyBytes = orDefault(s.MaxBodyBytes, defaultMaxBody)
+	s.MaxRequests = orDefault(s.MaxRequests, defaultMaxRequests)
+	s.SubmitTimeout = orDefault(s.SubmitTimeout, defaultSubmitTimeout)
+	s.ReadTimeout = orDefault(s.ReadTimeout, defaultReadTimeout)
+	s.WriteTimeout = orDefault(s.WriteTimeout, defaultWriteTimeout)
+	if s.Now == nil {
+		s.Now = time.Now
+	}
+	if s.Log == nil {
+		s.Log = slog.Default()
+	}
+}
+
+func orDefault[T int | int64 | time.Duration](v, absent T) T {
+	if v == 0 {
+		return absent
+	}
+	return v
+}
+
+func (s *Settings) validate() error {
+	switch {
+	case s.NodeID == "":
+		return errors.New("gateway: NodeID is empty")
+	case s.Control == nil:
+		return errors.New("gateway: Control is nil")
+	case s.DialWorker == nil:
+		return errors.New("gateway: DialWorker is nil")
+	case len(s.Models) == 0:
+		return errors.New("gateway: Models is empty")
+	case s.MaxBodyBytes < 0 || s.MaxRequests < 0 || s.SubmitTimeout < 0 || s.ReadTimeout < 0 || s.WriteTimeout < 0:
+		return errors.New("gateway: a limit is negative")
+	}
+	seen := make(map[string]bool)
+	for _, m := range s.Models {
+		if m.ID == "" || m.Tokenizer == nil || m.ContextLength < 2 {
+			return fmt.Errorf("gateway: model %q needs an id, a tokenizer and a context of at least 2 tokens", m.ID)
+		}
+		if seen[m.ID] {
+			return fmt.Errorf("gateway: model %q is listed twice", m.ID)
+		}
+		seen[m.ID] = true
+	}
+	return nil
+}
+
+// served is a model with what is computed from it once.
+type served struct {
+	Model
+	meters      *meters
+	fingerprint string
+}
+
+// Gateway serves clients. Make one with New, keep Run running, and serve Handler over HTTP and
+// Register's services over gRPC.
+type Gateway struct {
+	pb.UnimplementedInferenceServer
+	Settings
+
+	models  map[string]*served
+	order   []*served
+	started time.Time
+	lives   table
+	workers workers
+	metrics *metrics
+	health  *health.Server
+	ready   atomic.Bool
+	inUse   atomic.Int64
+	stopped atomic.Bool
+}
+
+var _ pb.InferenceServer = (*Gateway)(nil)
+
+// New checks the settings and returns a gateway that serves nothing until Run runs.
+func New(s Settings) (*Gateway, error) {
+	s.setDefaults()
+	if err := s.validate(); err != nil {
+		return nil, err
+	}
+	g := &Gateway{
+		Settings: s,
+		models:   make(map[string]*served, len(s.Models)),
+		started:  s.Now(),
+		lives:    table{byID: make(map[string]*live)},
+		workers:  workers{byID: make(map[string]*attachment)},
+		health:   health.NewServer(),
+	}
+	g.metrics = newMetrics(g)
+	for _, m := range s.Models {
+		v := &served{Model: m, meters: g.metrics.of(m.ID)}
+		if m.Digest != "" {
+			v.fingerprint = "fp_" + m.Digest[:min(12, len(m.Digest))]
+		}
+		g.models[m.ID] = v
+		g.order = append(g.order, v)
+	}
+	g.updateReady()
+	return g, nil
+}
+
+// Run follows the leader's set of workers and keeps a stream to each until ctx ends. Requests that
+// are still live then are ended: serve them out first.
+func (g *Gateway) Run(ctx context.Context) error {
+	g.watch(ctx)
+	g.stopped.Store(true)
+	for _, a := range g.workers.list() {
+		a.cancel()
+	}
+	g.workers.wg.Wait()
+	for _, l := range g.lives.all() {
+		l.fail(unavailable("the gateway is shutting down"))
+	}
+	g.updateReady()
+	return nil
+}
+
+// Ready reports whether a request could be served now: some model has a worker that we are attached to.
+func (g *Gateway) Ready() bool { return g.ready.Load() }
+
+func (g *Gateway) updateReady() {
+	ready := false
+	for _, a := range g.workers.list() {
+		connected, _ := a.snapshot()
+		ready = ready || connected && g.models[a.info.Model] != nil
+	}
+	ready = ready && !g.stopped.Load()
+	g.ready.Store(ready)
+	status := healthpb.HealthCheckResponse_NOT_SERVING
+	if ready {
+		status = healthpb.HealthCheckResponse_SERVING
+	}
+	g.health.SetServingStatus("", status)
+	g.health.SetServingStatus(pb.Inference_ServiceDesc.ServiceName, status)
+}
+
+// serving counts the attached workers of a model and returns the context length that the roomiest of
+// them allows, at most the model's own.
+func (g *Gateway) serving(m *served) (ready, context int) {
+	for _, a := range g.workers.list() {
+		if connected, _ := a.snapshot(); !connected || a.info.Model != m.ID {
+			continue
+		}
+		ready++
+		room := m.ContextLength
+		if a.info.ContextLength > 0 {
+			room = min(room, int(a.info.ContextLength))
+		}
+		if blocks := int(a.info.TotalBlocks) * int(a.info.BlockTokens); blocks > 0 {
+			room = min(room, blocks)
+		}
+		context = max(context, room)
+	}
+	return ready, context
+}
+
+// acquire takes places for n prompts, or reports that there are not so many.
+func (g *Gateway) acquire(n int) *apiError {
+	if now := g.inUse.Add(int64(n)); now > int64(g.MaxRequests) {
+		g.inUse.Add(-int64(n))
+		return overloaded(time.Second, "the gateway serves %d requests at once and has no place for %d more", g.MaxRequests, n)
+	}
+	return nil
+}
+
+func (g *Gateway) release(n int) { g.inUse.Add(-int64(n)) }
+
+// newID returns 128 random bits in hexadecimal.
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // it never fails: the runtime ends the program instead
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,159 @@
+package gateway
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+)
+
+// Handler serves the HTTP API: OpenAI's chat and plain completions, the models, health, version and
+// metrics.
+func (g *Gateway) Handler() http.Handler {
+	mux := http.NewServeMux()
+	route := func(pattern, method string, h http.HandlerFunc) {
+		name := strings.TrimSuffix(pattern, "{id...}")
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			counted := &statusWriter{ResponseWriter: w, code: http.StatusOK}
+			defer func() { g.metrics.http.WithLabelValues(name, strconv.Itoa(counted.code)).Inc() }()
+			if r.Method != method && (method != http.MethodGet || r.Method != http.MethodHead) {
+				w.Header().Set("Allow", method)
+				(&apiError{status: http.StatusMethodNotAllowed, kind: typeInvalid, name: "method_not_allowed",
+					message: name + " takes " + method + ", not " + clip(r.Method, 16)}).write(counted)
+				return
+			}
+			h(counted, r)
+		})
+	}
+	route("/v1/chat/completions", http.MethodPost, g.serveChat)
+	route("/v1/completions", http.MethodPost, g.serveCompletions)
+	route("/v1/models", http.MethodGet, g.serveModels)
+	route("/v1/models/{id...}", http.MethodGet, g.serveModel)
+	route("/health", http.MethodGet, g.serveHealth)
+	route("/version", http.MethodGet, g.serveVersion)
+	route("/metrics", http.MethodGet, g.metrics.handler().ServeHTTP)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		g.metrics.http.WithLabelValues("other", "404").Inc()
+		(&apiError{status: http.StatusNotFound, kind: typeInvalid, name: "unknown_url",
+			message: "there is nothing at " + clip(r.URL.Path, 128)}).write(w)
+	})
+	return mux
+}
+
+// Server returns an HTTP server for Handler with the gateway's limits on headers and idle connections.
+// It has no limit on writing as a whole, since a stream may be long; each write has its own.
+func (g *Gateway) Server() *http.Server {
+	return &http.Server{
+		Handler:           g.Handler(),
+		ReadHeaderTimeout: g.ReadTimeout,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+	}
+}
+
+// statusWriter remembers the status for the metrics.
+type statusWriter struct {
+	http.ResponseWriter
+	code int
+}
+
+func (w *statusWriter) WriteHeader(code int) {
+	w.code = code
+	w.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// identify settles the id of a request and echoes x-request-id. The id is the client's
+// Idempotency-Key, or new; x-request-id is a label for logs that two requests may share, so it never
+// becomes the id.
+func identify(w http.ResponseWriter, r *http.Request) (string, *apiError) {
+	id := newID()
+	var e *apiError
+	if key := r.Header.Get("Idempotency-Key"); key != "" {
+		if validID(key) {
+			id = key
+		} else {
+			e = invalid("Idempotency-Key", "Idempotency-Key must be 1 to %d printable ASCII characters without spaces", maxIDBytes)
+		}
+	}
+	label := r.Header.Get("X-Request-Id")
+	if !validID(label) {
+		label = id
+	}
+	w.Header().Set("X-Request-Id", label)
+	return id, e
+}
+
+// body reads and splits a request's JSON body.
+func (g *Gateway) body(w http.ResponseWriter, r *http.Request) (*fields, *apiError) {
+	rc := http.NewResponseController(w)
+	// Not every ResponseWriter has deadlines; those of net/http's server have.
+	_ = rc.SetReadDeadline(time.Now().Add(g.ReadTimeout))
+	raw, err := readAll(http.MaxBytesReader(w, r.Body, g.MaxBodyBytes), r.ContentLength, g.MaxBodyBytes)
+	if err != nil {
+		var tooBig *http.MaxBytesError
+		if errors.As(err, &tooBig) {
+			return nil, &apiError{status: http.StatusRequestEntityTooLarge, code: codes.InvalidArgument, kind: typeInvalid, name: "request_too_large",
+				message: "the body is larger than " + strconv.FormatInt(tooBig.Limit, 10) + " bytes"}
+		}
+		return nil, &apiError{status: http.StatusRequestTimeout, code: codes.InvalidArgument, kind: typeInvalid, name: "body_incomplete",
+			message: "the body did not arrive whole within " + g.ReadTimeout.String()}
+	}
+	_ = rc.SetReadDeadline(time.Time{})
+	return parseBody(raw)
+}
+
+func writeJSON(w http.ResponseWriter, body []byte) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	// A failed write means that the client has gone: there is nobody left to tell.
+	_, _ = w.Write(body)
+}
+
+func (g *Gateway) appendModel(b []byte, m *served) []byte {
+	b = append(b, `{"id":`...)
+	b = appendString(b, m.ID)
+	b = append(b, `,"object":"model","created":`...)
+	b = appendInt(b, int(g.started.Unix()))
+	b = append(b, `,"owned_by":"quire","max_model_len":`...)
+	b = appendInt(b, m.ContextLength)
+	return append(b, '}')
+}
+
+func (g *Gateway) serveModels(w http.ResponseWriter, _ *http.Request) {
+	b := []byte(`{"object":"list","data":[`)
+	for i, m := range g.order {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = g.appendModel(b, m)
+	}
+	writeJSON(w, append(b, "]}\n"...))
+}
+
+func (g *Gateway) serveModel(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	m := g.models[id]
+	if m == nil {
+		unknownModel(id).write(w)
+		return
+	}
+	writeJSON(w, append(g.appendModel(nil, m), '\n'))
+}
+
+func (g *Gateway) serveHealth(w http.ResponseWriter, _ *http.Request) {
+	if !g.Ready() {
+		unavailable("no model has a ready worker yet").write(w)
+		return
+	}
+	writeJSON(w, []byte("{\"status\":\"ok\"}\n"))
+}
+
+func (g *Gateway) serveVersion(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, append(appendString([]byte(`{"version":`), g.Version), "}\n"...))
+}

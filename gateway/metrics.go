@@ -1,0 +1,284 @@
+package gateway
+
+import (
+	"net/http"
+	"slices"
+	"sort"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// Bucket bounds: those of vLLM where there is a metric of the same meaning, so that its dashboards
+// and alerts read ours alike.
+var (
+	firstTokenBuckets = []float64{.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560}
+	perTokenBuckets   = []float64{.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80}
+	requestBuckets    = []float64{.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680}
+	tokenBuckets      = []float64{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000}
+	choiceBuckets     = []float64{1, 2, 5, 10, 20, 50, 100, 128}
+)
+
+// aliases gives each of our metrics the names under which others' dashboards look for it. The time
+// per output token has had three names in vLLM's history, and the cache usage two.
+var aliases = map[string][]string{
+	"quire_requests_running":              {"vllm:num_requests_running"},
+	"quire_requests_waiting":              {"vllm:num_requests_waiting"},
+	"quire_kv_cache_usage_ratio":          {"vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"},
+	"quire_prefix_cache_query_tokens":     {"vllm:prefix_cache_queries", "vllm:gpu_prefix_cache_queries"},
+	"quire_prefix_cache_hit_tokens":       {"vllm:prefix_cache_hits", "vllm:gpu_prefix_cache_hits"},
+	"quire_preemptions":                   {"vllm:num_preemptions"},
+	"quire_prompt_tokens":                 {"vllm:prompt_tokens"},
+	"quire_generated_tokens":              {"vllm:generation_tokens"},
+	"quire_requests":                      {"vllm:request_success"},
+	"quire_request_prompt_tokens":         {"vllm:request_prompt_tokens"},
+	"quire_request_generated_tokens":      {"vllm:request_generation_tokens"},
+	"quire_request_longest_choice_tokens": {"vllm:request_max_num_generation_tokens"},
+	"quire_request_choices":               {"vllm:request_params_n"},
+	"quire_request_max_tokens":            {"vllm:request_params_max_tokens"},
+	"quire_step_tokens":                   {"vllm:iteration_tokens_total"},
+	"quire_time_to_first_token_seconds":   {"vllm:time_to_first_token_seconds"},
+	"quire_inter_token_latency_seconds":   {"vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"},
+	"quire_time_per_output_token_seconds": {"vllm:request_time_per_output_token_seconds"},
+	"quire_request_duration_seconds":      {"vllm:e2e_request_latency_seconds"},
+	"quire_request_queue_seconds":         {"vllm:request_queue_time_seconds"},
+	"quire_request_prefill_seconds":       {"vllm:request_prefill_time_seconds"},
+	"quire_request_decode_seconds":        {"vllm:request_decode_time_seconds"},
+	"quire_request_inference_seconds":     {"vllm:request_inference_time_seconds"},
+	"quire_kv_cache_info":                 {"vllm:cache_config_info"},
+}
+
+// meters are one model's metrics, resolved once.
+type meters struct {
+	timeToFirst, interToken, perToken, duration prometheus.Observer
+	queue, prefill, decode, inference           prometheus.Observer
+	promptTokens, generatedTokens, longest      prometheus.Observer
+	choices, maxTokens                          prometheus.Observer
+	prompt, generated                           prometheus.Counter
+	ended                                       map[string]prometheus.Counter
+}
+
+// metrics is the gateway's registry. Every series carries model_name.
+type metrics struct {
+	registry   *prometheus.Registry
+	histograms map[string]*prometheus.HistogramVec
+	counters   map[string]*prometheus.CounterVec
+	http       *prometheus.CounterVec
+}
+
+func newMetrics(g *Gateway) *metrics {
+	m := &metrics{registry: prometheus.NewRegistry(), histograms: map[string]*prometheus.HistogramVec{}, counters: map[string]*prometheus.CounterVec{}}
+	for _, h := range []struct {
+		name, help string
+		buckets    []float64
+	}{
+		{"quire_time_to_first_token_seconds", "From a request's arrival at the gateway to its first token there.", firstTokenBuckets},
+		{"quire_inter_token_latency_seconds", "Between two steps' tokens of one choice.", perTokenBuckets},
+		{"quire_time_per_output_token_seconds", "A request's mean time per token after its first.", perTokenBuckets},
+		{"quire_request_duration_seconds", "From a request's arrival to its end.", requestBuckets},
+		{"quire_request_queue_seconds", "From a request's dispatch to its first step, as the worker says.", requestBuckets},
+		{"quire_request_prefill_seconds", "From a request's first step to its first token, as the worker says.", requestBuckets},
+		{"quire_request_decode_seconds", "From a request's first token to its last.", requestBuckets},
+		{"quire_request_inference_seconds", "From a request's first step to its last token.", requestBuckets},
+		{"quire_request_prompt_tokens", "Tokens in a request's prompt.", tokenBuckets},
+		{"quire_request_generated_tokens", "Tokens generated for a request, all choices together.", tokenBuckets},
+		{"quire_request_longest_choice_tokens", "Tokens generated in a request's longest choice.", tokenBuckets},
+		{"quire_request_choices", "Choices asked for.", choiceBuckets},
+		{"quire_request_max_tokens", "Most tokens a choice may have.", tokenBuckets},
+	} {
+		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: h.name, Help: h.help, Buckets: h.buckets}, []string{"model_name"})
+		m.histograms[h.name] = v
+		m.registry.MustRegister(v)
+	}
+	for _, c := range []struct {
+		name, help string
+		labels     []string
+	}{
+		{"quire_prompt_tokens_total", "Prompt tokens of admitted requests.", []string{"model_name"}},
+		{"quire_generated_tokens_total", "Tokens received from workers.", []string{"model_name"}},
+		{"quire_requests_total", "Requests that ended, by reason.", []string{"model_name", "finished_reason"}},
+	} {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: c.name, Help: c.help}, c.labels)
+		m.counters[c.name] = v
+		m.registry.MustRegister(v)
+	}
+	m.http = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "quire_http_requests_total", Help: "HTTP requests answered, by route and status."}, []string{"route", "code"})
+	m.registry.MustRegister(m.http, &workerCollector{g}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// of resolves a model's series, so that they are there from the start and cost no lookup later.
+func (m *metrics) of(model string) *meters {
+	h := func(name string) prometheus.Observer { return m.histograms[name].WithLabelValues(model) }
+	v := &meters{
+		timeToFirst: h("quire_time_to_first_token_seconds"), interToken: h("quire_inter_token_latency_seconds"),
+		perToken: h("quire_time_per_output_token_seconds"), duration: h("quire_request_duration_seconds"),
+		queue: h("quire_request_queue_seconds"), prefill: h("quire_request_prefill_seconds"),
+		decode: h("quire_request_decode_seconds"), inference: h("quire_request_inference_seconds"),
+		promptTokens: h("quire_request_prompt_tokens"), generatedTokens: h("quire_request_generated_tokens"),
+		longest: h("quire_request_longest_choice_tokens"), choices: h("quire_request_choices"), maxTokens: h("quire_request_max_tokens"),
+		prompt:    m.counters["quire_prompt_tokens_total"].WithLabelValues(model),
+		generated: m.counters["quire_generated_tokens_total"].WithLabelValues(model),
+		ended:     map[string]prometheus.Counter{},
+	}
+	for _, reason := range []string{"stop", "length", "abort", "error"} {
+		v.ended[reason] = m.counters["quire_requests_total"].WithLabelValues(model, reason)
+	}
+	return v
+}
+
+// admitted records what requests asked for.
+func (m *meters) admitted(lives []*live) {
+	for _, l := range lives {
+		m.prompt.Add(float64(len(l.request.Prompt)))
+		m.promptTokens.Observe(float64(len(l.request.Prompt)))
+		m.choices.Observe(float64(len(l.choices)))
+		m.maxTokens.Observe(float64(l.request.Sampling.MaxTokens))
+	}
+}
+
+// observe records how an admitted request went; now is its end.
+func (l *live) observe(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := l.meters
+	total, longest := 0, 0
+	last := l.firstToken
+	for i := range l.choices {
+		n := len(l.choices[i].tokens)
+		total, longest = total+n, max(longest, n)
+		if l.choices[i].last.After(last) {
+			last = l.choices[i].last
+		}
+	}
+	reason := "abort"
+	switch {
+	case l.failure != nil && l.failure.name != "request_cancelled":
+		reason = "error"
+	case l.failure == nil && l.choices[0].finish == pb.FinishReason_FINISH_REASON_STOP:
+		reason = "stop"
+	case l.failure == nil:
+		reason = "length"
+	}
+	m.ended[reason].Inc()
+	m.duration.Observe(now.Sub(l.arrived).Seconds())
+	if total == 0 {
+		return
+	}
+	decode := last.Sub(l.firstToken).Seconds()
+	m.generatedTokens.Observe(float64(total))
+	m.longest.Observe(float64(longest))
+	m.decode.Observe(decode)
+	if longest > 1 {
+		m.perToken.Observe(decode / float64(longest-1))
+	}
+	if l.prefilled > 0 {
+		m.inference.Observe(l.prefilled.Seconds() + decode)
+	}
+}
+
+// workerCollector reports what workers say of themselves, summed by model.
+type workerCollector struct{ g *Gateway }
+
+var (
+	modelLabel    = []string{"model_name"}
+	descRunning   = prometheus.NewDesc("quire_requests_running", "Requests in workers' batches.", modelLabel, nil)
+	descWaiting   = prometheus.NewDesc("quire_requests_waiting", "Requests waiting at workers.", modelLabel, nil)
+	descUsage     = prometheus.NewDesc("quire_kv_cache_usage_ratio", "Share of KV cache blocks in use, 0 to 1.", modelLabel, nil)
+	descQueries   = prometheus.NewDesc("quire_prefix_cache_query_tokens_total", "Prompt tokens looked up in prefix caches.", modelLabel, nil)
+	descHits      = prometheus.NewDesc("quire_prefix_cache_hit_tokens_total", "Prompt tokens found in prefix caches.", modelLabel, nil)
+	descPreempted = prometheus.NewDesc("quire_preemptions_total", "Requests put back for want of blocks.", modelLabel, nil)
+	descSteps     = prometheus.NewDesc("quire_step_tokens", "Tokens computed a step.", modelLabel, nil)
+	descInfo      = prometheus.NewDesc("quire_kv_cache_info", "Always 1; the labels say how the KV cache is cut.", []string{"model_name", "block_size", "num_gpu_blocks"}, nil)
+	descReady     = prometheus.NewDesc("quire_workers_ready", "Workers attached to this gateway.", modelLabel, nil)
+	descInUse     = prometheus.NewDesc("quire_gateway_requests", "Prompts that this gateway is serving.", nil, nil)
+)
+
+func (c *workerCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descUsage, descQueries, descHits, descPreempted, descSteps, descInfo, descReady, descInUse} {
+		ch <- d
+	}
+}
+
+func (c *workerCollector) Collect(ch chan<- prometheus.Metric) {
+	ch <- prometheus.MustNewConstMetric(descInUse, prometheus.GaugeValue, float64(c.g.inUse.Load()))
+	for _, m := range c.g.order {
+		var sum pb.WorkerStats
+		ready := 0
+		for _, a := range c.g.workers.list() {
+			connected, s := a.snapshot()
+			if a.info.Model != m.ID || !connected {
+				continue
+			}
+			ready++
+			if s == nil {
+				continue
+			}
+			sum.Running += s.Running
+			sum.Waiting += s.Waiting
+			sum.FreeBlocks += s.FreeBlocks
+			sum.TotalBlocks += s.TotalBlocks
+			sum.BlockTokens = s.BlockTokens
+			sum.PrefixQueryTokens += s.PrefixQueryTokens
+			sum.PrefixHitTokens += s.PrefixHitTokens
+			sum.Preemptions += s.Preemptions
+			sum.Steps += s.Steps
+			sum.StepTokens += s.StepTokens
+		}
+		gauge := func(d *prometheus.Desc, v float64) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, m.ID)
+		}
+		counter := func(d *prometheus.Desc, v int64) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), m.ID)
+		}
+		usage := 0.0
+		if sum.TotalBlocks > 0 {
+			usage = float64(sum.TotalBlocks-sum.FreeBlocks) / float64(sum.TotalBlocks)
+		}
+		gauge(descReady, float64(ready))
+		gauge(descRunning, float64(sum.Running))
+		gauge(descWaiting, float64(sum.Waiting))
+		gauge(descUsage, usage)
+		counter(descQueries, sum.PrefixQueryTokens)
+		counter(descHits, sum.PrefixHitTokens)
+		counter(descPreempted, sum.Preemptions)
+		// Workers count steps and tokens, not their distribution: a histogram of one bucket.
+		ch <- prometheus.MustNewConstHistogram(descSteps, uint64(sum.Steps), float64(sum.StepTokens), nil, m.ID)
+		ch <- prometheus.MustNewConstMetric(descInfo, prometheus.GaugeValue, 1, m.ID, strconv.Itoa(int(sum.BlockTokens)), strconv.Itoa(int(sum.TotalBlocks)))
+	}
+}
+
+// gather is the registry's content and, of every metric that has aliases, copies under those names
+// with vLLM's engine label.
+func (m *metrics) gather() ([]*dto.MetricFamily, error) {
+	families, err := m.registry.Gather()
+	for _, f := range slices.Clone(families) {
+		base, suffix := f.GetName(), ""
+		if f.GetType() == dto.MetricType_COUNTER && len(base) > len("_total") {
+			base, suffix = base[:len(base)-len("_total")], "_total"
+		}
+		for _, alias := range aliases[base] {
+			twin := &dto.MetricFamily{Name: proto.String(alias + suffix), Help: f.Help, Type: f.Type}
+			for _, metric := range f.Metric {
+				c := &dto.Metric{Gauge: metric.Gauge, Counter: metric.Counter, Histogram: metric.Histogram}
+				c.Label = append(slices.Clone(metric.Label), &dto.LabelPair{Name: proto.String("engine"), Value: proto.String("0")})
+				sort.Slice(c.Label, func(i, j int) bool { return c.Label[i].GetName() < c.Label[j].GetName() })
+				twin.Metric = append(twin.Metric, c)
+			}
+			families = append(families, twin)
+		}
+	}
+	sort.Slice(families, func(i, j int) bool { return families[i].GetName() < families[j].GetName() })
+	return families, err
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(prometheus.GathererFunc(m.gather), promhttp.HandlerOpts{MaxRequestsInFlight: 4})
+}

@@ -1,0 +1,373 @@
+package gateway
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"math"
+	"strconv"
+	"strings"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// Limits of one request, the same on every surface.
+const (
+	maxChoices     = 128
+	maxPrompts     = 128
+	maxStops       = 16
+	maxStopsOpenAI = 4
+	maxStopBytes   = 256
+	maxStopIDs     = 64
+	maxBiases      = 1024
+	maxLogprobs    = 20
+	maxIDBytes     = 128
+)
+
+// samplingFields reads the parameters that chat and plain completions share. Ranges are checked
+// later, by checkSampling, for all surfaces alike.
+func (f *fields) samplingFields() *pb.SamplingParams {
+	p := &pb.SamplingParams{
+		TopK:      f.count("top_k", 0),
+		MinTokens: f.count("min_tokens", 0),
+		IgnoreEos: f.boolean("ignore_eos", false),
+		N:         f.count("n", 1),
+	}
+	if p.TopK == -1 {
+		p.TopK = 0 // some clients say "all" so
+	}
+	if p.N < 1 {
+		f.fail(outside("n", p.N, 1, maxChoices))
+	}
+	optional := func(name string, dst **float32) {
+		if v, ok := f.number(name); ok {
+			*dst = &v
+		}
+	}
+	optional("temperature", &p.Temperature)
+	optional("top_p", &p.TopP)
+	optional("repetition_penalty", &p.RepetitionPenalty)
+	if p.TopP != nil && *p.TopP == 0 {
+		// OpenAI allows 0: the smallest set there is, one token.
+		p.TopP, p.TopK = nil, 1
+	}
+	p.MinP, _ = f.number("min_p")
+	p.PresencePenalty, _ = f.number("presence_penalty")
+	p.FrequencyPenalty, _ = f.number("frequency_penalty")
+	if v, ok := f.integer("seed"); ok {
+		seed := uint64(v)
+		p.Seed = &seed
+	}
+	p.Stop = f.stops()
+	if items, ok := f.list("stop_token_ids"); ok {
+		if len(items) > maxStopIDs {
+			f.fail(invalid("stop_token_ids", "stop_token_ids holds %d ids; the limit is %d", len(items), maxStopIDs))
+			return p
+		}
+		p.StopTokenIds = f.ids("stop_token_ids", items)
+	}
+	f.biases(p)
+	return p
+}
+
+// stops reads "stop": a string or a list of strings.
+func (f *fields) stops() []string {
+	raw, ok := f.get("stop")
+	if !ok {
+		return nil
+	}
+	if raw[0] == '"' {
+		s, _ := f.text("stop")
+		return []string{s}
+	}
+	if raw[0] != '[' {
+		f.wrongType("stop", "a string or an array of strings", raw)
+		return nil
+	}
+	items, _ := f.list("stop")
+	if len(items) > maxStopsOpenAI {
+		f.fail(invalid("stop", "stop holds %d strings; the limit is %d", len(items), maxStopsOpenAI))
+		return nil
+	}
+	stops := make([]string, len(items))
+	for i, item := range items {
+		if item[0] != '"' || json.Unmarshal(item, &stops[i]) != nil {
+			f.wrongType("stop["+strconv.Itoa(i)+"]", "a string", item)
+		}
+	}
+	return stops
+}
+
+// ids reads token ids.
+func (f *fields) ids(name string, items []json.RawMessage) []int32 {
+	ids := make([]int32, len(items))
+	for i, raw := range items {
+		v, err := strconv.ParseInt(string(raw), 10, 32)
+		if err != nil {
+			f.fail(invalid(name, "%s[%d] must be a token id, not %s", f.path+name, i, clip(string(raw), 32)))
+			return nil
+		}
+		ids[i] = int32(v)
+	}
+	return ids
+}
+
+func (f *fields) biases(p *pb.SamplingParams) {
+	bias, ok := f.object("logit_bias")
+	if !ok || len(bias.members) == 0 {
+		return
+	}
+	if len(bias.members) > maxBiases {
+		f.fail(invalid("logit_bias", "logit_bias holds %d entries; the limit is %d", len(bias.members), maxBiases))
+		return
+	}
+	p.LogitBias = make(map[int32]float32, len(bias.members))
+	for key := range bias.members {
+		id, err := strconv.ParseInt(key, 10, 32)
+		if err != nil {
+			f.fail(invalid("logit_bias", "logit_bias has the key %q; keys are token ids", clip(key, 32)))
+			return
+		}
+		v, _ := bias.number(key)
+		if bias.err != nil {
+			f.fail(bias.err)
+			return
+		}
+		p.LogitBias[int32(id)] = v
+	}
+}
+
+// outside says that an integer is not between lo and hi.
+func outside(param string, v, lo, hi int32) *apiError {
+	return invalid(param, "%s must be between %d and %d, not %d", param, lo, hi, v)
+}
+
+// checkSampling holds the parameters against their ranges. vocab is the number of tokens.
+func checkSampling(p *pb.SamplingParams, vocab int) *apiError {
+	floats := []struct {
+		name   string
+		v      *float32
+		lo, hi float32
+		open   bool // lo itself is out
+	}{
+		{"temperature", p.Temperature, 0, 2, false},
+		{"top_p", p.TopP, 0, 1, true},
+		{"min_p", &p.MinP, 0, 1, false},
+		{"repetition_penalty", p.RepetitionPenalty, 0, 2, true},
+		{"presence_penalty", &p.PresencePenalty, -2, 2, false},
+		{"frequency_penalty", &p.FrequencyPenalty, -2, 2, false},
+	}
+	for _, f := range floats {
+		switch {
+		case f.v == nil:
+		case math.IsNaN(float64(*f.v)) || *f.v < f.lo || *f.v > f.hi:
+			return invalid(f.name, "%s must be between %g and %g, not %g", f.name, f.lo, f.hi, *f.v)
+		case f.open && *f.v == f.lo:
+			return invalid(f.name, "%s must be above %g and at most %g, not %g", f.name, f.lo, f.hi, *f.v)
+		}
+	}
+	counts := []struct {
+		name      string
+		v, lo, hi int32
+	}{
+		{"top_k", p.TopK, 0, math.MaxInt32},
+		{"n", cmp.Or(p.N, 1), 1, maxChoices},
+		{"min_tokens", p.MinTokens, 0, math.MaxInt32},
+		{"max_tokens", p.MaxTokens, 0, math.MaxInt32},
+		{"logprobs", p.GetLogprobs(), 0, maxLogprobs},
+		{"prompt_logprobs", p.GetPromptLogprobs(), 0, maxLogprobs},
+	}
+	for _, c := range counts {
+		if c.v < c.lo || c.v > c.hi {
+			return outside(c.name, c.v, c.lo, c.hi)
+		}
+	}
+	if p.MaxTokens > 0 && p.MinTokens > p.MaxTokens {
+		return invalid("min_tokens", "min_tokens is %d, more than max_tokens, which is %d", p.MinTokens, p.MaxTokens)
+	}
+	if len(p.Stop) > maxStops {
+		return invalid("stop", "stop holds %d strings; the limit is %d", len(p.Stop), maxStops)
+	}
+	for i, s := range p.Stop {
+		if s == "" || len(s) > maxStopBytes {
+			return invalid("stop", "stop[%d] is %d bytes long; a stop string has 1 to %d", i, len(s), maxStopBytes)
+		}
+	}
+	if len(p.StopTokenIds) > maxStopIDs {
+		return invalid("stop_token_ids", "stop_token_ids holds %d ids; the limit is %d", len(p.StopTokenIds), maxStopIDs)
+	}
+	if e := checkIDs("stop_token_ids", p.StopTokenIds, vocab); e != nil {
+		return e
+	}
+	if len(p.LogitBias) > maxBiases {
+		return invalid("logit_bias", "logit_bias holds %d entries; the limit is %d", len(p.LogitBias), maxBiases)
+	}
+	for id, v := range p.LogitBias {
+		if id < 0 || int(id) >= vocab {
+			return invalid("logit_bias", "logit_bias names token %d; the model's tokens are 0 to %d", id, vocab-1)
+		}
+		if math.IsNaN(float64(v)) || v < -100 || v > 100 {
+			return invalid("logit_bias", "logit_bias for token %d must be between -100 and 100, not %g", id, v)
+		}
+	}
+	return nil
+}
+
+// checkIDs wants every id within the vocabulary.
+func checkIDs(param string, ids []int32, vocab int) *apiError {
+	for i, id := range ids {
+		if id < 0 || int(id) >= vocab {
+			return invalid(param, "%s[%d] is %d; the model's tokens are 0 to %d", param, i, id, vocab-1)
+		}
+	}
+	return nil
+}
+
+// fitContext settles max_tokens for a prompt of n tokens. explicit says that the client chose it: then
+// prompt and output must fit together; a default shrinks instead.
+func fitContext(p *pb.SamplingParams, param string, n, context int, explicit bool) (int32, *apiError) {
+	tooLong := func(format string, args ...any) (int32, *apiError) {
+		e := invalid(param, format, args...)
+		e.name = "context_length_exceeded"
+		return 0, e
+	}
+	if n >= context {
+		return tooLong("the prompt has %d tokens; the model's context length is %d, output included", n, context)
+	}
+	room := int32(context - n)
+	most := p.MaxTokens
+	switch {
+	case most == 0:
+		most = room
+	case most > room && explicit:
+		return tooLong("the prompt has %d tokens and up to %d are asked for; the model's context length is %d", n, most, context)
+	default:
+		most = min(most, room)
+	}
+	if p.MinTokens > most {
+		return 0, invalid("min_tokens", "min_tokens is %d; there is room for %d tokens", p.MinTokens, most)
+	}
+	return most, nil
+}
+
+// seedOf derives the seed of a request that names none from its id, so that the same id submitted
+// twice, through any gateway, is the same request.
+func seedOf(id string) uint64 {
+	sum := sha256.Sum256([]byte(id))
+	return binary.LittleEndian.Uint64(sum[:8])
+}
+
+// validID accepts printable ASCII without spaces, up to maxIDBytes.
+func validID(id string) bool {
+	if id == "" || len(id) > maxIDBytes {
+		return false
+	}
+	for i := range len(id) {
+		if id[i] <= ' ' || id[i] >= 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// missing refuses a request without a field that it needs, unless something else is wrong already.
+func (f *fields) missing(name string) {
+	e := invalid(f.path+name, "%s is missing", f.path+name)
+	e.name = "missing_required_parameter"
+	f.fail(e)
+}
+
+// refuse fails on a field that is present with another value than those that ask for nothing.
+func (f *fields) refuse(name string, harmless ...string) {
+	raw, ok := f.get(name)
+	if !ok {
+		return
+	}
+	for _, h := range harmless {
+		if strings.Join(strings.Fields(string(raw)), "") == h {
+			return
+		}
+	}
+	f.fail(unsupported(f.path+name, "%s is not supported", f.path+name))
+}
+
+// refuseCommon refuses what neither chat nor plain completions implement.
+func (f *fields) refuseCommon() {
+	for _, name := range []string{"guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"} {
+		f.refuse(name)
+	}
+	if format, ok := f.object("response_format"); ok {
+		kind, _ := format.text("type")
+		if kind != "text" {
+			f.fail(unsupported("response_format", "response_format of type %q is not supported; only \"text\" is", clip(kind, 32)))
+		}
+	}
+}
+
+// maxTokens reads a bound on the output.
+func (f *fields) maxTokens(name string) (most int32, explicit bool) {
+	if _, ok := f.get(name); !ok {
+		return 0, false
+	}
+	most = f.count(name, 1)
+	if most < 1 {
+		f.fail(invalid(name, "%s must be at least 1, not %d", name, most))
+	}
+	return most, true
+}
+
+// common reads how the answer is to be delivered; it returns whether a stream ends with usage.
+func (f *fields) common(c *call) (usage bool) {
+	stream := f.boolean("stream", false)
+	c.whole = !stream
+	c.skipSpecial = f.boolean("skip_special_tokens", true)
+	if options, ok := f.object("stream_options"); ok {
+		usage = options.boolean("include_usage", false)
+		if options.err != nil {
+			f.fail(options.err)
+		}
+		if !stream {
+			f.fail(invalid("stream_options", "stream_options needs stream to be true"))
+		}
+	}
+	return usage && stream
+}
+
+// modelOf finds the model that a body names.
+func (g *Gateway) modelOf(f *fields) (*served, *apiError) {
+	id, ok := f.text("model")
+	if !ok {
+		f.missing("model")
+		return nil, f.err
+	}
+	if m := g.models[id]; m != nil {
+		return m, nil
+	}
+	return nil, unknownModel(id)
+}
+
+// settle checks a call's parameters and fits each prompt into the context. param names the prompt in
+// errors.
+func (g *Gateway) settle(c *call, param string, explicit bool) *apiError {
+	if e := checkSampling(c.params, c.model.Tokenizer.Size()); e != nil {
+		return e
+	}
+	if c.params.Seed == nil {
+		seed := seedOf(c.id)
+		c.params.Seed = &seed
+	}
+	_, context := g.serving(c.model)
+	if context == 0 {
+		context = c.model.ContextLength
+	}
+	for i := range c.prompts {
+		q := &c.prompts[i]
+		most, e := fitContext(c.params, param, len(q.ids), context, explicit)
+		if e != nil {
+			return e
+		}
+		q.maxTokens = most
+	}
+	return nil
+}

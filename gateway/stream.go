@@ -1,0 +1,165 @@
+package gateway
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// writer puts an answer into one API's words.
+type writer interface {
+	// event appends the server-sent events for a piece.
+	event(b []byte, p *piece) []byte
+	// last appends what follows all pieces: the usage chunk, if asked for, and [DONE].
+	last(b []byte, u *pb.Usage) []byte
+	// whole appends the body of an answer that is not streamed; pieces are in order of index.
+	whole(b []byte, pieces []piece, u *pb.Usage) []byte
+}
+
+// respond runs a call and writes its answer.
+func (g *Gateway) respond(w http.ResponseWriter, r *http.Request, c *call, out writer) {
+	a, e := g.start(r.Context(), c)
+	if e != nil {
+		e.write(w)
+		return
+	}
+	defer a.close(r.Context())
+	if c.whole {
+		g.respondWhole(w, r.Context(), a, out)
+	} else {
+		g.respondStream(w, r.Context(), a, out)
+	}
+}
+
+func (g *Gateway) respondWhole(w http.ResponseWriter, ctx context.Context, a *answer, out writer) {
+	all := make([]piece, len(a.cursors))
+	for !a.ended() {
+		pieces, e := a.next(ctx)
+		if e != nil {
+			e.write(w)
+			return
+		}
+		for _, p := range pieces {
+			all[p.index] = p
+		}
+	}
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(g.WriteTimeout))
+	writeJSON(w, append(out.whole(nil, all, a.usage()), '\n'))
+}
+
+// respondStream writes one buffer and flushes once a step. The status is not sent before the first
+// piece, so that a failure until then gets a status of its own.
+func (g *Gateway) respondStream(w http.ResponseWriter, ctx context.Context, a *answer, out writer) {
+	rc := http.NewResponseController(w)
+	var buf []byte
+	var deadline time.Time
+	begun := false
+	for done := false; !done; {
+		pieces, e := a.next(ctx)
+		buf = buf[:0]
+		switch {
+		case e != nil && !begun:
+			e.write(w)
+			return
+		case e != nil:
+			buf = append(e.appendBody(append(buf, "data: "...)), "\n\n"...)
+			done = true
+		default:
+			for i := range pieces {
+				buf = out.event(buf, &pieces[i])
+			}
+			if done = a.ended(); done {
+				buf = out.last(buf, a.usage())
+			}
+		}
+		if len(buf) == 0 {
+			continue // the text so far may be part of a character or of a stop string
+		}
+		if !begun {
+			begun = true
+			h := w.Header()
+			h.Set("Content-Type", "text/event-stream; charset=utf-8")
+			h.Set("Cache-Control", "no-cache")
+			h.Set("X-Accel-Buffering", "no")
+		}
+		// Moving the deadline costs a timer; once in half its length is enough.
+		if now := time.Now(); deadline.Sub(now) < g.WriteTimeout/2 {
+			deadline = now.Add(g.WriteTimeout)
+			_ = rc.SetWriteDeadline(deadline)
+		}
+		if _, err := w.Write(buf); err != nil {
+			return
+		}
+		if rc.Flush() != nil {
+			return
+		}
+	}
+}
+
+// wording is what all chunks and bodies of one OpenAI answer share.
+type wording struct {
+	// head goes from "{" to the opening of choices; tail from the end of choices to the end of event.
+	head, tail []byte
+	usage      bool
+}
+
+// newWording prepares the parts for a stream, or for a whole body, of the given object type.
+func newWording(id, object, model, fingerprint string, created time.Time, usage, whole bool) wording {
+	head := []byte(nil)
+	if !whole {
+		head = append(head, "data: "...)
+	}
+	head = append(head, `{"id":`...)
+	head = appendString(head, id)
+	head = append(head, `,"object":"`...)
+	head = append(head, object...)
+	head = append(head, `","created":`...)
+	head = appendInt(head, int(created.Unix()))
+	head = append(head, `,"model":`...)
+	head = appendString(head, model)
+	head = fingerprintField(head, fingerprint)
+	head = append(head, `,"choices":[`...)
+	tail := "]}\n\n"
+	if usage {
+		tail = `],"usage":null}` + "\n\n"
+	}
+	return wording{head: head, tail: []byte(tail), usage: usage}
+}
+
+// last appends the usage chunk, if asked for, and the end of the stream.
+func (w *wording) last(b []byte, u *pb.Usage) []byte {
+	if w.usage {
+		b = append(b, w.head...)
+		b = append(b, ']')
+		b = appendUsage(b, u)
+		b = append(b, "}\n\n"...)
+	}
+	return append(b, "data: [DONE]\n\n"...)
+}
+
+// appendUsage writes the usage member, with its comma.
+func appendUsage(b []byte, u *pb.Usage) []byte {
+	b = append(b, `,"usage":{"prompt_tokens":`...)
+	b = appendInt(b, int(u.PromptTokens))
+	b = append(b, `,"completion_tokens":`...)
+	b = appendInt(b, int(u.CompletionTokens))
+	b = append(b, `,"total_tokens":`...)
+	b = appendInt(b, int(u.PromptTokens+u.CompletionTokens))
+	b = append(b, `,"prompt_tokens_details":{"cached_tokens":`...)
+	b = appendInt(b, int(u.CachedTokens))
+	return append(b, "}}"...)
+}
+
+// appendFinish writes why a choice ended, or null.
+func appendFinish(b []byte, reason pb.FinishReason) []byte {
+	switch reason {
+	case pb.FinishReason_FINISH_REASON_STOP:
+		return append(b, `"stop"`...)
+	case pb.FinishReason_FINISH_REASON_LENGTH:
+		return append(b, `"length"`...)
+	default:
+		return append(b, "null"...)
+	}
+}

@@ -1,0 +1,260 @@
+package gateway
+
+import (
+	"context"
+	"math/rand/v2"
+	"sort"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// Reconnecting starts after the first wait and doubles up to the second, with half of it random.
+const (
+	firstBackoff = 20 * time.Millisecond
+	lastBackoff  = 2 * time.Second
+	// abortQueue bounds the aborts waiting to be written to one worker. What does not fit is told to
+	// the leader alone, whose word counts anyway.
+	abortQueue = 1024
+)
+
+// backoff waits before the n-th retry, n from 0; it reports false if ctx ended.
+func backoff(ctx context.Context, n int) bool {
+	d := min(firstBackoff<<min(n, 10), lastBackoff)
+	t := time.NewTimer(d/2 + rand.N(d/2))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// attachment is the session with one worker. Its goroutine lives as long as the worker is in the
+// leader's set, and connects again whenever the stream breaks.
+type attachment struct {
+	info   *pb.WorkerInfo
+	cancel context.CancelFunc
+	aborts chan *pb.AttachRequest
+
+	mu        sync.Mutex
+	connected bool
+	stats     *pb.WorkerStats
+}
+
+func (a *attachment) snapshot() (connected bool, stats *pb.WorkerStats) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.connected, a.stats
+}
+
+func (a *attachment) setConnected(on bool) {
+	a.mu.Lock()
+	a.connected = on
+	a.mu.Unlock()
+}
+
+// workers is the set of attachments.
+type workers struct {
+	mu   sync.Mutex
+	byID map[string]*attachment
+	wg   sync.WaitGroup
+}
+
+func (w *workers) list() []*attachment {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	list := make([]*attachment, 0, len(w.byID))
+	for _, a := range w.byID {
+		list = append(list, a)
+	}
+	sort.Slice(list, func(i, j int) bool { return list[i].info.Id < list[j].info.Id })
+	return list
+}
+
+func (w *workers) get(id string) *attachment {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.byID[id]
+}
+
+// watch follows the leader's set of workers until ctx ends. While the leader is away the attachments
+// stay as they are: streams do not depend on it.
+func (g *Gateway) watch(ctx context.Context) {
+	for n := 0; ; n++ {
+		stream, err := g.Control.Watch(ctx, &pb.WatchRequest{GatewayId: g.NodeID})
+		for err == nil {
+			var resp *pb.WatchResponse
+			if resp, err = stream.Recv(); err == nil {
+				n = 0
+				g.attachAll(ctx, resp.Workers)
+				for _, ended := range resp.Ended {
+					g.ended(ended)
+				}
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		g.Log.Warn("the leader's list of workers is away", "error", err)
+		if !backoff(ctx, n) {
+			return
+		}
+	}
+}
+
+// ended handles a request that ended without a worker telling us. One that finished normally has its
+// last tokens on the way and ends with them.
+func (g *Gateway) ended(e *pb.Ended) {
+	l := g.lives.get(e.RequestId)
+	if l == nil {
+		return
+	}
+	switch e.FinishReason {
+	case pb.FinishReason_FINISH_REASON_ABORT:
+		l.fail(cancelled(e.Error))
+	case pb.FinishReason_FINISH_REASON_ERROR:
+		l.fail(internal("generation failed: %s", e.Error))
+	}
+}
+
+// attachAll makes the attachments equal to the set.
+func (g *Gateway) attachAll(ctx context.Context, set []*pb.WorkerInfo) {
+	defer g.updateReady()
+	w := &g.workers
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	wanted := make(map[string]bool, len(set))
+	for _, info := range set {
+		wanted[info.Id] = true
+		old := w.byID[info.Id]
+		if old != nil && old.info.Address == info.Address && old.info.Model == info.Model {
+			continue
+		}
+		if old != nil {
+			old.cancel()
+		}
+		if m := g.models[info.Model]; m == nil {
+			g.Log.Warn("a worker serves a model that this gateway does not know", "worker", info.Id, "model", info.Model)
+		} else if m.Digest != "" && info.ModelDigest != "" && m.Digest != info.ModelDigest {
+			g.Log.Error("a worker's model differs from this gateway's copy; it is left out", "worker", info.Id, "model", info.Model)
+			delete(w.byID, info.Id)
+			continue
+		}
+		run, cancel := context.WithCancel(ctx)
+		a := &attachment{info: info, cancel: cancel, aborts: make(chan *pb.AttachRequest, abortQueue)}
+		w.byID[info.Id] = a
+		w.wg.Go(func() { g.attach(run, a) })
+	}
+	for id, a := range w.byID {
+		if !wanted[id] {
+			a.cancel()
+			delete(w.byID, id)
+		}
+	}
+}
+
+// attach keeps a session with one worker until ctx ends.
+func (g *Gateway) attach(ctx context.Context, a *attachment) {
+	for n := 0; ctx.Err() == nil; n++ {
+		conn, done, err := g.DialWorker(a.info.Address)
+		if err == nil {
+			var talked bool
+			talked, err = g.session(ctx, a, pb.NewWorkerClient(conn))
+			if talked {
+				n = 0
+			}
+			_ = done() // the session is over; there is nothing left to lose on the connection
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		g.Log.Warn("a worker's stream broke", "worker", a.info.Id, "address", a.info.Address, "error", err)
+		if !backoff(ctx, n) {
+			return
+		}
+	}
+}
+
+// session runs one Attach stream: this goroutine receives, one more sends aborts. It reports whether
+// the worker said anything.
+func (g *Gateway) session(ctx context.Context, a *attachment, client pb.WorkerClient) (talked bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := client.Attach(ctx)
+	if err != nil {
+		return false, err
+	}
+	hello := &pb.AttachHello{GatewayId: g.NodeID}
+	for _, l := range g.lives.all() {
+		if p := l.resumePoint(a.info.Id); p != nil {
+			hello.Resume = append(hello.Resume, p)
+		}
+	}
+	if err := stream.Send(&pb.AttachRequest{Message: &pb.AttachRequest_Hello{Hello: hello}}); err != nil {
+		return false, err
+	}
+	var sender sync.WaitGroup
+	defer sender.Wait()
+	defer cancel()
+	sender.Go(func() { sendAborts(ctx, stream, a.aborts) })
+	defer func() {
+		a.setConnected(false)
+		g.updateReady()
+	}()
+	a.setConnected(true)
+	g.updateReady()
+	r := router{table: &g.lives, worker: a.info.Id}
+	for {
+		resp, err := stream.Recv()
+		if err != nil {
+			return talked, err
+		}
+		talked = true
+		if resp.Stats != nil {
+			a.mu.Lock()
+			a.stats = resp.Stats
+			a.mu.Unlock()
+		}
+		if len(resp.Events) > 0 {
+			r.route(resp.Events, g.Now())
+		}
+	}
+}
+
+func sendAborts(ctx context.Context, stream grpc.BidiStreamingClient[pb.AttachRequest, pb.AttachResponse], aborts <-chan *pb.AttachRequest) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case m := <-aborts:
+			if stream.Send(m) != nil {
+				return // the receiver sees why
+			}
+		}
+	}
+}
+
+// abort ends a request wherever it is: quickly at the worker, surely at the leader.
+func (g *Gateway) abort(ctx context.Context, l *live, reason string) {
+	id := l.request.Id
+	l.mu.Lock()
+	worker := l.worker
+	l.mu.Unlock()
+	m := &pb.AbortRequest{RequestId: id, Reason: reason}
+	if a := g.workers.get(worker); a != nil {
+		select {
+		case a.aborts <- &pb.AttachRequest{Message: &pb.AttachRequest_Abort{Abort: m}}:
+		default:
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
+	defer cancel()
+	if _, err := g.Control.Abort(ctx, m); err != nil {
+		g.Log.Warn("the leader did not take an abort", "request", id, "error", err)
+	}
+}
