@@ -1,0 +1,92 @@
+package worker
+
+import (
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+const (
+	// statsInterval is how often an idle stream carries the worker's figures.
+	statsInterval = 250 * time.Millisecond
+	// messageBytes is about how large a message of events may be.
+	messageBytes = 1 << 20
+)
+
+// Attach streams all that concerns one gateway: a message a step while it keeps up, larger ones when
+// it has fallen behind.
+func (w *Worker) Attach(stream grpc.BidiStreamingServer[pb.AttachRequest, pb.AttachResponse]) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	hello := first.GetHello()
+	if hello.GetGatewayId() == "" {
+		return status.Error(codes.InvalidArgument, "the first message must be a hello with a gateway_id")
+	}
+	s := w.outbox.attach(hello)
+	defer w.outbox.detach(s)
+	// This goroutine ends with the stream, which ends with this call.
+	broken := make(chan error, 1)
+	go func() {
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				broken <- err
+				return
+			}
+			if a := m.GetAbort(); a != nil && w.outbox.owns(hello.GatewayId, a.RequestId) {
+				w.engine.Abort(a.RequestId, a.Reason)
+			}
+		}
+	}()
+	tick := time.NewTicker(statsInterval)
+	defer tick.Stop()
+	resp := &pb.AttachResponse{Stats: w.wireStats()}
+	for {
+		more := true
+		for more {
+			resp.Events, more = w.outbox.collect(nil, s, messageBytes)
+			if len(resp.Events) == 0 && resp.Stats == nil {
+				break
+			}
+			if err := stream.Send(resp); err != nil {
+				return err
+			}
+			resp = &pb.AttachResponse{}
+		}
+		select {
+		case <-s.wake:
+		case <-tick.C:
+			resp.Stats = w.wireStats()
+		case <-s.gone:
+			return status.Error(codes.Aborted, "another session of this gateway took over")
+		case <-w.stopping:
+			// What the engine's last step brought is in the outbox by now.
+			for more = true; more; {
+				if resp.Events, more = w.outbox.collect(nil, s, messageBytes); len(resp.Events) > 0 {
+					if err := stream.Send(resp); err != nil {
+						return err
+					}
+				}
+			}
+			return status.Error(codes.Unavailable, "worker stops")
+		case <-broken:
+			return nil
+		}
+	}
+}
+
+func (w *Worker) wireStats() *pb.WorkerStats {
+	s := w.engine.Stats()
+	return &pb.WorkerStats{
+		Running: int32(s.Running), Waiting: int32(s.Waiting),
+		FreeBlocks: int32(s.FreeBlocks), TotalBlocks: int32(s.Blocks), BlockTokens: w.info.BlockTokens,
+		PrefixQueryTokens: s.PrefixQueryTokens, PrefixHitTokens: s.PrefixHitTokens,
+		Preemptions: s.Preemptions, Steps: s.Steps, StepTokens: s.StepTokens,
+	}
+}

@@ -1,0 +1,21 @@
+// Package worker is a worker node: an engine with its device, the Worker service that gateways
+// attach to, and the session with the leader that work comes from.
+//
+//	leader ── dispatch, revoke ──▶ session ──▶ engine ──▶ outbox ──▶ one stream per gateway
+//	       ◀─ heartbeats, ends ──                         (keeps what was generated)
+//
+// The engine never waits for anyone: what it generates goes into the outbox, and each gateway's
+// stream is a cursor over the outbox that moves as fast as that gateway reads. A gateway that comes
+// back says what it has and gets the rest, as long as the outbox keeps it; what has ended is kept for
+// a while and within bounds.
+//
+// Invariants, each with a test:
+//
+//   - A dispatch of a term older than the newest seen is refused.
+//   - A request that is dispatched again while it runs, or after it ended, is not run twice.
+//   - Every end is reported to the leader at least once, over as many sessions as it takes; reports
+//     carry the dispatch that they end, so that an old one ends nothing.
+//   - A slow or absent gateway delays no one.
+//
+// The package knows no gateway and no Raft: it imports engine, model, device and the wire API.
+package worker

@@ -1,0 +1,87 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/quire-serve/quire/worker/engine"
+)
+
+// Settings is what a worker is made with. Zero values mean the defaults stated per field.
+type Settings struct {
+	// ID names the worker; it must be unique in the cluster. Required.
+	ID string
+	// Listen is the address of the Worker service. Default "127.0.0.1:0".
+	Listen string
+	// Advertise is the address that gateways dial. Default: where the service listens.
+	Advertise string
+	// Control lists the control-plane nodes' addresses. Required.
+	Control []string
+
+	// Engine bounds the engine. Blocks may be 0: then KVBytes says how many.
+	Engine engine.Settings
+	// KVBytes is the memory for the KV cache. Default: an eighth of the memory that is free, at
+	// least enough for one sequence of the full context and at most for MaxSequences of them.
+	KVBytes int64
+	// MaxContext caps how many tokens a sequence may hold. 0 is the model's own limit.
+	MaxContext int
+
+	// DrainTimeout bounds how long Run goes on after its context ended, to finish what runs.
+	// Default 30 s; negative is none at all.
+	DrainTimeout time.Duration
+	// KeepEnded is how long the output of an ended request is kept for its gateway. Default 1 min.
+	KeepEnded time.Duration
+	// OutboxRequests and OutboxBytes bound what the outbox keeps. Defaults 16,384 and 256 MiB.
+	OutboxRequests int
+	OutboxBytes    int64
+
+	// Logger gets the worker's log. Default slog.Default().
+	Logger *slog.Logger
+}
+
+func (s Settings) withDefaults() Settings {
+	if s.Listen == "" {
+		s.Listen = "127.0.0.1:0"
+	}
+	if s.DrainTimeout == 0 {
+		s.DrainTimeout = 30 * time.Second
+	}
+	if s.KeepEnded == 0 {
+		s.KeepEnded = time.Minute
+	}
+	if s.OutboxRequests == 0 {
+		s.OutboxRequests = 16384
+	}
+	if s.OutboxBytes == 0 {
+		s.OutboxBytes = 256 << 20
+	}
+	if s.Logger == nil {
+		s.Logger = slog.Default()
+	}
+	if s.Engine.Logger == nil {
+		s.Engine.Logger = s.Logger
+	}
+	return s
+}
+
+func (s Settings) validate() error {
+	switch {
+	case s.ID == "" || len(s.ID) > 128:
+		return fmt.Errorf("worker: id has %d bytes, must have 1 to 128", len(s.ID))
+	case len(s.Control) == 0:
+		return errors.New("worker: control names no control-plane node")
+	case s.KVBytes < 0:
+		return fmt.Errorf("worker: kv_bytes is %d, must not be negative", s.KVBytes)
+	case s.MaxContext < 0:
+		return fmt.Errorf("worker: max_context is %d, must not be negative", s.MaxContext)
+	case s.KeepEnded < 0:
+		return fmt.Errorf("worker: keep_ended is %v, must not be negative", s.KeepEnded)
+	case s.OutboxRequests < 1:
+		return fmt.Errorf("worker: outbox_requests is %d, must be at least 1", s.OutboxRequests)
+	case s.OutboxBytes < 1<<20:
+		return fmt.Errorf("worker: outbox_bytes is %d, must be at least %d", s.OutboxBytes, 1<<20)
+	}
+	return nil
+}
