@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/worker/engine"
 )
 
@@ -25,8 +26,8 @@ type Settings struct {
 	// KVBytes is the memory for the KV cache. Default: an eighth of the memory that is free, at
 	// least enough for one sequence of the full context and at most for MaxSequences of them.
 	KVBytes int64
-	// MaxContext caps how many tokens a sequence may hold. 0 is the model's own limit.
-	MaxContext int
+	// KVType is how the cache's elements are stored, F16 (default) or F32.
+	KVType device.Type
 
 	// DrainTimeout bounds how long Run goes on after its context ended, to finish what runs.
 	// Default 30 s; negative is none at all.
@@ -44,6 +45,9 @@ type Settings struct {
 func (s Settings) withDefaults() Settings {
 	if s.Listen == "" {
 		s.Listen = "127.0.0.1:0"
+	}
+	if s.KVType == 0 {
+		s.KVType = device.F16
 	}
 	if s.DrainTimeout == 0 {
 		s.DrainTimeout = 30 * time.Second
@@ -74,8 +78,8 @@ func (s Settings) validate() error {
 		return errors.New("worker: control names no control-plane node")
 	case s.KVBytes < 0:
 		return fmt.Errorf("worker: kv_bytes is %d, must not be negative", s.KVBytes)
-	case s.MaxContext < 0:
-		return fmt.Errorf("worker: max_context is %d, must not be negative", s.MaxContext)
+	case s.KVType != device.F16 && s.KVType != device.F32:
+		return fmt.Errorf("worker: kv_type is %v, must be F16 or F32", s.KVType)
 	case s.KeepEnded < 0:
 		return fmt.Errorf("worker: keep_ended is %v, must not be negative", s.KeepEnded)
 	case s.OutboxRequests < 1:

@@ -110,6 +110,9 @@ func assemble(s Settings, m engine.Model, info *pb.WorkerInfo) (*Worker, error) 
 // Info is what the worker tells the control plane of itself.
 func (w *Worker) Info() *pb.WorkerInfo { return w.info }
 
+// Address is where gateways fetch tokens.
+func (w *Worker) Address() string { return w.info.Address }
+
 // Stats returns the worker's figures.
 func (w *Worker) Stats() Stats {
 	s := Stats{Stats: w.engine.Stats(), InSession: w.connected.Load(), Draining: w.draining.Load()}

@@ -1,0 +1,96 @@
+package worker
+
+import (
+	"bufio"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/quire-serve/quire/device"
+	"github.com/quire-serve/quire/model"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/worker/engine"
+)
+
+// New makes a worker that serves m on dev, where it is loaded: it allocates the KV cache, compiles
+// the forward pass and listens, so that what is wrong shows here. Run does the rest. The worker
+// closes what it made when Run ends, but neither dev nor m.
+func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
+	s = s.withDefaults()
+	if err := s.validate(); err != nil {
+		return nil, err
+	}
+	s.Engine = s.Engine.WithDefaults()
+	layout := m.Config.KVLayout(s.Engine.Blocks, s.Engine.BlockTokens, s.KVType)
+	if layout.Pages == 0 {
+		budget := s.KVBytes
+		if budget == 0 {
+			budget = freeMemory(dev) / 8
+		}
+		layout.Pages = blocks(budget, s.KVBytes > 0, layout, m.Context, s.Engine.MaxSequences)
+		if layout.Pages == 0 {
+			return nil, fmt.Errorf("worker: kv_bytes is %d, must be at least %d: one block of %d tokens", budget, layout.PageBytes(), layout.BlockTokens)
+		}
+	}
+	s.Engine.Blocks = layout.Pages
+	if err := s.Engine.Validate(); err != nil {
+		return nil, err
+	}
+	pages, err := dev.NewPages(layout)
+	if err != nil {
+		return nil, fmt.Errorf("worker: KV cache of %d blocks, %d bytes: %w", layout.Pages, int64(layout.Pages)*layout.PageBytes(), err)
+	}
+	runner, err := dev.Compile(m.Program, pages, s.Engine.Limits())
+	if err != nil {
+		_ = pages.Close() // the first error says more
+		return nil, fmt.Errorf("worker: compile %s: %w", m.ID, err)
+	}
+	i := dev.Info()
+	w, err := assemble(s, engine.Model{
+		Runner: runner, ContextLength: m.Context, Vocab: m.Config.Vocab,
+		EOS: m.Tokenizer.EOGs(), Stops: engine.TextStops(m.Tokenizer),
+	}, &pb.WorkerInfo{
+		Model: m.ID, Device: i.Name + " " + i.Path, ModelPath: m.Path, ModelDigest: m.Digest,
+	})
+	if err != nil {
+		_ = runner.Close()
+		_ = pages.Close()
+		return nil, err
+	}
+	w.closers = []func() error{runner.Close, pages.Close}
+	w.log.Info("KV cache", slog.Int("blocks", layout.Pages), slog.Int("block_tokens", layout.BlockTokens),
+		slog.Int64("bytes", int64(layout.Pages)*layout.PageBytes()), slog.String("type", layout.Type.String()))
+	return w, nil
+}
+
+// blocks is how many blocks a budget of bytes buys. More than every sequence at its longest is
+// waste; less than one such sequence is too little, unless the operator asked for it.
+func blocks(budget int64, asked bool, l device.KVLayout, context, sequences int) int {
+	one := int64((context + l.BlockTokens - 1) / l.BlockTokens)
+	n := min(budget/l.PageBytes(), one*int64(sequences))
+	if !asked {
+		n = max(n, one)
+	}
+	return int(min(n, 1<<30))
+}
+
+// freeMemory is what the host says is available, or half of what the device has in total.
+func freeMemory(dev device.Device) int64 {
+	total := dev.Info().MemoryBytes
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		return total / 2
+	}
+	defer func() { _ = f.Close() }()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) >= 2 && fields[0] == "MemAvailable:" {
+			if kib, err := strconv.ParseInt(fields[1], 10, 64); err == nil {
+				return min(kib<<10, total)
+			}
+		}
+	}
+	return total / 2
+}
