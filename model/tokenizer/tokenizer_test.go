@@ -259,6 +259,20 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
+func TestMinTokens(t *testing.T) {
+	tok := mustNew(t, small())
+	for bytes, want := range map[int]int{0: 0, 1: 1, 6: 1, 7: 2, 600: 100} {
+		if got := tok.MinTokens(bytes); got != want { // the longest token is <tool>
+			t.Errorf("MinTokens(%d) = %d, want %d", bytes, got, want)
+		}
+	}
+	for _, text := range []string{"<tool><tool>", "hello there", "<e>x"} {
+		if got := len(tok.Encode(nil, text, true)); got < tok.MinTokens(len(text)) {
+			t.Errorf("%q became %d tokens, fewer than %d", text, got, tok.MinTokens(len(text)))
+		}
+	}
+}
+
 func TestOutsideVocabulary(t *testing.T) {
 	tok := mustNew(t, small())
 	if tok.Bytes(-1) != nil || tok.Bytes(int32(tok.Size())) != nil || tok.Text(-5) != "" || tok.Text(1<<30) != "" {

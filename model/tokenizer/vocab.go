@@ -60,7 +60,8 @@ type Tokenizer struct {
 	control *matcher // control and user-defined tokens
 	always  *matcher // user-defined tokens alone
 
-	pool encoders
+	longest int // bytes of the longest piece
+	pool    encoders
 }
 
 // merge says what a pair of tokens becomes. A lower rank is applied first.
@@ -168,6 +169,9 @@ func (t *Tokenizer) addTokens() error {
 			return fmt.Errorf("tokenizer: no token for byte 0x%02X, %q", b, b)
 		}
 	}
+	for _, piece := range t.pieces {
+		t.longest = max(t.longest, len(piece))
+	}
 	t.control, t.always = control, always
 	return nil
 }
@@ -218,6 +222,15 @@ func (t *Tokenizer) kind(id int32) int32 {
 
 // Size is the number of tokens.
 func (t *Tokenizer) Size() int { return len(t.pieces) }
+
+// MinTokens is the fewest tokens that a text of so many bytes can become if the vocabulary has a
+// token for every byte of it. A front door can refuse by it what is too long, without encoding it.
+func (t *Tokenizer) MinTokens(textBytes int) int {
+	if t.compose {
+		textBytes /= 3 // the most that composing characters can save
+	}
+	return (textBytes + t.longest - 1) / t.longest
+}
 
 // BOS is the token that begins a text, -1 if there is none.
 func (t *Tokenizer) BOS() int32 { return t.vocab.BOS }
