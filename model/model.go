@@ -71,7 +71,7 @@ func newSpec(f *gguf.File) (*Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	tok, err := newTokenizer(f)
+	tok, err := tokenizer.FromGGUF(f)
 	if err != nil {
 		return nil, err
 	}
