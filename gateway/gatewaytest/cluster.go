@@ -71,13 +71,15 @@ type Cluster struct {
 
 // run is one request and all of its output.
 type run struct {
-	req      *pb.Request
-	worker   string
-	index    uint64
-	choices  []*runChoice
-	done     bool
-	reason   pb.FinishReason
-	errorMsg string
+	req     *pb.Request
+	worker  string
+	index   uint64
+	choices []*runChoice
+	done    bool
+	// delivered: some session has been given all of it.
+	delivered bool
+	reason    pb.FinishReason
+	errorMsg  string
 }
 
 type runChoice struct {

@@ -221,7 +221,7 @@ func (w *worker) open(hello *pb.AttachHello) *session {
 	}
 	for id, r := range c.runs {
 		_, resumed := received[id]
-		if r.worker == w.id && r.req.GatewayId == s.gateway && (resumed || !r.done) {
+		if r.worker == w.id && r.req.GatewayId == s.gateway && (resumed || !r.delivered) {
 			s.marks[id] = newMark(r, received[id])
 		}
 	}
@@ -253,6 +253,7 @@ func (s *session) wait() ([]*pb.TokenEvent, bool) {
 		if m := s.marks[id]; m != nil {
 			events = append(events, c.runs[id].events(m)...)
 			if c.runs[id].done {
+				c.runs[id].delivered = true
 				delete(s.marks, id)
 			}
 		}

@@ -1,0 +1,356 @@
+package gateway_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/quire-serve/quire/gateway"
+	"github.com/quire-serve/quire/gateway/gatewaytest"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+const streamed = `{"model":"test","prompt":"hi","stream":true,"max_tokens":400}`
+
+// babble is what the fake workers answer to a prompt.
+func babble(prompt string, seed uint64, n int) string {
+	req := &pb.Request{Prompt: gatewaytest.Text(prompt), Sampling: &pb.SamplingParams{Seed: &seed}}
+	var b strings.Builder
+	for i := range n {
+		b.WriteByte(byte(gatewaytest.Babble(req, 0, i)))
+	}
+	return b.String()
+}
+
+// text joins the text of a stream's remaining chunks; it fails on an error event.
+func (s *stream) text() string {
+	s.t.Helper()
+	var b strings.Builder
+	for data := s.next(); data != "[DONE]"; data = s.next() {
+		c := decode[chunk](s.t, data)
+		if c.Error != nil {
+			s.t.Fatalf("error event: %+v", *c.Error)
+		}
+		for _, choice := range c.Choices {
+			b.WriteString(choice.Text + choice.Delta.Content)
+		}
+	}
+	return b.String()
+}
+
+// TestNothingBeforeCommit runs a request to its end on the worker while Submit has not answered: the
+// client must see nothing of it until then, and all of it afterwards.
+func TestNothingBeforeCommit(t *testing.T) {
+	d := open(t, gatewaytest.Options{})
+	release := d.HoldSubmit()
+	defer release()
+	answered := make(chan string)
+	go func() {
+		answered <- d.post(textPath, `{"model":"test","prompt":"hi","seed":1,"max_tokens":30}`).body
+	}()
+	d.Await(func(s gatewaytest.State) bool { return s.Admitted == 1 && s.Live == 0 })
+	select {
+	case got := <-answered:
+		t.Fatalf("answered before the commit: %s", got)
+	default:
+	}
+	release()
+	if got := decode[chunk](t, <-answered).Choices[0].Text; got != babble("hi", 1, 30) {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestClientGone ends a request in each of its states by closing the client's connection.
+func TestClientGone(t *testing.T) {
+	gone := func(t *testing.T, d *door) {
+		t.Helper()
+		s := d.Await(func(s gatewaytest.State) bool { return s.UsedBlocks == 0 && len(s.Aborts) == s.Admitted })
+		if s.Admitted == 0 {
+			t.Error("nothing was admitted")
+		}
+	}
+	t.Run("streaming", func(t *testing.T) {
+		d := open(t, gatewaytest.Options{Manual: true})
+		d.Step(1)
+		s := d.stream(textPath, streamed)
+		if s.next() == "" {
+			t.Fatal("no first event")
+		}
+		s.close()
+		gone(t, d)
+	})
+	t.Run("waiting for the whole", func(t *testing.T) {
+		d := open(t, gatewaytest.Options{Manual: true})
+		ctx, cancel := context.WithCancel(t.Context())
+		var client sync.WaitGroup
+		defer client.Wait()
+		client.Go(func() {
+			req, _ := http.NewRequestWithContext(ctx, http.MethodPost, d.url+textPath, strings.NewReader(`{"model":"test","prompt":["a","b"],"n":2}`))
+			if resp, err := d.client.Do(req); err == nil {
+				resp.Body.Close()
+				t.Error("an answer came back")
+			}
+		})
+		d.Await(func(s gatewaytest.State) bool { return s.Live == 2 })
+		cancel()
+		gone(t, d)
+	})
+	t.Run("submitting", func(t *testing.T) {
+		d := open(t, gatewaytest.Options{Manual: true})
+		defer d.HoldSubmit()()
+		ctx, cancel := context.WithCancel(t.Context())
+		var client sync.WaitGroup
+		defer client.Wait()
+		client.Go(func() {
+			req, _ := http.NewRequestWithContext(ctx, http.MethodPost, d.url+textPath, strings.NewReader(streamed))
+			if resp, err := d.client.Do(req); err == nil {
+				resp.Body.Close()
+				t.Error("an answer came back")
+			}
+		})
+		d.Await(func(s gatewaytest.State) bool { return s.Live == 1 })
+		cancel()
+		gone(t, d)
+	})
+}
+
+// TestBrokenStreams cuts the worker's stream again and again while requests run: no token may be
+// lost, repeated or changed.
+func TestBrokenStreams(t *testing.T) {
+	d := open(t, gatewaytest.Options{Workers: 2, Manual: true})
+	var clients sync.WaitGroup
+	for i := range 8 {
+		clients.Go(func() {
+			prompt := fmt.Sprint("prompt ", i)
+			s := d.stream(textPath, fmt.Sprintf(`{"model":"test","prompt":%q,"seed":5,"stream":true,"max_tokens":200}`, prompt))
+			if got, want := s.text(), babble(prompt, 5, 200); got != want {
+				t.Errorf("stream %d\ngot  %q\nwant %q", i, got, want)
+			}
+		})
+	}
+	d.Await(func(s gatewaytest.State) bool { return s.Live == 8 })
+	for k := range 10 {
+		d.Step(20)
+		d.Await(func(s gatewaytest.State) bool { return s.Steps >= 20*k+10 })
+		d.Break()
+		d.Await(func(s gatewaytest.State) bool { return s.Sessions == 2 && s.Steps == 20*(k+1) })
+	}
+	clients.Wait()
+}
+
+// TestWorkersComeAndGo follows the set of workers.
+func TestWorkersComeAndGo(t *testing.T) {
+	d := open(t, gatewaytest.Options{Workers: 2})
+	d.Await(func(s gatewaytest.State) bool { return s.Sessions == 2 })
+	d.SetWorkers(0)
+	await(t, func() bool { return !d.gateway.Ready() })
+	for _, path := range []string{"/health", textPath} {
+		method := http.MethodGet
+		if path == textPath {
+			method = http.MethodPost
+		}
+		r := d.do(method, path, streamed)
+		if r.status != http.StatusServiceUnavailable || r.header.Get("Retry-After") != "1" || r.header.Get("X-Should-Retry") != "true" {
+			t.Errorf("%s: %d %v %s", path, r.status, r.header, r.body)
+		}
+		validate(t, "Error", r.body)
+	}
+	d.SetWorkers(1)
+	await(t, d.gateway.Ready)
+	if r := d.do(http.MethodGet, "/health", ""); r.status != 200 || r.body != "{\"status\":\"ok\"}\n" {
+		t.Errorf("health: %d %s", r.status, r.body)
+	}
+	if r := d.post(textPath, `{"model":"test","prompt":"hi"}`); r.status != 200 {
+		t.Errorf("%d %s", r.status, r.body)
+	}
+}
+
+// TestQueueFull passes the leader's refusal on, with its wait, and aborts nothing.
+func TestQueueFull(t *testing.T) {
+	d := open(t, gatewaytest.Options{MaxLive: 1, Manual: true})
+	d.Step(1)
+	s := d.stream(textPath, streamed)
+	s.next()
+	r := d.post(chatPath, `{"model":"test","messages":[{"role":"user","content":"hi"}]}`)
+	const want = `{"error":{"message":"the queue is full","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}` + "\n"
+	if r.status != 429 || r.body != want {
+		t.Errorf("%d %s", r.status, r.body)
+	}
+	for name, want := range map[string]string{"Retry-After": "2", "Retry-After-Ms": "1500", "X-Should-Retry": "true"} {
+		if got := r.header.Get(name); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	if n := len(d.State().Aborts); n != 0 {
+		t.Errorf("%d aborts for a request that was never admitted", n)
+	}
+}
+
+// TestPlaces bounds what the gateway itself takes on.
+func TestPlaces(t *testing.T) {
+	d := open(t, gatewaytest.Options{Manual: true}, func(s *gateway.Settings) { s.MaxRequests = 2 })
+	d.Step(1)
+	first := d.stream(textPath, streamed)
+	first.next()
+	r := d.post(textPath, `{"model":"test","prompt":["a","b"]}`)
+	const want = `{"error":{"message":"the gateway serves 2 requests at once and has no place for 2 more","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}` + "\n"
+	if r.status != 429 || r.body != want {
+		t.Errorf("%d %s", r.status, r.body)
+	}
+	first.close()
+	// The places come back with the client's end.
+	d.Await(func(s gatewaytest.State) bool { return s.Live == 0 })
+	d.Step(100)
+	await(t, func() bool { return d.post(textPath, `{"model":"test","prompt":["a","b"]}`).status == 200 })
+}
+
+// TestControlPlaneErrors translates the leader's other answers.
+func TestControlPlaneErrors(t *testing.T) {
+	d := open(t, gatewaytest.Options{})
+	for _, c := range []struct {
+		err    error
+		status int
+		name   string
+	}{
+		{status.Error(codes.Unavailable, "no quorum"), 503, "unavailable"},
+		{status.Error(codes.FailedPrecondition, "not the leader"), 503, "unavailable"},
+		{status.Error(codes.InvalidArgument, "bad"), 400, "invalid_value"},
+		{status.Error(codes.NotFound, "no such model"), 404, "model_not_found"},
+		{status.Error(codes.AlreadyExists, "known"), 409, "request_id_in_use"},
+		{errors.New("surprise"), 500, "internal_error"},
+	} {
+		d.Refuse(c.err)
+		r := d.post(textPath, streamed)
+		validate(t, "Error", r.body)
+		if got := decode[chunk](t, r.body); r.status != c.status || got.Error.Code != c.name {
+			t.Errorf("%v became %d %s", c.err, r.status, r.body)
+		}
+	}
+}
+
+// TestFailures ends a request with an error before its first token and after it.
+func TestFailures(t *testing.T) {
+	d := open(t, gatewaytest.Options{Manual: true})
+	t.Run("before the first token", func(t *testing.T) {
+		answered := make(chan reply)
+		go func() { answered <- d.post(textPath, streamed, "Idempotency-Key", "early") }()
+		d.Await(func(s gatewaytest.State) bool { return s.Live == 1 })
+		d.Fail("early", "out of blocks")
+		r := <-answered
+		const want = `{"error":{"message":"generation failed: out of blocks","type":"server_error","param":null,"code":"internal_error"}}` + "\n"
+		if r.status != 500 || r.body != want || r.header.Get("Content-Type") != "application/json" {
+			t.Errorf("%d %s", r.status, r.body)
+		}
+	})
+	t.Run("in the stream", func(t *testing.T) {
+		d.Step(1)
+		s := d.stream(textPath, streamed, "Idempotency-Key", "late")
+		s.next()
+		d.Fail("late", "the device is gone")
+		const want = `{"error":{"message":"generation failed: the device is gone","type":"server_error","param":null,"code":"internal_error"}}`
+		if got := s.next(); got != want {
+			t.Errorf("got %s", got)
+		}
+		if rest := s.next(); rest != "" {
+			t.Errorf("after the error comes %s", rest)
+		}
+	})
+	t.Run("while queued", func(t *testing.T) {
+		answered := make(chan reply)
+		go func() { answered <- d.post(textPath, streamed, "Idempotency-Key", "queued") }()
+		d.Await(func(s gatewaytest.State) bool { return s.Live == 1 })
+		d.EndQueued("queued", pb.FinishReason_FINISH_REASON_ABORT, "by an operator")
+		r := <-answered
+		if got := decode[chunk](t, r.body); r.status != 409 || got.Error.Code != "request_cancelled" || r.header.Get("X-Should-Retry") != "false" {
+			t.Errorf("%d %s", r.status, r.body)
+		}
+	})
+}
+
+// TestIDs checks how requests are named.
+func TestIDs(t *testing.T) {
+	d := open(t, gatewaytest.Options{})
+	const body = `{"model":"test","prompt":"hi","max_tokens":1}`
+	r := d.post(textPath, body, "Idempotency-Key", "order-66", "X-Request-Id", "trace-1")
+	if got := r.header.Get("X-Request-Id"); got != "trace-1" {
+		t.Errorf("x-request-id came back as %q", got)
+	}
+	if got := decode[chunk](t, r.body).ID; got != "cmpl-order-66" || d.State().Requests[0].Id != "order-66" {
+		t.Errorf("the id is %q", got)
+	}
+	r = d.post(textPath, body, "Idempotency-Key", "order-66")
+	const want = `{"error":{"message":"a request with the id \"order-66\" has ended already","type":"invalid_request_error","param":null,"code":"request_id_used"}}` + "\n"
+	if r.status != 409 || r.body != want || r.header.Get("X-Should-Retry") != "false" {
+		t.Errorf("the second time: %d %s", r.status, r.body)
+	}
+	if s := d.State(); len(s.Aborts) != 0 || s.Admitted != 1 {
+		t.Errorf("%d aborts, %d admitted", len(s.Aborts), s.Admitted)
+	}
+	for _, bad := range []string{strings.Repeat("x", 129), "two words", "naïve"} {
+		r = d.post(textPath, body, "X-Request-Id", bad)
+		if got := r.header.Get("X-Request-Id"); len(got) != 32 {
+			t.Errorf("x-request-id %q came back as %q", bad, got)
+		}
+		if r = d.post(textPath, body, "Idempotency-Key", bad); r.status != 400 {
+			t.Errorf("Idempotency-Key %q: %d", bad, r.status)
+		}
+	}
+}
+
+// TestIDInUse refuses a second request under a live id and leaves the first alone.
+func TestIDInUse(t *testing.T) {
+	d := open(t, gatewaytest.Options{Manual: true})
+	d.Step(1)
+	s := d.stream(textPath, `{"model":"test","prompt":"hi","stream":true,"max_tokens":5,"seed":3}`, "Idempotency-Key", "k")
+	s.next()
+	if r := d.post(textPath, streamed, "Idempotency-Key", "k"); r.status != 409 {
+		t.Errorf("%d %s", r.status, r.body)
+	}
+	d.Step(4)
+	if got := s.text(); got != babble("hi", 3, 5)[1:] {
+		t.Errorf("the first request went on with %q", got)
+	}
+}
+
+// TestSlowClient leaves one client's stream unread, with more output than its connection can hold,
+// and wants another's to run to its end.
+func TestSlowClient(t *testing.T) {
+	d := open(t, gatewaytest.Options{ContextLength: 60_000, TotalBlocks: 1 << 20, TokensPerStep: 16})
+	slow := d.stream(chatPath, `{"model":"test","messages":[{"role":"user","content":"slow"}],"stream":true,"logprobs":true,"top_logprobs":20,"max_tokens":20000,"seed":1}`)
+	fast := d.stream(textPath, `{"model":"test","prompt":"fast","stream":true,"seed":1,"max_tokens":20000}`)
+	if got := fast.text(); got != babble("fast", 1, 20000) {
+		t.Errorf("the fast stream is wrong, %d bytes", len(got))
+	}
+	slow.close()
+	d.Await(func(s gatewaytest.State) bool { return s.UsedBlocks == 0 })
+}
+
+// TestUnreadClientIsDropped counts a client that does not read as gone after the write timeout.
+func TestUnreadClientIsDropped(t *testing.T) {
+	d := open(t, gatewaytest.Options{ContextLength: 300_000, TotalBlocks: 1 << 20, TokensPerStep: 64}, func(s *gateway.Settings) { s.WriteTimeout = 50 * time.Millisecond })
+	d.stream(chatPath, `{"model":"test","messages":[{"role":"user","content":"x"}],"stream":true,"logprobs":true,"top_logprobs":20,"ignore_eos":true}`)
+	d.Await(func(s gatewaytest.State) bool { return len(s.Aborts) == 1 && s.UsedBlocks == 0 })
+}
+
+// TestShutdown ends what is live when Run ends.
+func TestShutdown(t *testing.T) {
+	d := open(t, gatewaytest.Options{Manual: true})
+	d.Step(1)
+	s := d.stream(textPath, streamed)
+	s.next()
+	d.quit()
+	if got := decode[chunk](t, s.next()); got.Error == nil || got.Error.Code != "unavailable" {
+		t.Errorf("the stream ends with %+v", got)
+	}
+	if d.gateway.Ready() {
+		t.Error("still ready")
+	}
+}
