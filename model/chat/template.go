@@ -91,7 +91,8 @@ func (t *Template) Render(messages []Message, o Options) (prompt string, err err
 	if len(messages) > maxMessages {
 		return "", fmt.Errorf("%w: %d messages, the limit is %d", ErrTooLarge, len(messages), maxMessages)
 	}
-	data := map[string]jinja.Value{}
+	// Templates ask whether these are none, not whether they are defined.
+	data := map[string]jinja.Value{"tools": jinja.None(), "documents": jinja.None()}
 	for key, v := range o.Extra {
 		if data[key], err = value(v); err != nil {
 			return "", fmt.Errorf("chat: variable %q: %w", key, err)

@@ -34,7 +34,7 @@ CONVERSATIONS = [
     [m("system", "only")],
     [m("tool", "{}"), m("user", "x", name="bob")],
 ]
-EXTRAS = [{}, {"tools": TOOLS}, {"enable_thinking": False, "date_string": "1 May 2030"}, {"tools": None, "enable_thinking": True}]
+EXTRAS = [{}, {"tools": TOOLS}, {"enable_thinking": False, "date_string": "1 May 2030"}, {"documents": [{"title": "t"}], "enable_thinking": True}]
 
 
 def main():
@@ -46,7 +46,8 @@ def main():
                 for generate in (True, False):
                     case = {"template": name, "messages": messages, "extra": extra, "generate": generate}
                     try:
-                        case["want"] = template.render(messages=messages, add_generation_prompt=generate, bos_token="<s>", eos_token="</s>", strftime_now=NOW.strftime, **extra)
+                        case["want"] = template.render(messages=messages, add_generation_prompt=generate, bos_token="<s>", eos_token="</s>", strftime_now=NOW.strftime,
+                                                       **{"tools": None, "documents": None, **extra})
                     except jinja2.exceptions.TemplateError as e:
                         case["error"] = str(e)
                     cases.append(case)
