@@ -51,6 +51,7 @@ type block struct {
 	next   BlockID
 	chain  BlockID // next block in its index bucket
 	state  state
+	tenant uint16 // of the sequence that named it
 }
 
 // list is a doubly linked list through blocks' own prev and next: removal from the middle is O(1)

@@ -43,6 +43,9 @@ type Config struct {
 // maxBlocks keeps block ids, and the chains through them, within 31 bits.
 const maxBlocks = 1 << 30
 
+// maxTenants is how many tenants a block's entry can tell apart.
+const maxTenants = 1 << 16
+
 // Validate names the field that is wrong and its limit.
 func (c Config) Validate() error {
 	switch {
@@ -54,6 +57,9 @@ func (c Config) Validate() error {
 		return fmt.Errorf("kvcache: Window is %d, must not be negative", c.Window)
 	case c.EventBuffer < 0:
 		return fmt.Errorf("kvcache: EventBuffer is %d, must not be negative", c.EventBuffer)
+	}
+	if len(c.Tenants) > maxTenants {
+		return fmt.Errorf("kvcache: Tenants has %d entries, must have at most %d", len(c.Tenants), maxTenants)
 	}
 	for i, n := range c.Tenants {
 		if n < 0 {
@@ -81,9 +87,11 @@ type Stats struct {
 type Copy struct{ From, To BlockID }
 
 // Eviction is a cached block whose memory was taken. Its content stays intact until the step being
-// planned is submitted: until then it can be copied to a lower tier.
+// planned is submitted: until then it can be copied to a lower tier, if the device has finished Step.
 type Eviction struct {
 	Block        BlockID
+	Tenant       int    // that computed it
+	Step         uint64 // in which it was named: no later one computed it
 	Hash, Parent Hash
 }
 
@@ -255,7 +263,7 @@ func (p *Pool) take(writer uint32) BlockID {
 		id = p.cached.popFront(p.blocks)
 		if p.cfg.ReportEvictions {
 			b := &p.blocks[id]
-			p.evicted = append(p.evicted, Eviction{id, b.hash, b.parent})
+			p.evicted = append(p.evicted, Eviction{id, int(b.tenant), b.step, b.hash, b.parent})
 		}
 		p.unname(id)
 		p.stats.Evictions++
@@ -314,13 +322,13 @@ func (p *Pool) drop(id BlockID) {
 }
 
 // name makes a referenced block findable.
-func (p *Pool) name(id BlockID, h, parent Hash) {
+func (p *Pool) name(id BlockID, h, parent Hash, tenant int) {
 	b := &p.blocks[id]
 	if b.hash != (Hash{}) {
 		p.violate(id, "named twice")
 		return
 	}
-	b.hash, b.parent, b.step = h, parent, p.step
+	b.hash, b.parent, b.step, b.tenant = h, parent, p.step, uint16(tenant)
 	p.index.insert(p.blocks, id)
 	p.version++
 	if p.journal != nil {

@@ -49,8 +49,15 @@ func (p *Pool) NewSequence(root Hash) *Sequence {
 	return s
 }
 
-// SetTenant counts the sequence's blocks against a tenant of Config.Tenants. Call it before Begin.
-func (s *Sequence) SetTenant(tenant int) { s.mustBeEmpty("SetTenant"); s.tenant = tenant }
+// SetTenant counts the sequence's blocks against a tenant of Config.Tenants, 0 to 65,535. Call it
+// before Begin.
+func (s *Sequence) SetTenant(tenant int) {
+	s.mustBeEmpty("SetTenant")
+	if tenant < 0 || tenant >= maxTenants {
+		panic("kvcache: no such tenant")
+	}
+	s.tenant = tenant
+}
 
 // SetItems says what stands behind placeholder tokens. Call it before the first Lookup. items is
 // not copied.
@@ -172,7 +179,7 @@ func (s *Sequence) Publish(tokens []int32) {
 	for i := s.published; i < full; i++ {
 		// A fork may have named a shared block already.
 		if id := s.table[i]; id != NoBlock && p.blocks[id].hash != s.hashes[i] {
-			p.name(id, s.hashes[i], s.parent(i))
+			p.name(id, s.hashes[i], s.parent(i), s.tenant)
 		}
 	}
 	s.published = full
