@@ -70,8 +70,13 @@ type StepTrace struct {
 // maxNotes bounds a step's notes.
 const maxNotes = 64
 
+// startTrace begins the trace of a step; what was noted by plans that came to nothing since the last
+// step stays in it.
 func (p *planner) startTrace(st *step) {
 	p.trace = &p.ring[p.traced%uint64(len(p.ring))]
+	if p.trace.Step == st.number {
+		return
+	}
 	*p.trace = StepTrace{Step: st.number, Notes: p.trace.Notes[:0]}
 }
 
