@@ -122,6 +122,9 @@ func (r *Runner) Wait(out *device.Result) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if len(r.queue) == 0 {
+		return device.ErrClosed // closed meanwhile
+	}
 	res := r.queue[0]
 	r.queue = r.queue[1:]
 	r.room.Broadcast()
