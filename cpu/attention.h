@@ -1,0 +1,281 @@
+// Paged attention, for the lanes that the including file chose. See doc.go for the arithmetic and
+// the layout of the cache.
+//
+// Queries that read the same keys and values, which are those of the heads that share a KV head and
+// those of neighbouring rows, are computed together, up to 6, so that each is loaded once for them.
+
+enum { tile_tokens = 16, span_tokens = 64, most_queries = 6 };
+
+// cache_tile is the tile of K (kv 0) or V (kv 1) that holds position at.
+INLINE const uint8_t *cache_tile(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t at, int kv, int32_t head) {
+	const qc_cache *c = &e->cache;
+	const int32_t page = table[at / c->block_tokens], in = at % c->block_tokens;
+	const int64_t i = page * c->page + (((int64_t)ph->layer * 2 + kv) * c->kv_heads + head) * c->head + (int64_t)(in / tile_tokens) * tile_tokens * ph->head_dim;
+	return c->data + i * (c->f16 ? 2 : 4);
+}
+
+INLINE v16 cache_load(const uint8_t *p, int64_t i, const int f16) {
+	return f16 ? v_load_f16((const uint16_t *)p + i) : v_load((const float *)p + i);
+}
+
+INLINE v16 cache_load_n(const uint8_t *p, int64_t i, int n, const int f16) {
+	return f16 ? v_load_f16_n((const uint16_t *)p + i, n) : v_load_n((const float *)p + i, n);
+}
+
+// The memory that attending takes for head dimension d, which is rounded up to lanes.
+typedef struct {
+	float *query;  // [d][queries], scaled
+	float *value;  // [queries][padded d]
+	float *weight; // [queries][span]
+	float *head;   // [d]
+} desk;
+
+INLINE int padded(int d) { return (d + 15) / 16 * 16; }
+
+static desk desk_at(uint8_t *mem, int d) {
+	desk k = {.query = (float *)mem};
+	k.value = k.query + most_queries * padded(d);
+	k.weight = k.value + most_queries * padded(d);
+	k.head = k.weight + most_queries * span_tokens;
+	return k;
+}
+
+// score sets weight[q][token] = query q · key, for tiles tiles of keys.
+SPECIAL void score(float *weight, const float *query, const uint8_t *const *keys, int d, const int n, const int tiles, const int f16) {
+	v16 sum[4][most_queries];
+	UNROLL for (int t = 0; t < tiles; t++)
+		UNROLL for (int q = 0; q < n; q++)
+			sum[t][q] = v_zero();
+	for (int i = 0; i < d; i++, query += n)
+		UNROLL for (int t = 0; t < tiles; t++) {
+			const v16 key = cache_load(keys[t], (int64_t)i * tile_tokens, f16);
+			UNROLL for (int q = 0; q < n; q++)
+				sum[t][q] = v_fma(v_set(query[q]), key, sum[t][q]);
+		}
+	UNROLL for (int t = 0; t < tiles; t++)
+		UNROLL for (int q = 0; q < n; q++)
+			v_store(weight + q * span_tokens + t * tile_tokens, sum[t][q]);
+}
+
+// gather adds weight·value to vectors vectors of the outputs from column at. All queries see the
+// first common tokens; query q sees seen[q].
+SPECIAL void gather(float *value, const float *weight, const uint8_t *const *values, int d, int at, int common, const int *seen, const float *alpha,
+	const int n, const int vectors, const int lanes, const int f16) {
+	v16 sum[most_queries][4];
+	UNROLL for (int q = 0; q < n; q++)
+		UNROLL for (int i = 0; i < vectors; i++)
+			sum[q][i] = v_mul(v_load(value + q * padded(d) + at + 16 * i), v_set(alpha[q]));
+	int t = 0;
+	for (; t < common; t++) {
+		const int64_t from = (int64_t)(t % tile_tokens) * d + at;
+		UNROLL for (int i = 0; i < vectors; i++) {
+			const v16 v = lanes == 16 ? cache_load(values[t / tile_tokens], from + 16 * i, f16) : cache_load_n(values[t / tile_tokens], from, lanes, f16);
+			UNROLL for (int q = 0; q < n; q++)
+				sum[q][i] = v_fma(v_set(weight[q * span_tokens + t]), v, sum[q][i]);
+		}
+	}
+	UNROLL for (int q = 0; q < n; q++)
+		for (int u = t; u < seen[q]; u++)
+			UNROLL for (int i = 0; i < vectors; i++) {
+				const int64_t from = (int64_t)(u % tile_tokens) * d + at + 16 * i;
+				const v16 v = lanes == 16 ? cache_load(values[u / tile_tokens], from, f16) : cache_load_n(values[u / tile_tokens], from, lanes, f16);
+				sum[q][i] = v_fma(v_set(weight[q * span_tokens + u]), v, sum[q][i]);
+			}
+	UNROLL for (int q = 0; q < n; q++)
+		UNROLL for (int i = 0; i < vectors; i++)
+			v_store(value + q * padded(d) + at + 16 * i, sum[q][i]);
+}
+
+// attend computes n queries of one KV head at the positions at, which do not fall.
+SPECIAL void attend(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t head, const int32_t *at, float *const *out, const desk *k, const int n, const int f16) {
+	const int d = ph->head_dim;
+	const int together = QC_ACCUMULATORS / n >= 4 ? 4 : QC_ACCUMULATORS / n >= 2 ? 2 : 1;
+	v16 total[most_queries];
+	float top[most_queries];
+	UNROLL for (int q = 0; q < n; q++) {
+		total[q] = v_zero();
+		top[q] = -__builtin_inff();
+	}
+	memset(k->value, 0, sizeof(float) * (size_t)(n * padded(d)));
+	for (int32_t span = 0; span <= at[n - 1]; span += span_tokens) {
+		const int32_t most = at[n - 1] + 1 - span < span_tokens ? at[n - 1] + 1 - span : span_tokens;
+		const int tiles = (most + tile_tokens - 1) / tile_tokens;
+		const uint8_t *keys[4], *values[4];
+		for (int t = 0; t < tiles; t++) {
+			keys[t] = cache_tile(e, ph, table, span + t * tile_tokens, 0, head);
+			values[t] = cache_tile(e, ph, table, span + t * tile_tokens, 1, head);
+		}
+		int t = 0;
+		for (; t + together <= tiles; t += together)
+			score(k->weight + t * tile_tokens, k->query, keys + t, d, n, together, f16);
+		for (; t < tiles; t++)
+			score(k->weight + t * tile_tokens, k->query, keys + t, d, n, 1, f16);
+
+		int seen[most_queries], common = span_tokens;
+		float alpha[most_queries];
+		UNROLL for (int q = 0; q < n; q++) {
+			float *weight = k->weight + q * span_tokens;
+			const int32_t sees = at[q] + 1 - span;
+			seen[q] = sees < 0 ? 0 : sees < span_tokens ? sees : span_tokens;
+			common = seen[q] < common ? seen[q] : common;
+			alpha[q] = 1;
+			const int full = seen[q] / tile_tokens, rest = seen[q] % tile_tokens;
+			v16 most_of = v_set(top[q]);
+			for (int i = 0; i < full; i++)
+				most_of = v_max(most_of, v_load(weight + i * tile_tokens));
+			if (rest)
+				most_of = v_max(most_of, v_first(rest, v_load(weight + full * tile_tokens), v_set(top[q])));
+			const float next = v_top(most_of);
+			if (next > top[q]) {
+				float a[16];
+				v_store(a, v_exp(v_set(top[q] - next)));
+				alpha[q] = a[0];
+				total[q] = v_mul(total[q], v_set(alpha[q]));
+				top[q] = next;
+			}
+			for (int i = 0; i < full + (rest > 0); i++) {
+				v16 w = v_exp(v_sub(v_load(weight + i * tile_tokens), v_set(top[q])));
+				if (i == full)
+					w = v_first(rest, w, v_zero());
+				total[q] = v_add(total[q], w);
+				v_store(weight + i * tile_tokens, w);
+			}
+		}
+		int c = 0;
+		for (; c + 16 * together <= d; c += 16 * together)
+			gather(k->value, k->weight, values, d, c, common, seen, alpha, n, together, 16, f16);
+		for (; c + 16 <= d; c += 16)
+			gather(k->value, k->weight, values, d, c, common, seen, alpha, n, 1, 16, f16);
+		if (c < d)
+			gather(k->value, k->weight, values, d, c, common, seen, alpha, n, 1, d - c, f16);
+	}
+	UNROLL for (int q = 0; q < n; q++) {
+		const v16 inverse = v_set(1 / v_tree(total[q]));
+		for (int c = 0; c < d; c += 16) {
+			const int lanes = d - c < 16 ? d - c : 16;
+			v_store_n(out[q] + c, lanes, v_mul(v_load(k->value + q * padded(d) + c), inverse));
+		}
+	}
+}
+
+#define ATTEND(n) \
+	static void attend_##n(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t head, const int32_t *at, float *const *out, const desk *k) { \
+		if (e->cache.f16) \
+			attend(e, ph, table, head, at, out, k, n, 1); \
+		else \
+			attend(e, ph, table, head, at, out, k, n, 0); \
+	}
+ATTEND(1) ATTEND(2) ATTEND(3) ATTEND(4) ATTEND(6)
+
+// A crowd is queries that wait to be computed together.
+typedef struct {
+	int32_t at[most_queries], row[most_queries], head[most_queries];
+	float *out[most_queries];
+	int count;
+} crowd;
+
+// attend_crowd loads the first n queries of c, rotated and scaled, computes and removes them.
+static void attend_crowd(const qc_exec *e, const qc_phase *ph, const qc_seq *seq, int32_t kv_head, crowd *c, const desk *k) {
+	const qc_buffer *src = &e->buffer[ph->src];
+	const int d = ph->head_dim;
+	for (int done = 0; done < c->count;) {
+		const int left = c->count - done, n = left >= 6 ? 6 : left == 5 ? 4 : left;
+		for (int q = 0; q < n; q++) {
+			const float *x = src->data + (int64_t)c->row[done + q] * src->width + ph->q_col + c->head[done + q] * d;
+			if (ph->rope_q) {
+				rope_head(k->head, x, ph->table + (int64_t)c->at[done + q] * d, d, ph->half_pairs);
+				x = k->head;
+			}
+			for (int i = 0; i < d; i++)
+				k->query[i * n + q] = x[i] * ph->scale;
+		}
+		static void (*const by_count[])(const qc_exec *, const qc_phase *, const int32_t *, int32_t, const int32_t *, float *const *, const desk *) = {
+			NULL, attend_1, attend_2, attend_3, attend_4, NULL, attend_6};
+		by_count[n](e, ph, e->tables + seq->table, kv_head, c->at + done, c->out + done, k);
+		done += n;
+	}
+	c->count = 0;
+}
+
+// What a query costs, in tokens: its context and what does not depend on it.
+INLINE int64_t query_cost(int32_t position) { return position + 64; }
+
+// attend_share computes the queries whose costs, all being lined up by sequence, KV head, row and
+// head, begin in this thread's share.
+static void attend_share(const qc_exec *e, const qc_phase *ph, int thread, int threads) {
+	const qc_buffer *dst = &e->buffer[ph->dst];
+	const int per_kv = ph->heads / ph->kv_heads;
+	const desk k = desk_at(e->scratch + thread * e->scratch_bytes, ph->head_dim);
+	int64_t total = 0;
+	for (int32_t r = 0; r < e->rows; r++)
+		total += query_cost(e->positions[r]) * ph->heads;
+	const int64_t from = share(total, thread, threads), to = share(total, thread + 1, threads);
+	int64_t cost = 0;
+	for (const qc_seq *seq = e->seq; seq < e->seq + e->seqs && cost < to; seq++) {
+		for (int32_t kv = 0; kv < ph->kv_heads; kv++) {
+			crowd c = {.count = 0};
+			for (int32_t r = seq->row; r < seq->row + seq->rows; r++) {
+				const int64_t each = query_cost(e->positions[r]);
+				for (int h = 0; h < per_kv; h++, cost += each) {
+					if (cost < from || cost >= to)
+						continue;
+					const int32_t head = kv * per_kv + h;
+					c.at[c.count] = e->positions[r];
+					c.row[c.count] = r;
+					c.head[c.count] = head;
+					c.out[c.count++] = dst->data + (int64_t)r * dst->width + head * ph->head_dim;
+					if (c.count == most_queries)
+						attend_crowd(e, ph, seq, kv, &c, &k);
+				}
+			}
+			attend_crowd(e, ph, seq, kv, &c, &k);
+		}
+	}
+}
+
+// store_kv writes K and V of one row and KV head, K rotated if the phase says so.
+static void store_kv(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t row, int32_t head, float *t) {
+	const qc_buffer *src = &e->buffer[ph->src];
+	const int d = ph->head_dim;
+	const float *x = src->data + (int64_t)row * src->width, *key = x + ph->k_col + head * d, *value = x + ph->v_col + head * d;
+	const int32_t at = e->positions[row], lane = at % tile_tokens;
+	uint8_t *keys = (uint8_t *)cache_tile(e, ph, table, at, 0, head), *values = (uint8_t *)cache_tile(e, ph, table, at, 1, head);
+	if (ph->rope_k) {
+		rope_head(t, key, ph->table + (int64_t)at * d, d, ph->half_pairs);
+		key = t;
+	}
+	if (!e->cache.f16) {
+		for (int i = 0; i < d; i++)
+			((float *)keys)[i * tile_tokens + lane] = key[i];
+		memcpy((float *)values + (int64_t)lane * d, value, sizeof(float) * (size_t)d);
+		return;
+	}
+	for (int i = 0; i < d; i += 16) {
+		const int lanes = d - i < 16 ? d - i : 16;
+		uint16_t half[16];
+		v_store_f16(half, v_load_n(key + i, lanes));
+		for (int l = 0; l < lanes; l++)
+			((uint16_t *)keys)[(i + l) * tile_tokens + lane] = half[l];
+		v_store_f16(half, v_load_n(value + i, lanes));
+		memcpy((uint16_t *)values + (int64_t)lane * d + i, half, sizeof *half * (size_t)lanes);
+	}
+}
+
+// store_share stores this thread's share of rows and KV heads.
+static void store_share(const qc_exec *e, const qc_phase *ph, int thread, int threads) {
+	const int64_t total = (int64_t)e->rows * ph->kv_heads;
+	int64_t i = share(total, thread, threads);
+	const int64_t to = share(total, thread + 1, threads);
+	float *t = desk_at(e->scratch + thread * e->scratch_bytes, ph->head_dim).head;
+	for (const qc_seq *seq = e->seq; i < to; seq++)
+		for (; i < to && i / ph->kv_heads < seq->row + seq->rows; i++)
+			store_kv(e, ph, e->tables + seq->table, (int32_t)(i / ph->kv_heads), (int32_t)(i % ph->kv_heads), t);
+}
+
+static void attention(const qc_exec *e, const qc_phase *ph, int thread, int threads) {
+	if (ph->store) {
+		store_share(e, ph, thread, threads);
+		qc_pool_barrier(e->pool);
+	}
+	attend_share(e, ph, thread, threads);
+}
