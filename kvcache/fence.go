@@ -27,7 +27,6 @@ func (s *Sequence) ReleaseAfter(step uint64) {
 // PreemptAfter is [Sequence.Preempt] whose blocks come back once step is completed. The sequence
 // itself is empty at once.
 func (s *Sequence) PreemptAfter(step uint64) {
-	s.leave()
 	p := s.pool
 	shadow := p.NewSequence(s.root)
 	shadow.tenant, shadow.serial = s.tenant, s.serial

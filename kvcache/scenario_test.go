@@ -593,3 +593,48 @@ func TestScenarioI3(t *testing.T) {
 	}()
 	s.Truncate(7)
 }
+
+// TestDuplicatesEnd: of equal blocks one survives release, and counts as used then.
+func TestDuplicatesEnd(t *testing.T) {
+	p := pool(t, Config{Blocks: 6, BlockTokens: 4, PrefixCache: true})
+	begin := func() *Sequence {
+		s := p.NewSequence(Hash{})
+		s.SetReadCache(false)
+		if _, _, _, err := s.Begin(ids(0, 8), 8); err != nil {
+			t.Fatal(err)
+		}
+		s.Publish(ids(0, 8))
+		p.EndStep()
+		return s
+	}
+	a, b := begin(), begin()               // 0 1 and 2 3
+	c, _ := start(t, p, Hash{}, ids(1, 4)) // 4
+	a.Release()
+	wantInt(t, "cached while b holds the same", p.Stats().Cached, 0)
+	b.Release()
+	c.Release()
+	wantIDs(t, "free", p.freeOrder(), 0, 1, 5, 3, 2, 4)
+	d := begin() // 0 1 again
+	d.Release()
+	wantIDs(t, "the survivors were used last", p.cached.order(p.blocks), 4, 3, 2)
+}
+
+// TestTruncateForgetsHashes of tokens that were looked up and then given up.
+func TestTruncateForgetsHashes(t *testing.T) {
+	p := pool(t, Config{Blocks: 6, BlockTokens: 4, PrefixCache: true})
+	s := p.NewSequence(Hash{})
+	if _, _, _, err := s.Begin(ids(0, 12), 6); err != nil {
+		t.Fatal(err)
+	}
+	s.Publish(ids(0, 6))
+	s.Truncate(6)
+	tokens := concat(ids(0, 6), ids(1, 6))
+	if err := s.Grow(12); err != nil {
+		t.Fatal(err)
+	}
+	s.Publish(tokens)
+	if want := Hashes(nil, Hash{}, tokens, 4); !slices.Equal(s.Hashes(), want) {
+		t.Fatalf("hashes %v, want %v", s.Hashes(), want)
+	}
+	p.EndStep()
+}
