@@ -186,8 +186,8 @@ func (w *fakeWorker) take(m *pb.WorkResponse) {
 		if d.GetTerm() < w.term {
 			return
 		}
-		if before := [2]uint64{w.term, w.index}; d.GetTerm() == w.term && d.GetIndex() <= before[1] {
-			w.t.Errorf("worker %s: dispatch (%d, %d) came after (%d, %d)", w.info.GetId(), d.GetTerm(), d.GetIndex(), before[0], before[1])
+		if d.GetIndex() <= w.index {
+			w.t.Errorf("worker %s: dispatch (%d, %d) came after number %d", w.info.GetId(), d.GetTerm(), d.GetIndex(), w.index)
 		}
 		w.term, w.index = d.GetTerm(), d.GetIndex()
 		for _, r := range d.GetRequests() {

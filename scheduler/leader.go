@@ -86,29 +86,36 @@ func (e *entry) add(c *pb.Command, size int, outcome func(state.Result)) {
 
 // lead serves as the leader until ctx ends or the log refuses an entry.
 func (s *Scheduler) lead(ctx context.Context) error {
+	// The barrier was appended under a term between the two that are read around it. Where they
+	// differ, the newer may be another node's, and dispatches under it would break the fence.
+	term := s.node.Term()
 	if err := s.node.Barrier(barrierTimeout); err != nil {
 		return fmt.Errorf("wait for the log of earlier leaders: %w", err)
 	}
-	l := s.establish(time.Now())
+	if now := s.node.Term(); now != term {
+		return fmt.Errorf("the term went from %d to %d: %w", term, now, errLeadershipLost)
+	}
+	l := s.establish(term, time.Now())
+	s.settings.Logger.Info("this node leads", "term", l.term, "unfinished", len(l.live))
 	s.leader.Store(l)
 	defer s.leader.Store(nil)
 	defer l.close()
-	s.settings.Logger.Info("this node leads", "term", l.term, "unfinished", len(l.live))
 	return l.run(ctx)
 }
 
 // establish builds the leader's memory from the tables. Requests that the log says are with a worker
 // stay there for ReconnectGrace: the worker may come back running them.
-func (s *Scheduler) establish(now time.Time) *leader {
+func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 	l := &leader{
-		s: s, term: s.node.Term(),
+		s: s, term: term,
 		kicked: make(chan struct{}, 1), done: make(chan struct{}), failed: make(chan error, 1),
 		batcher: batch.New(s.settings.Batch), live: map[string]*live{},
 		workers: map[string]*pb.WorkerInfo{}, absent: map[string]time.Time{}, attached: map[string]bool{},
 		sessions: map[string]*session{}, onWorker: map[string]map[string]*live{},
 		models: map[string]served{}, watchers: map[*watcher]struct{}{},
 	}
-	s.dispatches = max(s.dispatches, s.node.LastIndex())
+	// Numbers grow over terms too, so that a worker's newest number means the same to every leader.
+	s.dispatches = max(s.dispatches, term<<32)
 	view := s.store.View()
 	back := now.Add(s.settings.ReconnectGrace)
 	for w := range view.Workers() {

@@ -1220,7 +1220,7 @@ func (x *Welcome) GetHeartbeatIntervalMs() int32 {
 type Dispatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Term  uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
-	// Grows with every dispatch of a leader, so that (term, index) grows from leader to leader.
+	// Grows with every dispatch, from leader to leader too.
 	Index         uint64     `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
 	Requests      []*Request `protobuf:"bytes,3,rep,name=requests,proto3" json:"requests,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -320,7 +320,7 @@ type AssignCommand struct {
 	WorkerId  string                 `protobuf:"bytes,2,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	// Raft term of the leader that decided: the fencing token together with the index.
 	Term uint64 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
-	// The dispatch that carries the request; grows within a term.
+	// The dispatch that carries the request. Grows within a term and over terms.
 	Index         uint64 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

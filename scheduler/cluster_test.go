@@ -1,0 +1,313 @@
+package scheduler
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/consensus"
+	"github.com/quire-serve/quire/scheduler/state"
+)
+
+// cluster is several control-plane nodes in memory, and workers that look for the leader.
+type cluster struct {
+	t          testing.TB
+	nodes      []*Scheduler
+	transports []*raft.InmemTransport
+	workers    []*fakeWorker
+
+	mu  sync.Mutex
+	cut map[int]bool
+}
+
+func newCluster(t testing.TB, size int) *cluster {
+	c := &cluster{t: t, cut: map[int]bool{}}
+	var peers []Peer
+	for i := range size {
+		address := fmt.Sprint("raft-", i)
+		_, transport := raft.NewInmemTransportWithTimeout(raft.ServerAddress(address), 500*time.Millisecond)
+		c.transports = append(c.transports, transport)
+		peers = append(peers, Peer{ID: fmt.Sprint("node-", i), Raft: address, Control: fmt.Sprint("control-", i)})
+	}
+	c.heal()
+	for i := range size {
+		memory := inMemory()
+		s, err := New(Settings{
+			NodeID: peers[i].ID, Peers: peers, Logger: quiet,
+			consensus: func(settings *consensus.Settings) {
+				memory(settings)
+				settings.Transport = c.transports[i]
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.nodes = append(c.nodes, s)
+	}
+	return c
+}
+
+func (c *cluster) heal() {
+	for i, a := range c.transports {
+		for j, b := range c.transports {
+			if i != j {
+				a.Connect(b.LocalAddr(), b)
+			}
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.cut)
+}
+
+func (c *cluster) isolate(i int) {
+	for j, other := range c.transports {
+		if j != i {
+			other.Disconnect(c.transports[i].LocalAddr())
+		}
+	}
+	c.transports[i].DisconnectAll()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cut[i] = true
+}
+
+// leader is the node that leads among those that are not cut off; -1 if none does.
+func (c *cluster) leader() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, s := range c.nodes {
+		if !c.cut[i] && s.leader.Load() != nil {
+			return i
+		}
+	}
+	return -1
+}
+
+func (c *cluster) waitLeader() int {
+	c.t.Helper()
+	until(c.t, "a leader is there", func() bool { return c.leader() >= 0 })
+	return c.leader()
+}
+
+// attend lets a worker without a session join the leader.
+func (c *cluster) attend(w *fakeWorker) {
+	w.mu.Lock()
+	gone := w.stream == nil || w.stream.ctx.Err() != nil
+	w.mu.Unlock()
+	if i := c.leader(); gone && i >= 0 {
+		w.join(c.nodes[i])
+	}
+}
+
+func (c *cluster) close() {
+	for _, s := range c.nodes {
+		if err := s.Close(); err != nil {
+			c.t.Error(err)
+		}
+	}
+	for _, w := range c.workers {
+		w.stopped.Wait()
+	}
+}
+
+// agree checks that all nodes applied the same log to the same effect.
+func (c *cluster) agree() {
+	c.t.Helper()
+	var views []*state.View
+	until(c.t, "all nodes applied as much", func() bool {
+		views = views[:0]
+		for _, s := range c.nodes {
+			views = append(views, s.store.View())
+		}
+		return !slices.ContainsFunc(views, func(v *state.View) bool { return v.Index() != views[0].Index() })
+	})
+	var want bytes.Buffer
+	for i, v := range views {
+		var got bytes.Buffer
+		if _, err := v.WriteTo(&got); err != nil {
+			c.t.Fatal(err)
+		}
+		if i == 0 {
+			want = got
+		} else if v.ChainHash() != views[0].ChainHash() || !bytes.Equal(got.Bytes(), want.Bytes()) {
+			c.t.Errorf("at entry %d node %d holds another state than node 0", v.Index(), i)
+		}
+	}
+}
+
+func TestLeaderIsCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		old := c.waitLeader()
+		w := newWorker(t, "w")
+		c.workers = append(c.workers, w)
+		c.attend(w)
+		until(t, "the worker is in session", func() bool { return c.nodes[old].Stats().Workers == 1 })
+		for _, id := range ids("r", 20) {
+			mustSubmit(t, c.nodes[old], request(id))
+		}
+		until(t, "all run", func() bool { return w.count() == 20 })
+
+		follower := (old + 1) % 3
+		str := newStream()
+		err := c.nodes[follower].Work(str)
+		if status.Code(err) != codes.FailedPrecondition || !slices.Equal(str.trailer.Get(LeaderTrailer), []string{fmt.Sprint("control-", old)}) {
+			t.Errorf("a follower answered %v, trailer %v", err, str.trailer)
+		}
+
+		c.isolate(old)
+		if _, err := submit(c.nodes[old], request("lost")); status.Code(err) != codes.Unavailable {
+			t.Errorf("a leader without a majority answered %v", err)
+		}
+		if !w.has("lost") && !w.lost("lost") {
+			t.Error("the request was not dispatched before its commit")
+		}
+		next := c.waitLeader()
+		until(t, "the old leader ended its session", func() bool { return w.end() != nil })
+		c.attend(w)
+		until(t, "the worker is in session again", func() bool { return c.nodes[next].Stats().Workers == 1 })
+		if w.has("lost") {
+			t.Error("a request that was never admitted runs on")
+		}
+		if got := c.nodes[next].Stats().Running; got != 20 {
+			t.Errorf("the new leader knows %d running requests, want 20", got)
+		}
+		// Nothing was started again, and the retry of the lost one is a first submit.
+		if r := mustSubmit(t, c.nodes[next], request("lost")); r.GetDuplicate() {
+			t.Errorf("the retry answered %v", r)
+		}
+		for _, id := range append(ids("r", 20), "lost") {
+			until(t, id+" runs", func() bool { return w.has(id) })
+			w.finish(id, pb.FinishReason_FINISH_REASON_STOP, "")
+			until(t, id+" ends", finished(c.nodes[next], id))
+			if want := map[bool]int{true: 2, false: 1}[id == "lost"]; w.times(id) != want {
+				t.Errorf("%s was dispatched %d times, want %d", id, w.times(id), want)
+			}
+		}
+		c.heal()
+		c.agree()
+		w.leave()
+		c.close()
+	})
+}
+
+// TestRandomFaults breaks a cluster at random under load and then lets it heal: every request whose
+// submit was answered runs to its end, a retried submit never makes a second request, and all nodes
+// hold the same state.
+func TestRandomFaults(t *testing.T) {
+	for n := range 20 {
+		seed := uint64(time.Now().UnixNano()) + uint64(n)
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { randomFaults(t, rand.New(rand.NewPCG(seed, 1))) })
+		})
+	}
+}
+
+func randomFaults(t *testing.T, random *rand.Rand) {
+	c := newCluster(t, 3)
+	for _, id := range ids("w", 3) {
+		w := newWorker(t, id)
+		w.info.MaxSequences = 4
+		w.hold = 300 * time.Millisecond
+		c.workers = append(c.workers, w)
+		c.waitLeader()
+		c.attend(w)
+	}
+	var clients sync.WaitGroup
+	var mu sync.Mutex
+	var admitted []string
+	// A client retries with the same id, wherever the leader is, until it has an answer.
+	client := func(id string, random *rand.Rand) {
+		for range 200 {
+			i := random.IntN(3)
+			if leader := c.leader(); leader >= 0 && random.IntN(4) > 0 {
+				i = leader
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			_, err := c.nodes[i].Submit(ctx, &pb.SubmitRequest{Request: request(id)})
+			cancel()
+			if err == nil {
+				mu.Lock()
+				admitted = append(admitted, id)
+				mu.Unlock()
+				return
+			}
+			if code := status.Code(err); code == codes.AlreadyExists || code == codes.InvalidArgument || code == codes.NotFound {
+				t.Errorf("submit %s: %v", id, err)
+				return
+			}
+			time.Sleep(100 * time.Millisecond) // Virtual.
+		}
+	}
+	requests, partitions := 0, 0
+	c.waitLeader()
+	for range 30 {
+		switch random.IntN(6) {
+		case 0, 1, 2:
+			for range 1 + random.IntN(5) {
+				id := fmt.Sprint("r", requests)
+				requests++
+				own := rand.New(rand.NewPCG(random.Uint64(), 2))
+				clients.Go(func() { client(id, own) })
+			}
+		case 3:
+			if i := c.leader(); i >= 0 {
+				c.heal() // One at a time: two would leave no majority.
+				c.isolate(i)
+				partitions++
+			}
+		case 4:
+			c.heal()
+		case 5:
+			w := c.workers[random.IntN(len(c.workers))]
+			w.mu.Lock()
+			str := w.stream
+			if random.IntN(2) == 0 {
+				clear(w.running)
+			}
+			w.mu.Unlock()
+			str.cancel()
+		}
+		time.Sleep(time.Duration(random.IntN(2000)) * time.Millisecond) // Virtual.
+		for _, w := range c.workers {
+			c.attend(w)
+		}
+	}
+	c.heal()
+	clients.Wait()
+	until(t, "everything admitted has ended", func() bool {
+		for _, w := range c.workers {
+			c.attend(w)
+		}
+		i := c.leader()
+		return i >= 0 && !slices.ContainsFunc(admitted, func(id string) bool { return !finished(c.nodes[i], id)() })
+	})
+	if len(admitted) != requests {
+		t.Errorf("%d of %d requests were admitted", len(admitted), requests)
+	}
+	for r := range c.nodes[c.waitLeader()].store.View().Requests() {
+		if r.FinishReason != pb.FinishReason_FINISH_REASON_STOP && r.Attempts < maxAttempts {
+			t.Errorf("%s ended with %v %q after %d attempts", r.Request.GetId(), r.FinishReason, r.Error, r.Attempts)
+		}
+	}
+	c.agree()
+	again := 0
+	for _, w := range c.workers {
+		again += len(w.dispatched)
+		w.leave()
+	}
+	t.Logf("%d requests, %d partitions, %d dispatches, term %d", requests, partitions, again, c.nodes[0].node.Term())
+	c.close()
+}
