@@ -1,6 +1,7 @@
 package kvcache
 
 import (
+	"errors"
 	"strings"
 	"testing"
 )
@@ -87,16 +88,16 @@ func TestTenants(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := admit(1, 1, 32); err != ErrQuota {
+	if _, err := admit(1, 1, 32); !errors.Is(err, ErrQuota) {
 		t.Fatalf("third and fourth block of three: %v, want ErrQuota", err)
 	}
-	if err := a.Grow(64); err != ErrQuota {
+	if err := a.Grow(64); !errors.Is(err, ErrQuota) {
 		t.Fatalf("growing to four: %v, want ErrQuota", err)
 	}
 	if err := a.Grow(48); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := a.Fork(); err != ErrQuota {
+	if _, _, _, err := a.Fork(); !errors.Is(err, ErrQuota) {
 		t.Fatalf("fork of three: %v, want ErrQuota", err)
 	}
 	if _, err := admit(0, 2, 64); err != nil {

@@ -33,6 +33,7 @@ type DiskStats struct {
 	Damaged   int64 // files that did not match their checksums, or could not be read
 	Foreign   int64 // files of another layout or version, removed when the tier was opened
 	Evictions int64
+	Stuck     int64 // files that could not be removed
 }
 
 // Disk is a folder of block files, one a page, which survives restarts. A file is written under
@@ -129,7 +130,7 @@ func (d *Disk) scan() error {
 	})
 	for _, f := range list {
 		for _, old := range d.makeRoom(f.it.tenant) {
-			os.Remove(d.path(old))
+			d.discard(old)
 		}
 		d.shelf.add(f.it)
 	}
@@ -176,7 +177,7 @@ func (d *Disk) Put(h, parent kvcache.Hash, tenant int, page []byte) (evicted []k
 	evicted = d.makeRoom(tenant)
 	d.mu.Unlock()
 	for _, old := range evicted {
-		os.Remove(d.path(old))
+		d.discard(old)
 	}
 
 	var head [headerBytes]byte
@@ -217,9 +218,19 @@ func (d *Disk) write(path string, parts ...[]byte) (err error) {
 		err = os.Rename(temp, path)
 	}
 	if err != nil {
-		os.Remove(temp)
+		err = errors.Join(err, os.Remove(temp))
 	}
 	return err
+}
+
+// discard removes the file of a page that is no longer in the index. One that cannot be removed
+// is counted; it takes part again when the tier is next opened.
+func (d *Disk) discard(h kvcache.Hash) {
+	if err := os.Remove(d.path(h)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.mu.Lock()
+		d.stats.Stuck++
+		d.mu.Unlock()
+	}
 }
 
 // Get reads a page into dst and returns its parent. A page that is not there, or whose file is damaged and has now been
@@ -241,7 +252,7 @@ func (d *Disk) Get(h kvcache.Hash, dst []byte) (parent kvcache.Hash, found bool)
 		}
 		d.stats.Damaged++
 		d.mu.Unlock()
-		os.Remove(d.path(h))
+		d.discard(h)
 		return kvcache.Hash{}, false
 	}
 	return it.parent, true
