@@ -143,6 +143,18 @@ func (o *outbox) revoke(id string) {
 	}
 }
 
+// giveBack is revoke, and what to tell the leader of it.
+func (o *outbox) giveBack(id string) *pb.FinishedRequest {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	out := o.outputs[id]
+	if out == nil || out.done || out.revoked {
+		return nil
+	}
+	out.revoked = true
+	return &pb.FinishedRequest{RequestId: id, Returned: true, Term: out.term, Index: out.index}
+}
+
 // forget drops a request as if it had never come.
 func (o *outbox) forget(id string) {
 	o.mu.Lock()

@@ -139,6 +139,16 @@ func (w *Worker) drain() {
 	})
 }
 
+// giveBack returns all that runs to the leader, for other workers to go on with; gateways hear
+// nothing of it.
+func (w *Worker) giveBack() {
+	for _, id := range w.engine.Live() {
+		if f := w.outbox.giveBack(id); f != nil {
+			w.reports.add(f)
+		}
+	}
+}
+
 // Run serves until ctx ends or the leader asks to drain. Then what runs goes on for at most
 // Settings.DrainTimeout while nothing new is taken; what is not done by then is left to other
 // workers. Run returns once everything it started has ended. It is called once.
@@ -174,6 +184,7 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 	w.drain()
 	halt()
 	err = errors.Join(err, <-computed) // its last step is in the outbox now
+	w.giveBack()
 	close(w.stopping)
 	// Streams say what is left to say and end; who does not read is cut off.
 	cut := time.AfterFunc(farewellTimeout, func() {

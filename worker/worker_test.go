@@ -145,6 +145,7 @@ type node struct {
 	cancel context.CancelFunc
 	ended  chan error
 	gate   *gate
+	runner *enginetest.Runner
 }
 
 // gate lets steps through one by one, or all.
@@ -204,7 +205,7 @@ func start(t *testing.T, edit func(*Settings), control ...string) *node {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	n := &node{Worker: w, cancel: cancel, ended: make(chan error, 1), gate: g}
+	n := &node{Worker: w, cancel: cancel, ended: make(chan error, 1), gate: g, runner: runner}
 	go func() { n.ended <- w.Run(ctx) }()
 	t.Cleanup(func() {
 		g.let(-1)
@@ -590,7 +591,7 @@ func TestDrains(t *testing.T) {
 	w.ended <- nil // for the cleanup
 }
 
-// TestDrainIsBounded: what does not end in time is left, for other workers to take.
+// TestDrainIsBounded: what does not end in time is given back, for other workers to take.
 func TestDrainIsBounded(t *testing.T) {
 	l := newLeader(t, 1)
 	late := &awaited{message: "not everything ended in time", seen: make(chan struct{})}
@@ -608,8 +609,8 @@ func TestDrainIsBounded(t *testing.T) {
 	if err := next(t, w.ended, "end of Run"); err != nil {
 		t.Error(err)
 	}
-	if live := w.engine.Live(); len(live) != 1 || len(s.finished) != 0 {
-		t.Errorf("%v left, %d reports", live, len(s.finished))
+	if f := next(t, s.finished, "report"); f.RequestId != "a" || !f.Returned || f.FinishReason != 0 {
+		t.Errorf("report is %v", f)
 	}
 	w.ended <- nil
 }
@@ -629,6 +630,32 @@ func (a *awaited) Handle(_ context.Context, r slog.Record) error {
 		a.once.Do(func() { close(a.seen) })
 	}
 	return nil
+}
+
+// TestDeviceGone: a worker whose device fails for good gives its requests back and ends.
+func TestDeviceGone(t *testing.T) {
+	l := newLeader(t, 1)
+	w := start(t, nil, l.address)
+	s := next(t, l.sessions, "session")
+	g := attach(t, w)
+	s.dispatch(t, 1, 4, ask("a", 400))
+	w.gate.let(3)
+	next(t, g.events, "event")
+	_ = w.runner.Close()
+	w.gate.let(-1)
+	if f := next(t, s.finished, "report"); f.RequestId != "a" || !f.Returned || f.Index != 4 {
+		t.Errorf("report is %v", f)
+	}
+	if err := next(t, w.ended, "end of Run"); err == nil {
+		t.Error("Run ended without an error")
+	}
+	next(t, g.ended, "end of the stream")
+	for len(g.events) > 0 {
+		if e := <-g.events; e.FinishReason != 0 {
+			t.Errorf("the gateway heard %v", e)
+		}
+	}
+	w.ended <- nil
 }
 
 // TestFollowsTheLeader: a follower names the leader, and the worker goes there.

@@ -252,8 +252,8 @@ func (e *Engine) signal() {
 }
 
 // Run computes until ctx ends, then waits for the steps in flight and returns nil; requests that
-// live then get no further events. It returns an error if the device is gone for good, after ending
-// every request with it. Run is called once.
+// live then get no further events: [Engine.Live] names them, for others to go on with. It returns an
+// error if the device is gone for good, and leaves the requests in the same way. Run is called once.
 func (e *Engine) Run(ctx context.Context) error {
 	var commands []command
 	var timer *time.Timer
@@ -432,15 +432,7 @@ func (e *Engine) failed(cause error, submit bool) error {
 	}
 	e.mu.Lock()
 	e.closed = true
-	rest := make([]*request, 0, len(e.live))
-	for _, r := range e.live {
-		rest = append(rest, r)
-	}
 	e.mu.Unlock()
-	e.obey(nil)
-	for _, r := range rest {
-		p.endRequest(r, pb.FinishReason_FINISH_REASON_ERROR, cause.Error())
-	}
 	e.publish()
 	return fmt.Errorf("engine: device is gone: %w", cause)
 }

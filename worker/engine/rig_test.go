@@ -57,6 +57,9 @@ func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)
 
 func newRig(t tb, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
 	s.Logger = quiet()
+	if s.PrefillBesideDecode == 0 {
+		s.PrefillBesideDecode = -1
+	}
 	s = s.WithDefaults()
 	if err := s.Validate(); err != nil {
 		t.Fatal(err)

@@ -17,7 +17,8 @@ type Settings struct {
 	// PrefillChunk caps the prompt tokens of one sequence in a step. 0 is no cap.
 	PrefillChunk int
 	// PrefillBesideDecode caps the prompt tokens of a step that also decodes: low values keep
-	// streams smooth beside a long prompt, high ones shorten its time to first token. 0 is no cap.
+	// streams smooth beside a long prompt, high ones shorten its time to first token. Default 128;
+	// negative is no cap.
 	PrefillBesideDecode int
 	// ScoreRows is how many prompt log-probabilities a step may compute. Default 32.
 	ScoreRows int
@@ -71,6 +72,7 @@ func (s Settings) WithDefaults() Settings {
 	}
 	set(&s.MaxSequences, 64)
 	set(&s.MaxBatchTokens, max(512, s.MaxSequences))
+	set(&s.PrefillBesideDecode, 128)
 	set(&s.ScoreRows, 32)
 	set(&s.BlockTokens, 16)
 	set(&s.QueueRequests, 1024)
@@ -93,7 +95,7 @@ func (s Settings) Validate() error {
 		{"max_sequences", s.MaxSequences, 1, 1 << 16},
 		{"max_batch_tokens", s.MaxBatchTokens, s.MaxSequences, 1 << 20},
 		{"prefill_chunk", s.PrefillChunk, 0, 1 << 20},
-		{"prefill_beside_decode", s.PrefillBesideDecode, 0, 1 << 20},
+		{"prefill_beside_decode", s.PrefillBesideDecode, -1, 1 << 20},
 		{"score_rows", s.ScoreRows, 1, 1 << 16},
 		{"block_tokens", s.BlockTokens, 1, 1 << 16},
 		{"blocks", s.Blocks, 1, 1 << 30},
