@@ -36,7 +36,9 @@ type live struct {
 	bytes   int
 	phase   phase
 	// worker has it while phaseAssigned, and had it while phaseReturned.
-	worker   string
+	worker string
+	// dispatch is the number of its newest dispatch.
+	dispatch uint64
 	attempts uint32
 
 	// admitted is closed once the log has the request, at submitted, or err says why it has not.

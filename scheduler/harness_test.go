@@ -117,6 +117,7 @@ type fakeWorker struct {
 	index      uint64
 	sequence   uint64
 	drained    bool
+	drains     bool
 	stream     *stream
 	ended      error
 	stopped    sync.WaitGroup
@@ -221,7 +222,7 @@ func (w *fakeWorker) heartbeat(str *stream) {
 	w.mu.Lock()
 	w.sequence++
 	h := &pb.Heartbeat{
-		Sequence: w.sequence, Running: int32(len(w.running)), DispatchIndex: w.index,
+		Sequence: w.sequence, Draining: w.drains, Running: int32(len(w.running)), DispatchIndex: w.index,
 		FreeBlocks: w.info.GetTotalBlocks() - int32(8*len(w.running)),
 	}
 	w.mu.Unlock()

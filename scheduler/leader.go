@@ -134,7 +134,7 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 		l.live[record.Request.GetId()] = r
 		if record.Phase == state.Assigned {
 			r.phase = phaseAssigned
-			r.worker = record.WorkerID
+			r.worker, r.dispatch = record.WorkerID, record.Dispatched.Index
 			l.place(r)
 			l.absent[r.worker] = back
 			continue
@@ -329,7 +329,7 @@ func (l *leader) composeAssigns(e *entry, nowMS int64) {
 	requests := map[string][]*pb.Request{}
 	for _, a := range assignments {
 		r := l.live[a.Request.ID]
-		r.phase, r.worker = phaseAssigned, a.WorkerID
+		r.phase, r.worker, r.dispatch = phaseAssigned, a.WorkerID, number
 		r.attempts++
 		l.place(r)
 		requests[a.WorkerID] = append(requests[a.WorkerID], r.request)

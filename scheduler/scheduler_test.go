@@ -308,6 +308,61 @@ func TestARequestThatKillsWorkersEnds(t *testing.T) {
 	})
 }
 
+// TestWhatWorkersGiveBack: a returned request goes elsewhere however often, an end that belongs to an
+// older dispatch ends nothing, and a worker that says that it drains gets nothing.
+func TestWhatWorkersGiveBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, Settings{})
+		w := newWorker(t, "w")
+		w.join(s)
+		defer w.leave()
+		until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
+		mustSubmit(t, s, request("a"))
+		say := func(f *pb.FinishedRequest) {
+			f.RequestId = "a"
+			if f.Returned {
+				w.mu.Lock()
+				delete(w.running, "a")
+				w.mu.Unlock()
+			}
+			w.stream.up <- &pb.WorkRequest{Message: &pb.WorkRequest_Finished{Finished: &pb.Finished{Requests: []*pb.FinishedRequest{f}}}}
+		}
+		var old uint64
+		for n := 1; n <= 2*maxAttempts; n++ {
+			until(t, fmt.Sprint("dispatch ", n), func() bool { return w.times("a") == n })
+			w.mu.Lock()
+			index := w.fences["a"][1]
+			w.mu.Unlock()
+			if n > 1 {
+				say(&pb.FinishedRequest{Index: old, FinishReason: pb.FinishReason_FINISH_REASON_ABORT})
+			}
+			say(&pb.FinishedRequest{Index: index, Returned: true})
+			old = index
+		}
+		until(t, "it is there again", func() bool { return w.times("a") == 2*maxAttempts+1 })
+		if finished(s, "a")() {
+			t.Fatal("an end of an older dispatch ended the request")
+		}
+
+		other := newWorker(t, "other")
+		other.join(s)
+		defer other.leave()
+		until(t, "the other worker is in session", func() bool { return s.Stats().Workers == 2 })
+		w.mu.Lock()
+		w.drains = true
+		w.mu.Unlock()
+		time.Sleep(200 * time.Millisecond) // Virtual: a heartbeat says so.
+		say(&pb.FinishedRequest{Returned: true})
+		until(t, "the other worker has it", func() bool { return other.has("a") })
+		for _, id := range ids("r", 10) {
+			mustSubmit(t, s, request(id))
+		}
+		until(t, "all run there", func() bool { return other.count() == 11 })
+		other.finish("a", pb.FinishReason_FINISH_REASON_STOP, "")
+		until(t, "it ends", finished(s, "a"))
+	})
+}
+
 func TestWorkerSessionErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, Settings{})

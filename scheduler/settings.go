@@ -142,6 +142,8 @@ const (
 	// maxAttempts is how often a request is given to a worker before it is held to be the reason
 	// that workers die.
 	maxAttempts = 5
+	// returnPause is how long a request that a worker gave back stays away from the queue.
+	returnPause = housekeeping
 	// retryLeading is the pause before a leader that failed starts again.
 	retryLeading   = 100 * time.Millisecond
 	barrierTimeout = 30 * time.Second

@@ -23,8 +23,9 @@ type session struct {
 	info *pb.WorkerInfo
 	// heard is when the worker last said something; missing are requests that it should run and
 	// does not, with the time at which they go back into the queue. Both belong to leader.mu.
-	heard   time.Time
-	missing map[string]time.Time
+	heard    time.Time
+	missing  map[string]time.Time
+	draining bool
 
 	mu      sync.Mutex
 	waiting []*pb.WorkResponse
@@ -262,11 +263,17 @@ func (l *leader) heartbeat(s *session, h *pb.Heartbeat, now time.Time) {
 		Sequence: h.GetSequence(), Running: int(h.GetRunning()), Waiting: int(h.GetWaiting()), FreeBlocks: int(h.GetFreeBlocks()),
 		PendingPrefill: h.GetPendingPrefillTokens(), DispatchIndex: h.GetDispatchIndex(),
 	}, now.UnixMilli())
+	if h.GetDraining() && !s.draining {
+		s.draining = true
+		l.batcher.Drain(s.info.GetId())
+	}
 	if l.batcher.Len() > 0 {
 		l.kick()
 	}
 }
 
+// finished takes in what a worker says of requests that it does not run any more. What is not about
+// the newest dispatch of a request is ignored: that one runs somewhere.
 func (l *leader) finished(s *session, f *pb.Finished, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -275,10 +282,20 @@ func (l *leader) finished(s *session, f *pb.Finished, now time.Time) {
 	}
 	s.heard = now
 	for _, done := range f.GetRequests() {
-		delete(s.missing, done.GetRequestId())
 		r := l.live[done.GetRequestId()]
-		if r == nil || r.phase != phaseAssigned || r.worker != s.info.GetId() {
-			continue // It ended before, or is with another worker now.
+		if r == nil || r.phase != phaseAssigned || r.worker != s.info.GetId() || done.GetIndex() != 0 && done.GetIndex() != r.dispatch {
+			continue
+		}
+		delete(s.missing, done.GetRequestId())
+		if done.GetReturned() {
+			// The request is not to blame. A worker that is full for a moment gets a moment.
+			r.attempts--
+			if s.draining {
+				l.giveBack(r)
+			} else {
+				s.missing[done.GetRequestId()] = now.Add(returnPause)
+			}
+			continue
 		}
 		l.batcher.Served(r.request.GetTenant(), 2*int64(done.GetUsage().GetCompletionTokens()))
 		l.finish(r, &pb.FinishCommand{
@@ -350,6 +367,7 @@ func (s *Scheduler) Drain(workerID string) error {
 	if session == nil {
 		return fmt.Errorf("worker %q is not in session", workerID)
 	}
+	session.draining = true
 	l.batcher.Drain(workerID)
 	session.send(&pb.WorkResponse{Message: &pb.WorkResponse_Drain{Drain: &pb.Drain{}}})
 	return nil
