@@ -137,16 +137,16 @@ func serve(t *testing.T, s Settings, reqs ...*pb.Request) map[string]map[int32][
 			left--
 		}
 	}
+	cancel()
+	if err := next(t, ended, "end of Run"); err != nil {
+		t.Error(err)
+	}
 	stats := w.Stats()
 	if stats.FreeBlocks != stats.Blocks || stats.Violations != 0 {
 		t.Errorf("%d of %d blocks free, %d violations", stats.FreeBlocks, stats.Blocks, stats.Violations)
 	}
 	if s.Engine.Blocks != 0 && s.Engine.Blocks < 20 && stats.Preemptions == 0 {
 		t.Errorf("a pool of %d blocks preempted nobody", s.Engine.Blocks)
-	}
-	cancel()
-	if err := next(t, ended, "end of Run"); err != nil {
-		t.Error(err)
 	}
 	return got
 }
