@@ -335,7 +335,8 @@ func TestSlowClient(t *testing.T) {
 
 // TestUnreadClientIsDropped counts a client that does not read as gone after the write timeout.
 func TestUnreadClientIsDropped(t *testing.T) {
-	d := open(t, gatewaytest.Options{ContextLength: 300_000, TotalBlocks: 1 << 20, TokensPerStep: 64}, func(s *gateway.Settings) { s.WriteTimeout = 50 * time.Millisecond })
+	d := open(t, gatewaytest.Options{ContextLength: 300_000, TotalBlocks: 1 << 20, TokensPerStep: 64, Manual: true}, func(s *gateway.Settings) { s.WriteTimeout = 50 * time.Millisecond })
+	d.Step(400) // some 40 MB of events, and no end in sight
 	d.stream(chatPath, `{"model":"test","messages":[{"role":"user","content":"x"}],"stream":true,"logprobs":true,"top_logprobs":20,"ignore_eos":true}`)
 	d.Await(func(s gatewaytest.State) bool { return len(s.Aborts) == 1 && s.UsedBlocks == 0 })
 }

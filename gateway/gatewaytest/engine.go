@@ -135,17 +135,22 @@ func logprobs(id int32, top int) *pb.Logprobs {
 	return lp
 }
 
-// events lists what a session has not had of a run, and moves its marks.
+// maxEventTokens keeps a message that catches up below gRPC's limit.
+const maxEventTokens = 256
+
+// events lists what a session has not had of a run, at most maxEventTokens a choice, and moves its
+// marks. The last event says that the request is done.
 func (r *run) events(m *mark) []*pb.TokenEvent {
 	var list []*pb.TokenEvent
 	p := r.req.Sampling
 	for i, ch := range r.choices {
-		from := m.sent[i]
-		ended := ch.finish != pb.FinishReason_FINISH_REASON_UNSPECIFIED && !m.ended[i]
-		if from >= len(ch.tokens) && !ended {
+		from := min(m.sent[i], len(ch.tokens))
+		to := min(len(ch.tokens), from+maxEventTokens)
+		ended := ch.finish != pb.FinishReason_FINISH_REASON_UNSPECIFIED && !m.ended[i] && to == len(ch.tokens)
+		if from == to && !ended {
 			continue
 		}
-		ev := &pb.TokenEvent{RequestId: r.req.Id, Choice: int32(i), First: int32(from), TokenIds: slices.Clone(ch.tokens[min(from, len(ch.tokens)):]), Term: 1, Index: r.index}
+		ev := &pb.TokenEvent{RequestId: r.req.Id, Choice: int32(i), First: int32(from), TokenIds: slices.Clone(ch.tokens[from:to]), Term: 1, Index: r.index}
 		if p.Logprobs != nil {
 			for _, id := range ev.TokenIds {
 				ev.Logprobs = append(ev.Logprobs, logprobs(id, int(*p.Logprobs)))
@@ -164,10 +169,11 @@ func (r *run) events(m *mark) []*pb.TokenEvent {
 		if ended {
 			ev.FinishReason, ev.StopReason, ev.Error = ch.finish, ch.stopped, r.errorMsg
 		}
-		m.sent[i], m.ended[i] = len(ch.tokens), m.ended[i] || ended
+		m.sent[i], m.ended[i] = to, m.ended[i] || ended
 		list = append(list, ev)
 	}
-	if r.done && len(list) > 0 {
+	if r.done && len(list) > 0 && !slices.Contains(m.ended, false) {
+		r.delivered = true
 		list[len(list)-1].RequestDone = true
 	}
 	return list

@@ -2,6 +2,7 @@ package gatewaytest
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -252,8 +253,7 @@ func (s *session) wait() ([]*pb.TokenEvent, bool) {
 	for _, id := range c.order {
 		if m := s.marks[id]; m != nil {
 			events = append(events, c.runs[id].events(m)...)
-			if c.runs[id].done {
-				c.runs[id].delivered = true
+			if !slices.Contains(m.ended, false) {
 				delete(s.marks, id)
 			}
 		}
