@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -118,6 +119,7 @@ type fakeWorker struct {
 	sequence   uint64
 	drained    bool
 	drains     bool
+	bye        bool
 	stream     *stream
 	ended      error
 	stopped    sync.WaitGroup
@@ -172,8 +174,17 @@ func (w *fakeWorker) serve(str *stream) {
 		case m := <-str.down:
 			w.take(m)
 		}
-		w.heartbeat(str)
+		if str.ctx.Err() == nil && !w.gone() {
+			w.heartbeat(str)
+		}
 	}
+}
+
+// gone says that the session has ended or that the worker said goodbye.
+func (w *fakeWorker) gone() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.bye
 }
 
 func (w *fakeWorker) take(m *pb.WorkResponse) {
@@ -257,6 +268,15 @@ func (w *fakeWorker) leave() {
 	w.mu.Unlock()
 	str.cancel()
 	w.stopped.Wait()
+}
+
+// goodbye closes the worker's side of the stream.
+func (w *fakeWorker) goodbye() {
+	w.mu.Lock()
+	w.bye = true
+	w.mu.Unlock()
+	synctest.Wait() // Nobody is writing to the channel any more.
+	close(w.stream.up)
 }
 
 // crash forgets everything that ran, too.

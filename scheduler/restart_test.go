@@ -1,7 +1,11 @@
 package scheduler
 
 import (
+	"bufio"
 	"fmt"
+	"os"
+	"os/exec"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -80,6 +84,9 @@ func TestRestartWithoutTheOldWorker(t *testing.T) {
 	w.join(s)
 	until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
 	mustSubmit(t, s, request("a"))
+	if err := s.node.Snapshot(); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -93,6 +100,59 @@ func TestRestartWithoutTheOldWorker(t *testing.T) {
 		t.Errorf("dispatched %d times", next.times("a"))
 	}
 	until(t, "the old worker is forgotten", func() bool { return s.store.View().Worker("old") == nil })
+	next.leave()
+}
+
+// TestKilledProcess kills a node's process while it admits: every admission that it told of is there
+// when the files are opened again, and runs to its end.
+func TestKilledProcess(t *testing.T) {
+	const folder = "QUIRE_TEST_ADMIT_IN"
+	if dir := os.Getenv(folder); dir != "" {
+		s := start(t, Settings{DataDir: dir})
+		w := newWorker(t, "w")
+		w.join(s)
+		until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
+		for n := 0; ; n++ { // Until the parent kills the process.
+			mustSubmit(t, s, request(fmt.Sprint("r", n)))
+			fmt.Printf("admitted r%d\n", n)
+		}
+	}
+	dir := t.TempDir()
+	child := exec.Command(os.Args[0], "-test.run=^TestKilledProcess$", "-test.v")
+	child.Env = append(os.Environ(), folder+"="+dir)
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var admitted []string
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		id, found := strings.CutPrefix(lines.Text(), "admitted ")
+		if !found {
+			continue
+		}
+		if admitted = append(admitted, id); len(admitted) == 20 {
+			if err := child.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := child.Wait(); err == nil || len(admitted) < 20 {
+		t.Fatalf("the child admitted %d and ended with %v", len(admitted), err)
+	}
+
+	s := start(t, Settings{DataDir: dir, ReconnectGrace: 50 * time.Millisecond})
+	next := newWorker(t, "next")
+	next.hold = time.Millisecond
+	next.join(s)
+	for _, id := range admitted {
+		until(t, id+" ends", finished(s, id))
+		if next.times(id) != 1 {
+			t.Errorf("%s ran %d times", id, next.times(id))
+		}
+	}
 	next.leave()
 }
 

@@ -153,13 +153,22 @@ func (s *Scheduler) ChainHash() (index, hash uint64) {
 }
 
 // Close stops the node: streams end, entries on their way are committed if they can be, and the data
-// folder is released. Admitted requests stay in the log.
+// folder is released. Admitted requests stay in the log. A stream whose peer does not read ends with
+// its server.
 func (s *Scheduler) Close() error {
 	s.closeOnce.Do(func() {
 		s.cancel()
 		s.owned.Wait()
 		s.closeErr = s.node.Close()
-		s.streams.Wait()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			s.streams.Wait()
+		}()
+		select {
+		case <-ended:
+		case <-time.After(streamsTimeout):
+		}
 	})
 	return s.closeErr
 }

@@ -371,6 +371,17 @@ func TestWorkerSessionErrors(t *testing.T) {
 		defer w.leave()
 		until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
 
+		guest := newWorker(t, "guest")
+		guest.join(s)
+		until(t, "the guest is in session", func() bool { return s.store.View().Worker("guest") != nil })
+		began := time.Now()
+		guest.goodbye()
+		until(t, "the guest that said goodbye is gone", func() bool { return s.store.View().Worker("guest") == nil })
+		if took := time.Since(began); took > 100*time.Millisecond {
+			t.Errorf("a goodbye took %v", took)
+		}
+		guest.leave()
+
 		twin := newWorker(t, "w")
 		twin.info.Address = "elsewhere:1"
 		twin.join(s)

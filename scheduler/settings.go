@@ -147,6 +147,8 @@ const (
 	// retryLeading is the pause before a leader that failed starts again.
 	retryLeading   = 100 * time.Millisecond
 	barrierTimeout = 30 * time.Second
+	// streamsTimeout is how long Close waits for workers' streams to end.
+	streamsTimeout = 2 * time.Second
 	// sessionMessages bounds the messages that wait for a worker to read them.
 	sessionMessages = 1024
 	// endedPerMessage and endedWaiting bound the news to a gateway.

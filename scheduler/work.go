@@ -103,7 +103,7 @@ func (s *Scheduler) Work(stream pb.Control_WorkServer) error {
 		session.close(l.receive(stream, session))
 	}()
 	err = transmit(stream.Context(), session, stream.Send)
-	l.detach(session, time.Now())
+	l.detach(session, errors.Is(err, io.EOF), time.Now())
 	switch {
 	case errors.Is(err, errLeadershipLost):
 		_, notLeading := s.leading(stream.SetTrailer)
@@ -239,8 +239,9 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 	return s, nil
 }
 
-// detach ends a session. The worker keeps its requests for SessionGrace.
-func (l *leader) detach(s *session, now time.Time) {
+// detach ends a session. The worker keeps its requests for SessionGrace, unless it said goodbye by
+// closing the stream.
+func (l *leader) detach(s *session, goodbye bool, now time.Time) {
 	id := s.info.GetId()
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -249,6 +250,10 @@ func (l *leader) detach(s *session, now time.Time) {
 	}
 	delete(l.sessions, id)
 	l.batcher.Leave(id)
+	if goodbye {
+		l.lose(id)
+		return
+	}
 	l.absent[id] = now.Add(l.s.settings.SessionGrace)
 }
 
@@ -340,7 +345,7 @@ func (l *leader) housekeep(now time.Time) {
 // lose declares a worker gone: its requests go elsewhere.
 func (l *leader) lose(id string) {
 	requests := slices.Sorted(maps.Keys(l.onWorker[id]))
-	l.s.settings.Logger.Warn("a worker is lost", "worker", id, "requests", len(requests))
+	l.s.settings.Logger.Info("a worker is gone", "worker", id, "requests", len(requests))
 	delete(l.absent, id)
 	delete(l.attached, id)
 	for _, request := range requests {
