@@ -31,12 +31,12 @@ func (w *Worker) Attach(stream grpc.BidiStreamingServer[pb.AttachRequest, pb.Att
 	s := w.outbox.attach(hello)
 	defer w.outbox.detach(s)
 	// This goroutine ends with the stream, which ends with this call.
-	broken := make(chan error, 1)
+	broken := make(chan struct{})
 	go func() {
 		for {
 			m, err := stream.Recv()
 			if err != nil {
-				broken <- err
+				close(broken)
 				return
 			}
 			if a := m.GetAbort(); a != nil && w.outbox.owns(hello.GatewayId, a.RequestId) {

@@ -151,13 +151,15 @@ func (w *Worker) session(ctx context.Context, client pb.ControlClient) (welcomed
 	w.connected.Store(true)
 	defer w.connected.Store(false)
 
-	received := make(chan error, 1)
+	var broke error // why receiving ended; read after received is closed
+	received := make(chan struct{})
 	dispatched := make(chan struct{}, 1)
 	go func() {
 		for {
 			m, err := stream.Recv()
 			if err != nil {
-				received <- err
+				broke = err
+				close(received)
 				return
 			}
 			w.handle(m)
@@ -168,12 +170,9 @@ func (w *Worker) session(ctx context.Context, client pb.ControlClient) (welcomed
 		}
 	}()
 	// The receiver ends with the stream: whoever leaves this function first cancels it and waits.
-	running := true
 	defer func() {
 		cancel()
-		if running {
-			<-received
-		}
+		<-received
 	}()
 
 	tick := time.NewTicker(interval)
@@ -197,9 +196,8 @@ func (w *Worker) session(ctx context.Context, client pb.ControlClient) (welcomed
 		case <-tick.C:
 		case <-dispatched:
 		case <-w.reports.wake:
-		case err := <-received:
-			running = false
-			return true, hint(), err
+		case <-received:
+			return true, hint(), broke
 		case <-w.stopping:
 			if !w.reports.empty() {
 				continue
@@ -208,7 +206,6 @@ func (w *Worker) session(ctx context.Context, client pb.ControlClient) (welcomed
 			_ = stream.CloseSend()
 			select {
 			case <-received:
-				running = false
 			case <-time.After(farewellTimeout):
 			}
 			return true, "", context.Canceled

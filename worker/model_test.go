@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"log/slog"
 	"math"
 	"math/rand/v2"
@@ -107,7 +106,7 @@ func serve(t *testing.T, s Settings, reqs ...*pb.Request) map[string]map[int32][
 		t.Fatal(err)
 	}
 	l := newLeader(t, 1)
-	s.ID, s.Control, s.Logger = "w1", []string{l.address}, slog.New(slog.NewTextHandler(io.Discard, nil))
+	s.ID, s.Control, s.Logger = "w1", []string{l.address}, slog.New(slog.DiscardHandler)
 	w, err := New(s, dev, m)
 	if err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -106,7 +107,7 @@ func (l *leader) Work(stream grpc.BidiStreamingServer[pb.WorkRequest, pb.WorkRes
 	case err := <-s.end:
 		return err
 	case err := <-got:
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		return err
@@ -188,7 +189,7 @@ func (g *gate) let(n int) {
 func start(t *testing.T, edit func(*Settings), control ...string) *node {
 	t.Helper()
 	s := Settings{
-		ID: "w1", Control: control, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		ID: "w1", Control: control, Logger: slog.New(slog.DiscardHandler),
 		Engine: engine.Settings{Blocks: 64, MaxSequences: 8, MaxBatchTokens: 64, PrefixCache: true},
 	}
 	if edit != nil {

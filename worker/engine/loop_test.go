@@ -73,7 +73,7 @@ func run(t *testing.T, s Settings, edit ...func(*enginetest.Config, *Model)) *ru
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	r.cancel = cancel
-	go func() { r.ended <- r.Engine.Run(ctx) }()
+	go func() { r.ended <- r.Run(ctx) }()
 	return r
 }
 

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"math"
 	"slices"
@@ -53,7 +52,7 @@ type heard struct {
 	usage    Usage
 }
 
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func newRig(t tb, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
 	s.Logger = quiet()
@@ -86,7 +85,7 @@ type letterStops struct {
 	text  string
 }
 
-func letter(t int32) string { return string(rune('a' + t%26)) }
+func letter(t int32) string { return string('a' + t%26) }
 
 func (l *letterStops) Push(t int32, search bool) (string, bool) {
 	if search {
