@@ -3,10 +3,12 @@ package scheduler
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -200,6 +202,68 @@ func TestLeaderIsCutOff(t *testing.T) {
 		c.agree()
 		w.leave()
 		c.close()
+	})
+}
+
+// faultyLog fails to write while broken is set, as a full disk does.
+type faultyLog struct {
+	*raft.InmemStore
+	broken atomic.Bool
+}
+
+func (f *faultyLog) StoreLogs(logs []*raft.Log) error {
+	if f.broken.Load() {
+		return errors.New("no space left on device")
+	}
+	return f.InmemStore.StoreLogs(logs)
+}
+
+func (f *faultyLog) StoreLog(log *raft.Log) error { return f.StoreLogs([]*raft.Log{log}) }
+
+// TestFullDisk refuses what it cannot write down, takes back what it handed out for it, lets running
+// requests go on, and serves again when there is room.
+func TestFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &faultyLog{InmemStore: raft.NewInmemStore()}
+		s := start(t, Settings{consensus: func(c *consensus.Settings) {
+			c.Files = &consensus.Files{Logs: log, Stable: log.InmemStore, Snapshots: raft.NewInmemSnapshotStore()}
+		}})
+		w := newWorker(t, "w")
+		w.join(s)
+		until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
+		mustSubmit(t, s, request("before"))
+		until(t, "it runs", func() bool { return w.has("before") })
+
+		log.broken.Store(true)
+		if _, err := submit(s, request("during")); status.Code(err) != codes.Unavailable {
+			t.Errorf("submit on a full disk: %v", err)
+		}
+		until(t, "the session has ended", func() bool { return w.end() != nil })
+		until(t, "what was handed out is taken back", func() bool { return w.lost("during") })
+		if w.times("during") != 1 || w.has("during") || !w.has("before") {
+			t.Errorf("dispatched %d times, runs %v, the one before runs %v", w.times("during"), w.has("during"), w.has("before"))
+		}
+		time.Sleep(10 * time.Second) // Virtual: it must neither serve nor give up.
+		if _, err := submit(s, request("still")); status.Code(err) != codes.Unavailable {
+			t.Errorf("submit on a disk that is still full: %v", err)
+		}
+
+		log.broken.Store(false)
+		until(t, "the node leads again", func() bool { return s.leader.Load() != nil })
+		w.join(s)
+		until(t, "the worker is back", func() bool { return s.Stats().Workers == 1 })
+		if r := mustSubmit(t, s, request("during")); r.GetDuplicate() {
+			t.Errorf("the retry answered %v", r)
+		}
+		for _, id := range []string{"before", "during"} {
+			until(t, id+" runs", func() bool { return w.has(id) })
+			w.finish(id, pb.FinishReason_FINISH_REASON_STOP, "")
+			until(t, id+" ends", finished(s, id))
+		}
+		if w.times("before") != 1 {
+			t.Errorf("the running request was dispatched %d times", w.times("before"))
+		}
+		w.leave()
 	})
 }
 

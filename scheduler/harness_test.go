@@ -169,6 +169,9 @@ func (w *fakeWorker) serve(str *stream) {
 	for {
 		select {
 		case <-str.ctx.Done():
+			for len(str.down) > 0 { // What was sent before the end arrives.
+				w.take(<-str.down)
+			}
 			return
 		case <-beat.C:
 		case m := <-str.down:

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
 )
@@ -204,7 +205,7 @@ func TestLogSurvivesTruncation(t *testing.T) {
 			}
 		}
 	}
-	w, err := wal.Open(dir, wal.WithLogger(newLogger(quiet)))
+	w, err := wal.Open(dir, wal.WithLogger(newLogger(quiet, hclog.Warn)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +217,7 @@ func TestLogSurvivesTruncation(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if w, err = wal.Open(dir, wal.WithLogger(newLogger(quiet))); err != nil {
+	if w, err = wal.Open(dir, wal.WithLogger(newLogger(quiet, hclog.Warn))); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = w.Close() }()

@@ -9,22 +9,24 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// logger lets raft and its stores write to slog. Their info level tells of every election step and
-// every segment, so only warnings and errors pass.
+// logger lets raft and its stores write to slog, from the level least on. Their info level tells of
+// every election step and every segment; so do the warnings of a cluster of one, which elects itself.
 type logger struct {
-	to   *slog.Logger
-	name string
-	args []any
+	to    *slog.Logger
+	name  string
+	args  []any
+	least hclog.Level
 }
 
 var _ hclog.Logger = (*logger)(nil)
 
-func newLogger(to *slog.Logger) hclog.Logger {
-	return &logger{to: to.With("part", "raft"), name: "raft"}
+func newLogger(to *slog.Logger, least hclog.Level) hclog.Logger {
+	return &logger{to: to.With("part", "raft"), name: "raft", least: least}
 }
 
 func (l *logger) Log(level hclog.Level, msg string, args ...any) {
 	switch {
+	case level < l.least:
 	case level >= hclog.Error && level != hclog.Off:
 		l.to.Log(context.Background(), slog.LevelError, msg, args...)
 	case level == hclog.Warn:
@@ -40,20 +42,20 @@ func (l *logger) Error(msg string, args ...any)  { l.Log(hclog.Error, msg, args.
 func (l *logger) IsTrace() bool                  { return false }
 func (l *logger) IsDebug() bool                  { return false }
 func (l *logger) IsInfo() bool                   { return false }
-func (l *logger) IsWarn() bool                   { return true }
+func (l *logger) IsWarn() bool                   { return l.least <= hclog.Warn }
 func (l *logger) IsError() bool                  { return true }
 func (l *logger) ImpliedArgs() []any             { return l.args }
 func (l *logger) Name() string                   { return l.name }
 func (l *logger) SetLevel(hclog.Level)           {}
-func (l *logger) GetLevel() hclog.Level          { return hclog.Warn }
+func (l *logger) GetLevel() hclog.Level          { return l.least }
 func (l *logger) Named(name string) hclog.Logger { return l.ResetNamed(l.name + "." + name) }
 
 func (l *logger) With(args ...any) hclog.Logger {
-	return &logger{to: l.to.With(args...), name: l.name, args: append(l.args[:len(l.args):len(l.args)], args...)}
+	return &logger{to: l.to.With(args...), name: l.name, args: append(l.args[:len(l.args):len(l.args)], args...), least: l.least}
 }
 
 func (l *logger) ResetNamed(name string) hclog.Logger {
-	return &logger{to: l.to, name: name, args: l.args}
+	return &logger{to: l.to, name: name, args: l.args, least: l.least}
 }
 
 func (l *logger) StandardLogger(*hclog.StandardLoggerOptions) *log.Logger {

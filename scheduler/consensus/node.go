@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 )
 
@@ -91,7 +92,11 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 		settings.Peers = []Server{{ID: settings.NodeID}}
 	}
 	alone := len(settings.Peers) == 1
-	log := newLogger(settings.Logger)
+	least := hclog.Warn
+	if alone {
+		least = hclog.Error
+	}
+	log := newLogger(settings.Logger, least)
 
 	n := &Node{
 		machine:  &machine{StateMachine: sm, maxBytes: snapshotBytes, snapshotIsDue: make(chan struct{}, 1)},
