@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/quire-serve/quire/model/gguf"
 )
@@ -62,7 +63,7 @@ func Pull(ctx context.Context, ref string, progress Progress) (Entry, error) {
 		return Entry{}, fmt.Errorf("model folder: %w", err)
 	}
 	place := filepath.Join(dir, source.name+extension)
-	unlock, err := lock(filepath.Join(dir, "."+source.name+".lock"))
+	unlock, err := lock(ctx, filepath.Join(dir, "."+source.name+".lock"))
 	if err != nil {
 		return Entry{}, err
 	}
@@ -218,18 +219,30 @@ func (m *meter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// lock keeps other processes from pulling the same model until the returned function is called.
-func lock(file string) (func(), error) {
+// lockPoll is how often a pull that waits for another looks whether it is done.
+const lockPoll = 100 * time.Millisecond
+
+// lock keeps other processes from pulling the same model until the returned function is called. If
+// one does already, lock waits for it.
+func lock(ctx context.Context, file string) (func(), error) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("model folder: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another process is pulling this model (lock %s)", file)
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
 		}
-		return nil, fmt.Errorf("lock %s: %w", file, err)
+		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", file, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("another process is pulling this model (lock %s): %w", file, ctx.Err())
+		case <-time.After(lockPoll):
+		}
 	}
-	return func() { f.Close() }, nil
 }

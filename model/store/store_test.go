@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -305,21 +306,37 @@ func TestFindSaysHowToGetIt(t *testing.T) {
 	}
 }
 
+// TestOnePullAtATime holds the lock as another process would, and lets go while a pull waits.
 func TestOnePullAtATime(t *testing.T) {
 	dir := folder(t)
-	unlock, err := lock(filepath.Join(dir, ".mine.lock"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	file := filepath.Join(t.TempDir(), "mine.gguf")
 	if err := os.WriteFile(file, smallest(), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Pull(t.Context(), file, nil); err == nil || !strings.Contains(err.Error(), "another process is pulling") {
-		t.Errorf("error %v", err)
-	}
-	unlock()
-	if _, err := Pull(t.Context(), file, nil); err != nil {
-		t.Error(err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		unlock, err := lock(t.Context(), filepath.Join(dir, ".mine.lock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := Pull(ctx, file, nil); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "another process is pulling") {
+			t.Errorf("error %v", err)
+		}
+		done := make(chan error)
+		go func() {
+			_, err := Pull(t.Context(), file, nil)
+			done <- err
+		}()
+		synctest.Wait()
+		select {
+		case err := <-done:
+			t.Errorf("a second pull did not wait: %v", err)
+		default:
+			unlock()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }
