@@ -107,7 +107,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"no embedding", func(f *fixture) { f.remove("token_embd.weight") }, `"token_embd.weight" is missing`, nil},
 		{"vocabulary of another size", func(f *fixture) { f.set("llama.vocab_size", uint32(300)) }, `llama.vocab_size is 300, but tensor "token_embd.weight" has 256`, nil},
 		{"a token too many", func(f *fixture) { f.set("tokenizer.ggml.tokens", append(byteTokens(), "ab")) }, "has 257 tokens", nil},
-		{"no tokens", func(f *fixture) { f.set("tokenizer.ggml.tokens", nil) }, "0 tokens", nil},
+		{"no tokens", func(f *fixture) { f.set("tokenizer.ggml.tokens", nil) }, `"tokenizer.ggml.tokens" is missing`, nil},
 		{"template no string", func(f *fixture) { f.set("tokenizer.chat_template", uint32(1)) }, `"tokenizer.chat_template" is of type uint32`, nil},
 		{"template broken", func(f *fixture) { f.set("tokenizer.chat_template", "{% for %}") }, `"tokenizer.chat_template"`, nil},
 	} {
