@@ -201,8 +201,8 @@ func TestTokensDependOnTheRequestAlone(t *testing.T) {
 	}
 }
 
-// TestStopStringsOnARealVocabulary: a stop string that spans tokens ends a choice with its last one.
-func TestStopStringsOnARealVocabulary(t *testing.T) {
+// TestScenarioK2: a stop string that spans tokens ends a choice with its last one.
+func TestScenarioK2(t *testing.T) {
 	q := &pb.Request{Id: "a", GatewayId: "g1", Prompt: []int32{40, 41, 42}, Sampling: &pb.SamplingParams{MaxTokens: 30, IgnoreEos: true}}
 	zero := float32(0)
 	q.Sampling.Temperature = &zero

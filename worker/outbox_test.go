@@ -1,0 +1,152 @@
+package worker
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/worker/engine"
+)
+
+// box is an outbox whose evictions are written down.
+func box(s Settings) (o *outbox, evicted *[]string) {
+	evicted = new([]string)
+	return newOutbox(s.withDefaults(), func(id string) { *evicted = append(*evicted, id) }), evicted
+}
+
+func tokens(id string, first int32, ids ...int32) engine.Event {
+	return engine.Event{RequestID: id, GatewayID: "g1", First: first, Tokens: ids, QueueUS: -1, PrefillUS: -1}
+}
+
+func last(e engine.Event) engine.Event {
+	e.Finish, e.Done = pb.FinishReason_FINISH_REASON_LENGTH, true
+	return e
+}
+
+// TestOutboxIsBounded: ended outputs go when they are old, too many or too large together, the oldest
+// first; what runs is ended if it alone is too much, the largest first.
+func TestOutboxIsBounded(t *testing.T) {
+	now := time.Unix(1000, 0)
+	has := func(o *outbox) (ids []string) {
+		for id := range o.outputs {
+			ids = append(ids, id)
+		}
+		slices.Sort(ids)
+		return ids
+	}
+	o, evicted := box(Settings{OutboxRequests: 3, KeepEnded: time.Minute})
+	for i := range 5 {
+		id := fmt.Sprint(i)
+		o.open(ask(id, 5), 1, 1)
+		o.add([]engine.Event{last(tokens(id, 0, 1))}, now)
+	}
+	if got := has(o); !slices.Equal(got, []string{"2", "3", "4"}) {
+		t.Errorf("kept %v, want the newest 3", got)
+	}
+	o.open(ask("later", 5), 1, 1)
+	o.add([]engine.Event{tokens("later", 0, 1)}, now.Add(time.Minute))
+	if got := has(o); !slices.Equal(got, []string{"later"}) {
+		t.Errorf("kept %v after a minute, want what runs", got)
+	}
+	if len(*evicted) != 0 {
+		t.Errorf("evicted %v", *evicted)
+	}
+
+	o, evicted = box(Settings{OutboxBytes: 1 << 20})
+	o.open(ask("ended", 5), 1, 1)
+	o.add([]engine.Event{last(tokens("ended", 0, make([]int32, 1000)...))}, now)
+	o.open(ask("small", 5), 1, 1)
+	o.open(ask("large", 5), 1, 1)
+	o.add([]engine.Event{tokens("small", 0, 1), tokens("large", 0, make([]int32, 250_000)...)}, now)
+	if got := has(o); len(got) != 3 || len(*evicted) != 0 {
+		t.Errorf("kept %v and evicted %v within the bound", got, *evicted)
+	}
+	o.add([]engine.Event{tokens("large", 250_000, make([]int32, 20_000)...)}, now)
+	if got := has(o); !slices.Equal(got, []string{"large", "small"}) || !slices.Equal(*evicted, []string{"large"}) {
+		t.Errorf("kept %v and evicted %v, want the ended one gone and the largest evicted", got, *evicted)
+	}
+	if _, n, bytes := o.counts(); n != 2 || bytes != 2*384+4*270_001 {
+		t.Errorf("%d outputs of %d bytes", n, bytes)
+	}
+}
+
+// TestSlowGateway: what several steps brought comes as one event, in messages of bounded size.
+func TestSlowGateway(t *testing.T) {
+	o, _ := box(Settings{})
+	s := o.attach(&pb.AttachHello{GatewayId: "g1"})
+	other := o.attach(&pb.AttachHello{GatewayId: "g2"})
+	now := time.Unix(1000, 0)
+	for i := range 3 {
+		o.open(ask(fmt.Sprint(i), 5), 7, 8)
+	}
+	for step := range int32(4) {
+		var events []engine.Event
+		for i := range 3 {
+			events = append(events, tokens(fmt.Sprint(i), step, step*10))
+		}
+		o.add(events, now)
+	}
+	var got []*pb.TokenEvent
+	messages := 0
+	for more := true; more; messages++ {
+		got, more = o.collect(got, s, 100)
+	}
+	if messages != 2 || len(got) != 3 {
+		t.Errorf("%d events in %d messages, want 3 in 2", len(got), messages)
+	}
+	for _, e := range got {
+		if e.First != 0 || !slices.Equal(e.TokenIds, []int32{0, 10, 20, 30}) || e.RequestDone || e.Term != 7 || e.Index != 8 {
+			t.Errorf("event is %v", e)
+		}
+	}
+	if rest, more := o.collect(nil, s, 100); len(rest) != 0 || more {
+		t.Errorf("%v again", rest)
+	}
+	if rest, _ := o.collect(nil, other, 100); len(rest) != 0 {
+		t.Errorf("another gateway got %v", rest)
+	}
+}
+
+// TestEventsCarryEverything: log-probabilities, prompt log-probabilities and waits come once, with
+// the tokens that they belong to, and again to a gateway that starts over.
+func TestEventsCarryEverything(t *testing.T) {
+	o, _ := box(Settings{})
+	now := time.Unix(1000, 0)
+	q := ask("a", 5)
+	q.Sampling.N = 2
+	o.open(q, 1, 1)
+	s := o.attach(&pb.AttachHello{GatewayId: "g1"})
+	lp := func(t int32) *pb.Logprobs { return &pb.Logprobs{Chosen: &pb.TokenLogprob{TokenId: t, Logprob: -1}} }
+	first := tokens("a", 0, 5)
+	first.Opening, first.QueueUS, first.PrefillUS = true, 10, 20
+	first.Logprobs = []*pb.Logprobs{lp(5)}
+	first.PromptLogprobs = []*pb.Logprobs{lp(1), lp(2)}
+	o.add([]engine.Event{first}, now)
+	got, _ := o.collect(nil, s, 1<<20)
+	if len(got) != 1 || got[0].GetQueueUs() != 10 || got[0].GetPrefillUs() != 20 || len(got[0].PromptLogprobs) != 2 || len(got[0].Logprobs) != 1 {
+		t.Fatalf("got %v", got)
+	}
+	second := tokens("a", 1, 6)
+	second.Logprobs = []*pb.Logprobs{lp(6)}
+	second.Finish, second.StopReason = pb.FinishReason_FINISH_REASON_STOP, "x"
+	sibling := last(tokens("a", 0, 9))
+	sibling.Choice = 1
+	sibling.Logprobs = []*pb.Logprobs{lp(9)}
+	sibling.Usage = engine.Usage{PromptTokens: 4, CompletionTokens: 3}
+	ended := o.add([]engine.Event{second, sibling}, now)
+	if len(ended) != 1 || ended[0].FinishReason != pb.FinishReason_FINISH_REASON_STOP || ended[0].Usage.CompletionTokens != 3 {
+		t.Errorf("reported %v", ended)
+	}
+	got, _ = o.collect(nil, s, 1<<20)
+	if len(got) != 2 || got[0].QueueUs != nil || got[0].PromptLogprobs != nil || got[0].StopReason != "x" || got[0].RequestDone ||
+		got[0].Logprobs[0].Chosen.TokenId != 6 || got[0].First != 1 || !got[1].RequestDone || got[1].Choice != 1 {
+		t.Errorf("got %v", got)
+	}
+	s = o.attach(&pb.AttachHello{GatewayId: "g1", Resume: []*pb.ResumePoint{{RequestId: "a", Received: []int32{2, 0}}}})
+	got, _ = o.collect(nil, s, 1<<20)
+	if len(got) != 2 || len(got[0].TokenIds) != 0 || got[0].FinishReason != pb.FinishReason_FINISH_REASON_STOP || !slices.Equal(got[1].TokenIds, []int32{9}) || !got[1].RequestDone {
+		t.Errorf("after resuming got %v", got)
+	}
+}
