@@ -88,8 +88,24 @@ func randomModel(t *testing.T) []byte {
 	return b.Bytes()
 }
 
-// serve runs a worker over the CPU device and returns what it gives to reqs.
+// serve runs a worker over the CPU device and returns the tokens that it gives to reqs' choices.
 func serve(t *testing.T, s Settings, reqs ...*pb.Request) map[string]map[int32][]int32 {
+	t.Helper()
+	got := map[string]map[int32][]int32{}
+	for _, e := range serveEvents(t, s, reqs...) {
+		if got[e.RequestId] == nil {
+			got[e.RequestId] = map[int32][]int32{}
+		}
+		c := got[e.RequestId]
+		if int(e.First) != len(c[e.Choice]) {
+			t.Fatalf("%s/%d: event at %d, expected %d", e.RequestId, e.Choice, e.First, len(c[e.Choice]))
+		}
+		c[e.Choice] = append(c[e.Choice], e.TokenIds...)
+	}
+	return got
+}
+
+func serveEvents(t *testing.T, s Settings, reqs ...*pb.Request) (got []*pb.TokenEvent) {
 	t.Helper()
 	dev, err := cpu.Open(cpu.Options{Threads: 2})
 	if err != nil {
@@ -118,17 +134,9 @@ func serve(t *testing.T, s Settings, reqs ...*pb.Request) map[string]map[int32][
 	session := next(t, l.sessions, "session")
 	g := attach(t, &node{Worker: w})
 	session.dispatch(t, 1, 1, reqs...)
-	got := map[string]map[int32][]int32{}
 	for left := len(reqs); left > 0; {
 		e := next(t, g.events, "event")
-		if got[e.RequestId] == nil {
-			got[e.RequestId] = map[int32][]int32{}
-		}
-		c := got[e.RequestId]
-		if int(e.First) != len(c[e.Choice]) {
-			t.Fatalf("%s/%d: event at %d, expected %d", e.RequestId, e.Choice, e.First, len(c[e.Choice]))
-		}
-		c[e.Choice] = append(c[e.Choice], e.TokenIds...)
+		got = append(got, e)
 		if e.FinishReason == pb.FinishReason_FINISH_REASON_ERROR {
 			t.Errorf("%s/%d: %s", e.RequestId, e.Choice, e.Error)
 		}
@@ -232,6 +240,51 @@ func TestScenarioK2(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("stop %q: %v, want %v", pair, got, want)
+	}
+}
+
+// TestLogprobsOnARealDevice: each token's are its own, also beside requests that want none.
+func TestLogprobsOnARealDevice(t *testing.T) {
+	two, one, zero := int32(2), int32(1), float32(0)
+	var reqs []*pb.Request
+	for i := range 4 {
+		q := &pb.Request{Id: fmt.Sprint(i), GatewayId: "g1", Prompt: []int32{40, 41, 42, 43, 44, int32(45 + i)},
+			Sampling: &pb.SamplingParams{MaxTokens: 6, IgnoreEos: true, Temperature: &zero}}
+		if i%2 == 1 {
+			q.Sampling.Logprobs, q.Sampling.PromptLogprobs = &two, &one
+		}
+		reqs = append(reqs, q)
+	}
+	got := serveEvents(t, Settings{KVBytes: 1 << 22}, reqs...)
+	for i := range 4 {
+		var tokens []int32
+		var logprobs, prompt []*pb.Logprobs
+		for _, e := range got {
+			if e.RequestId == fmt.Sprint(i) {
+				tokens = append(tokens, e.TokenIds...)
+				logprobs = append(logprobs, e.Logprobs...)
+				prompt = append(prompt, e.PromptLogprobs...)
+			}
+		}
+		if i%2 == 0 {
+			if len(logprobs)+len(prompt) > 0 {
+				t.Errorf("%d did not ask for log-probabilities", i)
+			}
+			continue
+		}
+		if len(tokens) != 6 || len(logprobs) != 6 || len(prompt) != 5 {
+			t.Fatalf("%d: %d tokens, %d log-probabilities, %d of the prompt", i, len(tokens), len(logprobs), len(prompt))
+		}
+		for k, l := range logprobs {
+			if l.Chosen.TokenId != tokens[k] || len(l.Top) != 2 || l.Top[0].TokenId != tokens[k] || l.Top[0].Logprob != l.Chosen.Logprob || l.Top[1].Logprob > l.Chosen.Logprob {
+				t.Errorf("%d: token %d has %v", i, k, l)
+			}
+		}
+		for k, l := range prompt {
+			if want := reqs[i].Prompt[k+1]; l.Chosen.TokenId != want || len(l.Top) != 1 || l.Chosen.Logprob > l.Top[0].Logprob || l.Chosen.Logprob >= 0 {
+				t.Errorf("%d: prompt token %d has %v", i, k+1, l)
+			}
+		}
 	}
 }
 
