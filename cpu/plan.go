@@ -8,7 +8,7 @@ import (
 
 // A plan is a program as its executors run it: phases with a barrier after each, few enough that a
 // decode step does not spend its time waiting. It holds numbers only, so that one call can hand the
-// whole of it to C. A Llama layer has four phases:
+// whole of it to C. A Llama layer has five phases:
 //
 //	matmul     src x, norm               → qkv
 //	attention  rope q, rope k, store     → attended
