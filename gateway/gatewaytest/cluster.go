@@ -36,6 +36,8 @@ type Options struct {
 	Reply func(req *pb.Request, choice, position int) int32
 	// TokensPerStep is how many tokens a choice gets a step, in one event; 1.
 	TokensPerStep int
+	// StallAt stops a choice after so many tokens, short of its end, until it is aborted; 0 never does.
+	StallAt int
 	// Manual makes the workers stand still but for Step.
 	Manual bool
 }

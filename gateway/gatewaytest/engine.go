@@ -66,11 +66,19 @@ func (c *Cluster) stepForever() {
 
 func (c *Cluster) runnable() bool {
 	for _, r := range c.runs {
-		if !r.done {
-			return true
+		for _, ch := range r.choices {
+			if !r.done && c.moves(ch) {
+				return true
+			}
 		}
 	}
 	return false
+}
+
+// moves reports whether a choice has more to say.
+func (c *Cluster) moves(ch *runChoice) bool {
+	stalled := c.opts.StallAt > 0 && len(ch.tokens) >= c.opts.StallAt
+	return ch.finish == pb.FinishReason_FINISH_REASON_UNSPECIFIED && !stalled
 }
 
 func (c *Cluster) delivered() bool {
@@ -87,7 +95,7 @@ func (c *Cluster) step(r *run) {
 	open := false
 	for i, ch := range r.choices {
 		for range c.opts.TokensPerStep {
-			if ch.finish == pb.FinishReason_FINISH_REASON_UNSPECIFIED {
+			if c.moves(ch) {
 				ch.take(c.opts.Tokenizer, r.req.Sampling, c.opts.Reply(r.req, i, len(ch.tokens)))
 			}
 		}
