@@ -5,7 +5,7 @@ from words import ADJECTIVES, COLOURS, HEROES, NAMES, PLACES
 
 def article(noun):
     """The indefinite article of an English noun phrase."""
-    if noun[:1].lower() in "aeio" or noun.startswith("um") or noun.startswith("un") and not noun.startswith("uni"):
+    if noun[:1].lower() in "aeio" or noun.startswith("honest") or noun.startswith("um") or noun.startswith("un") and not noun.startswith("uni"):
         return "an"
     return "a"
 
