@@ -16,6 +16,9 @@ import (
 // would make this node differ from the others, so the caller must stop.
 var ErrUnknownCommand = errors.New("the log holds a command that this version does not know; run the version that wrote it, or a newer one")
 
+// errIncomplete means that a command lacks the message that it is about. No leader writes such a one.
+var errIncomplete = errors.New("the command has no request or worker")
+
 // Result says what one command did.
 type Result struct {
 	// Changed is false where the command found nothing to do: a repeat, or one that came too late.
@@ -92,12 +95,18 @@ func (a *application) command(c *pb.Command) (Result, error) {
 	}
 	switch c := c.GetCommand().(type) {
 	case *pb.Command_Submit:
+		if c.Submit.GetRequest() == nil {
+			return Result{}, errIncomplete
+		}
 		return a.submit(c.Submit), unknownFields(c.Submit)
 	case *pb.Command_Assign:
 		return a.assign(c.Assign), unknownFields(c.Assign)
 	case *pb.Command_Finish:
 		return a.finish(c.Finish), unknownFields(c.Finish)
 	case *pb.Command_Worker:
+		if c.Worker.GetWorker() == nil {
+			return Result{}, errIncomplete
+		}
 		return a.worker(c.Worker), unknownFields(c.Worker)
 	case *pb.Command_Requeue:
 		return a.requeue(c.Requeue), unknownFields(c.Requeue)

@@ -97,11 +97,17 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 		}
 		switch record := record.GetRecord().(type) {
 		case *pb.SnapshotRecord_Worker:
+			if first[*pb.WorkerInfo](txn, workersTable, record.Worker.GetId()) != nil {
+				return nil, nil, fmt.Errorf("record %d: worker %q is there twice", n, record.Worker.GetId())
+			}
 			err = txn.Insert(workersTable, record.Worker)
 		case *pb.SnapshotRecord_Request:
+			if state := record.Request.GetState(); state < pb.RequestState(Queued) || state > pb.RequestState(Finished) {
+				return nil, nil, fmt.Errorf("record %d: request state %d is unknown", n, state)
+			}
 			request := fromProto(record.Request)
-			if request.Phase < Queued || request.Phase > Finished {
-				return nil, nil, fmt.Errorf("record %d: request state %d is unknown", n, request.Phase)
+			if request.Request == nil {
+				return nil, nil, fmt.Errorf("record %d: %w", n, errIncomplete)
 			}
 			if first[*Record](txn, requestsTable, request.Request.GetId()) != nil {
 				return nil, nil, fmt.Errorf("record %d: request %q is there twice", n, request.Request.GetId())
