@@ -40,8 +40,9 @@ static desk desk_at(uint8_t *mem, int d) {
 	return k;
 }
 
-// score sets weight[q][token] = query q · key, for tiles tiles of keys.
-SPECIAL void score(float *weight, const float *query, const uint8_t *const *keys, int d, const int n, const int tiles, const int f16) {
+// score sets weight[q][token] = query q · key, for tiles tiles of keys, and asks for the values, which
+// lie where nothing that fetches ahead in hardware expects them.
+SPECIAL void score(float *weight, const float *query, const uint8_t *const *keys, const uint8_t *const *values, int d, const int n, const int tiles, const int f16) {
 	v16 sum[4][most_queries];
 	UNROLL for (int t = 0; t < tiles; t++)
 		UNROLL for (int q = 0; q < n; q++)
@@ -49,6 +50,8 @@ SPECIAL void score(float *weight, const float *query, const uint8_t *const *keys
 	for (int i = 0; i < d; i++, query += n)
 		UNROLL for (int t = 0; t < tiles; t++) {
 			const v16 key = cache_load(keys[t], (int64_t)i * tile_tokens, f16);
+			if (n <= 4 && (!f16 || i % 2 == 0))
+				__builtin_prefetch(values[t] + i * (f16 ? 32 : 64));
 			UNROLL for (int q = 0; q < n; q++)
 				sum[t][q] = v_fma(v_set(query[q]), key, sum[t][q]);
 		}
@@ -105,11 +108,18 @@ SPECIAL void attend(const qc_exec *e, const qc_phase *ph, const int32_t *table, 
 			keys[t] = cache_tile(e, ph, table, span + t * tile_tokens, 0, head);
 			values[t] = cache_tile(e, ph, table, span + t * tile_tokens, 1, head);
 		}
+		// Keys of the next span; its values are asked for when they are scored.
+		if (n <= 4)
+			for (int32_t next = span + span_tokens; next <= at[n - 1] && next < span + 2 * span_tokens; next += tile_tokens) {
+				const uint8_t *key = cache_tile(e, ph, table, next, 0, head);
+				for (int i = 0; i < d * tile_tokens * (f16 ? 2 : 4); i += 64)
+					__builtin_prefetch(key + i);
+			}
 		int t = 0;
 		for (; t + together <= tiles; t += together)
-			score(k->weight + t * tile_tokens, k->query, keys + t, d, n, together, f16);
+			score(k->weight + t * tile_tokens, k->query, keys + t, values + t, d, n, together, f16);
 		for (; t < tiles; t++)
-			score(k->weight + t * tile_tokens, k->query, keys + t, d, n, 1, f16);
+			score(k->weight + t * tile_tokens, k->query, keys + t, values + t, d, n, 1, f16);
 
 		int seen[most_queries], common = span_tokens;
 		float alpha[most_queries];

@@ -106,6 +106,12 @@ INLINE int32_t v_bytes(int8_t *p, v16 x) {
 	return _mm_cvtsi128_si32(t) + _mm_extract_epi32(t, 1);
 }
 
+// in_order keeps the compiler from adding integers in another order, for which it has not the registers.
+INLINE __m256i in_order(__m256i x) {
+	__asm__("" : "+x"(x));
+	return x;
+}
+
 // half_dot computes the lanes of one half of dot. Products of nibbles fit 16 bits for all of a
 // block: 8·2·15·127 < 2^15. Products of bytes fit for one pair, with the sign moved to x.
 INLINE void half_dot(__m256i *out, const uint8_t *w, const int32_t *x, const int32_t *minus, int shift, const int bits, const int first, const int quads, const int n) {
@@ -116,12 +122,11 @@ INLINE void half_dot(__m256i *out, const uint8_t *w, const int32_t *x, const int
 		UNROLL for (int q = first; q < first + quads; q += 2) {
 			const __m256i v = _mm256_loadu_si256((const __m256i *)(w + q * 32));
 			const __m256i low = _mm256_and_si256(v, nibble), high = _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble);
-			if (n <= 2)
-				_mm_prefetch((const char *)w + q * 32 + QC_AHEAD, _MM_HINT_T0);
+			_mm_prefetch((const char *)w + q * 32 + QC_AHEAD, _MM_HINT_T0);
 			UNROLL for (int b = 0; b < n; b++)
-				out[b] = _mm256_add_epi16(out[b], _mm256_maddubs_epi16(low, _mm256_set1_epi32(x[q * n + b])));
+				out[b] = in_order(_mm256_add_epi16(out[b], _mm256_maddubs_epi16(low, _mm256_set1_epi32(x[q * n + b]))));
 			UNROLL for (int b = 0; b < n; b++)
-				out[b] = _mm256_add_epi16(out[b], _mm256_maddubs_epi16(high, _mm256_set1_epi32(x[(q + 1) * n + b])));
+				out[b] = in_order(_mm256_add_epi16(out[b], _mm256_maddubs_epi16(high, _mm256_set1_epi32(x[(q + 1) * n + b]))));
 		}
 		UNROLL for (int b = 0; b < n; b++) {
 			out[b] = _mm256_madd_epi16(out[b], ones);
@@ -134,11 +139,10 @@ INLINE void half_dot(__m256i *out, const uint8_t *w, const int32_t *x, const int
 	UNROLL for (int q = first; q < first + quads; q++) {
 		const __m256i v = _mm256_sub_epi8(_mm256_loadu_si256((const __m256i *)(w + q * 64)), zero);
 		const __m256i size = _mm256_abs_epi8(v);
-		if (n <= 2)
-			_mm_prefetch((const char *)w + q * 64 + QC_AHEAD, _MM_HINT_T0);
+		_mm_prefetch((const char *)w + q * 64 + QC_AHEAD, _MM_HINT_T0);
 		UNROLL for (int b = 0; b < n; b++) {
 			const __m256i p = _mm256_maddubs_epi16(size, _mm256_sign_epi8(_mm256_set1_epi32(x[q * n + b]), v));
-			out[b] = _mm256_add_epi32(out[b], _mm256_madd_epi16(p, ones));
+			out[b] = in_order(_mm256_add_epi32(out[b], _mm256_madd_epi16(p, ones)));
 		}
 	}
 }

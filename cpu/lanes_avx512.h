@@ -72,8 +72,7 @@ INLINE void dot(v16i *out, const uint8_t *w, const int32_t *x, const int32_t *mi
 		UNROLL for (int q = first; q < first + quads; q += 2) {
 			const __m512i v = _mm512_loadu_si512(w + q * 32);
 			const __m512i low = _mm512_and_si512(v, nibble), high = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
-			if (n <= 4)
-				_mm_prefetch((const char *)w + q * 32 + QC_AHEAD, _MM_HINT_T0);
+			_mm_prefetch((const char *)w + q * 32 + QC_AHEAD, _MM_HINT_T0);
 			UNROLL for (int b = 0; b < n; b++)
 				out[b] = _mm512_dpbusd_epi32(out[b], low, _mm512_set1_epi32(x[q * n + b]));
 			UNROLL for (int b = 0; b < n; b++)
@@ -83,8 +82,7 @@ INLINE void dot(v16i *out, const uint8_t *w, const int32_t *x, const int32_t *mi
 	}
 	UNROLL for (int q = first; q < first + quads; q++) {
 		const __m512i v = _mm512_loadu_si512(w + q * 64);
-		if (n <= 4)
-			_mm_prefetch((const char *)w + q * 64 + QC_AHEAD, _MM_HINT_T0);
+		_mm_prefetch((const char *)w + q * 64 + QC_AHEAD, _MM_HINT_T0);
 		UNROLL for (int b = 0; b < n; b++)
 			out[b] = _mm512_dpbusd_epi32(out[b], v, _mm512_set1_epi32(x[q * n + b]));
 	}
