@@ -38,10 +38,11 @@ The order is flag, environment, file, default.`,
 			return nil
 		},
 	}
+	root.SuggestionsMinimumDistance = 2
 	root.PersistentFlags().String("config", "", "configuration file (YAML)")
 	root.PersistentFlags().StringVar(&logLevel, "log-level", "warn", "least level to log: debug, info, warn, error")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newChat(), newGenerate(), newVersion())
+	root.AddCommand(newDev(), newServer(), newWorker(), newChat(), newGenerate(), newModel(), newVersion())
 	return root
 }
 

@@ -1,0 +1,241 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+func (p *process) dial() *grpc.ClientConn {
+	p.t.Helper()
+	conn, err := grpc.NewClient(p.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func (p *process) post(path, body string) (int, string) {
+	p.t.Helper()
+	resp, err := http.Post("http://"+p.http+path, "application/json", strings.NewReader(body))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return resp.StatusCode, string(text)
+}
+
+// TestDevServes is the main job: a first answer, the API, a clean end on Ctrl-C.
+func TestDevServes(t *testing.T) {
+	p := startDev(t, t.TempDir(), "--prompt", "Hello!")
+	p.waitFor("printing its first answer", func() bool { return strings.Contains(p.out.String(), "Ready.") })
+	if out := p.out.String(); !strings.Contains(out, "> Hello!\n") || !strings.Contains(out, "http://"+p.http+"/v1") || !strings.Contains(out, "model tiny") {
+		t.Errorf("quire dev said:\n%s", out)
+	}
+
+	code, body := p.post("/v1/chat/completions", `{"model":"tiny","messages":[{"role":"user","content":"Hello!"}],"max_tokens":12,"temperature":0}`)
+	var chat struct {
+		Choices []struct {
+			Message struct{ Content string }
+		}
+		Usage struct {
+			PromptTokens     int `json:"prompt_tokens"`
+			CompletionTokens int `json:"completion_tokens"`
+		}
+	}
+	if err := json.Unmarshal([]byte(body), &chat); err != nil || code != http.StatusOK {
+		t.Fatalf("%d %s: %v", code, body, err)
+	}
+	if len(chat.Choices) != 1 || chat.Choices[0].Message.Content == "" || chat.Usage.CompletionTokens < 1 || chat.Usage.CompletionTokens > 12 {
+		t.Errorf("chat answer %s", body)
+	}
+
+	// The command line's own clients agree with it.
+	exit, out, stderr := runQuire(t, "generate", "--server", p.grpc, "--max-tokens", "12", "-o", "json", "Hello!")
+	var generated struct {
+		Text             string
+		PromptTokens     int `json:"prompt_tokens"`
+		CompletionTokens int `json:"completion_tokens"`
+	}
+	if err := json.Unmarshal([]byte(out), &generated); err != nil || exit != 0 {
+		t.Fatalf("quire generate: exit %d, %s%s", exit, out, stderr)
+	}
+	if generated.Text != chat.Choices[0].Message.Content || generated.PromptTokens != chat.Usage.PromptTokens {
+		t.Errorf("gRPC said %+v, HTTP %s", generated, body)
+	}
+	talk := command(t, "chat", "--server", p.grpc, "--max-tokens", "12")
+	talk.Stdin = strings.NewReader("Hello!\n")
+	said, err := talk.Output()
+	if err != nil || !bytes.Contains(said, []byte(generated.Text)) {
+		t.Errorf("quire chat: %q, %v; want %q in it", said, err, generated.Text)
+	}
+
+	if code := p.interrupt(); code != 0 {
+		t.Errorf("exit code %d after Ctrl-C, want 0", code)
+	}
+}
+
+// TestCtrlCLetsStreamsFinish starts a long stream, sends Ctrl-C and still gets the whole of it.
+func TestCtrlCLetsStreamsFinish(t *testing.T) {
+	p := startDev(t, t.TempDir(), "--prompt", "")
+	stream, err := pb.NewInferenceClient(p.dial()).Generate(t.Context(), &pb.GenerateRequest{
+		Model: "tiny", Input: &pb.GenerateRequest_Prompt{Prompt: "Once"},
+		Sampling: &pb.SamplingParams{MaxTokens: 400, IgnoreEos: true, Temperature: new(float32)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	code := make(chan int)
+	go func() { code <- p.interrupt() }()
+	var usage *pb.Usage
+	for {
+		msg, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatalf("the stream was cut: %v", err)
+		}
+		if msg.GetUsage() != nil {
+			usage = msg.GetUsage()
+		}
+	}
+	if usage.GetCompletionTokens() != 400 {
+		t.Errorf("got %d tokens, want 400", usage.GetCompletionTokens())
+	}
+	if c := <-code; c != 0 {
+		t.Errorf("exit code %d, want 0", c)
+	}
+}
+
+// TestCrashLosesNoAdmittedRequest kills the process while a request runs. The next process finds it
+// in the log and runs it to its end, though nobody listens any more.
+func TestCrashLosesNoAdmittedRequest(t *testing.T) {
+	data := t.TempDir()
+	p := startDev(t, data, "--prompt", "")
+	seed := uint64(7)
+	request := &pb.Request{
+		Id: "survivor", Model: "tiny", GatewayId: "gone", Prompt: []int32{1, 2, 3, 4, 5},
+		Sampling: &pb.SamplingParams{MaxTokens: 900, IgnoreEos: true, Seed: &seed, Temperature: new(float32), N: 1},
+	}
+	first, err := pb.NewControlClient(p.dial()).Submit(t.Context(), &pb.SubmitRequest{Request: request})
+	if err != nil || first.GetDuplicate() || first.GetFinishReason() != pb.FinishReason_FINISH_REASON_UNSPECIFIED {
+		t.Fatalf("submit: %v, %v", first, err)
+	}
+	p.kill()
+
+	p = startDev(t, data, "--prompt", "")
+	control := pb.NewControlClient(p.dial())
+	p.waitFor("done with the request", func() bool {
+		again, err := control.Submit(t.Context(), &pb.SubmitRequest{Request: request})
+		if err != nil || !again.GetDuplicate() {
+			t.Fatalf("submit again: %v, %v; want a duplicate", again, err)
+		}
+		return again.GetFinishReason() == pb.FinishReason_FINISH_REASON_LENGTH
+	})
+}
+
+// TestServerAndWorkerApart runs the two halves as processes of their own.
+func TestServerAndWorkerApart(t *testing.T) {
+	s := &process{t: t, http: freePort(t), grpc: freePort(t), done: make(chan struct{})}
+	s.cmd = command(t, "server", "--model", "tiny", "--http", s.http, "--grpc", s.grpc, "--data", t.TempDir())
+	s.start()
+	s.waitFor("listening", func() bool {
+		resp, err := http.Get("http://" + s.http + "/health")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusServiceUnavailable {
+			t.Fatalf("health without a worker: %s, want 503", resp.Status)
+		}
+		return true
+	})
+	w := &process{t: t, done: make(chan struct{})}
+	w.cmd = command(t, "worker", "--model", "tiny", "--id", "w1", "--control", s.grpc, "--listen", "127.0.0.1:0")
+	w.start()
+	s.waitReady()
+	code, body := s.post("/v1/completions", `{"model":"tiny","prompt":"Hello","max_tokens":5,"temperature":0}`)
+	if code != http.StatusOK || !strings.Contains(body, `"completion_tokens":`) {
+		t.Errorf("%d %s", code, body)
+	}
+	if c := w.interrupt(); c != 0 {
+		t.Errorf("worker's exit code %d, want 0", c)
+	}
+	if c := s.interrupt(); c != 0 {
+		t.Errorf("server's exit code %d, want 0", c)
+	}
+}
+
+func TestDevRefusesWhatCannotWork(t *testing.T) {
+	taken := startDev(t, t.TempDir(), "--prompt", "")
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	bad := filepath.Join(t.TempDir(), "bad.gguf")
+	if err := os.WriteFile(bad, []byte("GGUF\x03\x00\x00\x00 cut off"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"HTTP port in use", []string{"--http", taken.http, "--grpc", freePort(t)}, "--http: " + taken.http + " is in use by another program"},
+		{"gRPC port in use", []string{"--http", freePort(t), "--grpc", taken.grpc}, "--grpc: " + taken.grpc + " is in use by another program"},
+		{"data folder is a file", []string{"--http", freePort(t), "--grpc", freePort(t), "--data", file}, "--data " + file},
+		{"hostile model file", []string{"--http", freePort(t), "--grpc", freePort(t), "--model", bad}, "--model " + bad},
+	} {
+		args := append([]string{"dev", "--model", "tiny", "--prompt", "", "--data", t.TempDir()}, c.args...)
+		code, _, stderr := runQuire(t, args...)
+		if code == 0 || !strings.Contains(stderr, c.want) || strings.Contains(stderr, "goroutine ") {
+			t.Errorf("%s: exit %d, %q; want a failure with %q", c.name, code, stderr, c.want)
+		}
+	}
+}
+
+func TestGRPCNamesTheField(t *testing.T) {
+	p := startDev(t, t.TempDir(), "--prompt", "")
+	api := pb.NewInferenceClient(p.dial())
+	tooHot := float32(3)
+	for _, c := range []struct {
+		name string
+		req  *pb.GenerateRequest
+		code codes.Code
+		want string
+	}{
+		{"temperature", &pb.GenerateRequest{Model: "tiny", Input: &pb.GenerateRequest_Prompt{Prompt: "x"}, Sampling: &pb.SamplingParams{Temperature: &tooHot}}, codes.InvalidArgument, "temperature"},
+		{"no prompt", &pb.GenerateRequest{Model: "tiny"}, codes.InvalidArgument, "prompt"},
+		{"unknown model", &pb.GenerateRequest{Model: "none", Input: &pb.GenerateRequest_Prompt{Prompt: "x"}}, codes.NotFound, "none"},
+	} {
+		stream, err := api.Generate(t.Context(), c.req)
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if s := status.Convert(err); s.Code() != c.code || !strings.Contains(s.Message(), c.want) {
+			t.Errorf("%s: %v; want %v naming %q", c.name, err, c.code, c.want)
+		}
+	}
+}

@@ -1,0 +1,235 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestMain lets the test binary stand in for the quire binary, so that tests run real processes.
+func TestMain(m *testing.M) {
+	if os.Getenv("QUIRE_TEST_AS_BINARY") != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// process is a running quire.
+type process struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	out  lockedBuffer
+	http string
+	grpc string
+	done chan struct{}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// command is quire with args, in a clean environment of its own.
+func command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], args...)
+	for _, kv := range os.Environ() {
+		if !strings.HasPrefix(kv, "QUIRE_") || strings.HasPrefix(kv, "QUIRE_MODELS=") {
+			cmd.Env = append(cmd.Env, kv)
+		}
+	}
+	cmd.Env = append(cmd.Env, "QUIRE_TEST_AS_BINARY=1", "XDG_STATE_HOME="+t.TempDir())
+	return cmd
+}
+
+// startDev runs `quire dev` on free ports and waits until it is ready.
+func startDev(t *testing.T, data string, args ...string) *process {
+	t.Helper()
+	p := &process{t: t, http: freePort(t), grpc: freePort(t), done: make(chan struct{})}
+	p.cmd = command(t, append([]string{"dev", "--model", "tiny", "--http", p.http, "--grpc", p.grpc, "--data", data}, args...)...)
+	p.start()
+	p.waitReady()
+	return p
+}
+
+func (p *process) start() {
+	p.t.Helper()
+	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
+	if err := p.cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	go func() { defer close(p.done); _ = p.cmd.Wait() }()
+	p.t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		<-p.done
+		if p.t.Failed() {
+			p.t.Logf("quire %s said:\n%s", strings.Join(p.cmd.Args[1:], " "), p.out.String())
+		}
+	})
+}
+
+func (p *process) waitReady() {
+	p.t.Helper()
+	p.waitFor("ready", func() bool {
+		resp, err := http.Get("http://" + p.http + "/health")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
+// waitFor polls a condition of the world outside this process.
+func (p *process) waitFor(what string, ok func() bool) {
+	p.t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(90 * time.Second)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-p.done:
+			p.t.Fatalf("quire ended (%v) before it was %s", p.cmd.ProcessState, what)
+		case <-limit:
+			p.t.Fatalf("not %s within 90 s", what)
+		}
+	}
+}
+
+// interrupt sends Ctrl-C and returns the exit code.
+func (p *process) interrupt() int {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+		p.t.Fatal(err)
+	}
+	select {
+	case <-p.done:
+	case <-time.After(60 * time.Second):
+		p.t.Fatal("quire did not end within 60 s of Ctrl-C")
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// kill ends the process as a crash would.
+func (p *process) kill() {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGKILL); err != nil {
+		p.t.Fatal(err)
+	}
+	<-p.done
+}
+
+func (p *process) get(path string) (int, string) {
+	p.t.Helper()
+	resp, err := http.Get("http://" + p.http + path)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// runQuire runs quire to its end.
+func runQuire(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := command(t, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+	defer stop()
+	_ = cmd.Wait()
+	if ctx.Err() != nil {
+		t.Fatalf("quire %v did not end:\n%s%s", args, out.String(), errs.String())
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+func TestUsageErrorsNameTheFlag(t *testing.T) {
+	dir := t.TempDir()
+	file := func(text string) string {
+		path := fmt.Sprintf("%s/%d.yaml", dir, len(text))
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"dve"}, `unknown command "dve" for "quire"; did you mean dev?`},
+		{[]string{"dev", "extra"}, "quire dev takes no arguments"},
+		{[]string{"dev", "--htpp", "x"}, "unknown flag: --htpp"},
+		{[]string{"dev", "--http", "8000"}, `--http: "8000" is not host:port`},
+		{[]string{"dev", "--threads", "many"}, `invalid argument "many" for "--threads" flag`},
+		{[]string{"dev", "--model", "no-such-model"}, "--model no-such-model: "},
+		{[]string{"dev", "--cpu-path", "sse9", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--data", dir}, "--cpu-path: "},
+		{[]string{"version", "-o", "xml"}, `--output: "xml" is not table or json`},
+		{[]string{"version", "--log-level", "loud"}, `--log-level: "loud"`},
+		{[]string{"generate"}, "quire generate needs PROMPT"},
+		{[]string{"version", "--config", dir + "/none.yaml"}, "--config: open"},
+		{[]string{"version", "--config", file("serve:\n  http: x\n")}, `unknown section "serve"`},
+		{[]string{"version", "--config", file("dev:\n  htpp: x\n")}, `line 2: unknown key "htpp" in "dev"`},
+		{[]string{"version", "--config", file("version:\n  output: {a: b}\n")}, "version.output: want a value or a list of values"},
+	} {
+		code, _, stderr := runQuire(t, c.args...)
+		if code != 2 || !strings.Contains(stderr, c.want) {
+			t.Errorf("quire %v: exit %d, %q; want exit 2 and %q", c.args, code, stderr, c.want)
+		}
+	}
+}
+
+func TestFlagsLayer(t *testing.T) {
+	path := t.TempDir() + "/c.yaml"
+	if err := os.WriteFile(path, []byte("version:\n  output: json\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, _ := runQuire(t, "version", "--config", path); code != 0 || !strings.HasPrefix(out, "{") {
+		t.Errorf("file: exit %d, %q; want JSON", code, out)
+	}
+	if code, out, _ := runQuire(t, "version", "--config", path, "-o", "table"); code != 0 || !strings.HasPrefix(out, "quire ") {
+		t.Errorf("flag over file: exit %d, %q; want the table", code, out)
+	}
+}

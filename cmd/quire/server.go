@@ -1,0 +1,249 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/quire-serve/quire/gateway"
+	"github.com/quire-serve/quire/model"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler"
+)
+
+// serverFlags are what a control-plane node needs, in `quire server` and in `quire dev`.
+type serverFlags struct {
+	id, http, grpc, data string
+	drain                time.Duration
+	maxRequests          int
+}
+
+func (s *serverFlags) flags(cmd *cobra.Command, host string) {
+	f := cmd.Flags()
+	f.StringVar(&s.http, "http", host+":8000", "address of the HTTP API")
+	f.StringVar(&s.grpc, "grpc", host+":8001", "address of gRPC: Inference for clients, Control for the cluster")
+	f.StringVar(&s.data, "data", stateDir(), "folder of the Raft log and snapshots")
+	f.IntVar(&s.maxRequests, "max-requests", 1024, "prompts that the gateway serves at once; more are answered with 429")
+	f.DurationVar(&s.drain, "drain-timeout", 30*time.Second, "how long running streams may take to finish on shutdown")
+}
+
+// stateDir is where a user's own Quire keeps its log: $XDG_STATE_HOME/quire.
+func stateDir() string {
+	if dir := os.Getenv("XDG_STATE_HOME"); dir != "" {
+		return filepath.Join(dir, "quire")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "quire-data"
+	}
+	return filepath.Join(home, ".local", "state", "quire")
+}
+
+// controlNode is a running control-plane node: scheduler, gateway and their listeners.
+type controlNode struct {
+	scheduler *scheduler.Scheduler
+	gateway   *gateway.Gateway
+	grpc      *grpc.Server
+	http      *http.Server
+	conn      *grpc.ClientConn
+	clients   clients    // streams of gRPC clients
+	stopped   chan error // a server that ended by itself
+	stopRun   context.CancelFunc
+	ran       chan struct{}
+	drain     time.Duration
+}
+
+// startControl brings a node up. Tokenizers and chat templates come from specs.
+func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error) {
+	httpListener, err := listen("http", s.http)
+	if err != nil {
+		return nil, err
+	}
+	grpcListener, err := listen("grpc", s.grpc)
+	if err != nil {
+		httpListener.Close()
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			httpListener.Close()
+			grpcListener.Close()
+		}
+	}()
+	n := &controlNode{stopped: make(chan error, 3), ran: make(chan struct{}), drain: s.drain}
+	n.scheduler, err = scheduler.New(scheduler.Settings{NodeID: s.id, DataDir: s.data})
+	if err != nil {
+		return nil, fmt.Errorf("--data %s: %w", s.data, err)
+	}
+	// The gateway talks to the scheduler as it would to one on another machine.
+	n.conn, err = grpc.NewClient(dialable(grpcListener.Addr()), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, errors.Join(err, n.scheduler.Close())
+	}
+	n.gateway, err = gateway.New(gateway.Settings{
+		NodeID:      s.id,
+		Version:     version,
+		Control:     pb.NewControlClient(n.conn),
+		DialWorker:  dialWorker,
+		Models:      gatewayModels(specs),
+		MaxRequests: s.maxRequests,
+	})
+	if err != nil {
+		return nil, errors.Join(err, n.conn.Close(), n.scheduler.Close())
+	}
+
+	n.grpc = grpc.NewServer(grpc.StreamInterceptor(n.clients.intercept))
+	pb.RegisterControlServer(n.grpc, n.scheduler)
+	n.gateway.Register(n.grpc)
+	n.http = n.gateway.Server()
+
+	var ctx context.Context
+	ctx, n.stopRun = context.WithCancel(context.Background())
+	go func() {
+		defer close(n.ran)
+		n.awaitLeader(ctx)
+		if err := n.gateway.Run(ctx); err != nil {
+			n.stopped <- err
+		}
+	}()
+	go func() { n.stopped <- n.grpc.Serve(grpcListener) }()
+	go func() { n.stopped <- n.http.Serve(httpListener) }()
+	return n, nil
+}
+
+// awaitLeader gives an election at start the time it needs, so that it does not look like trouble.
+func (n *controlNode) awaitLeader(ctx context.Context) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(3 * time.Second)
+	for !n.scheduler.Ready() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-limit:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// waitReady waits until requests would be served, or ctx ends, or a server fails.
+func (n *controlNode) waitReady(ctx context.Context) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !n.gateway.Ready() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-n.stopped:
+			return err
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// wait blocks until ctx ends or a server fails.
+func (n *controlNode) wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-n.stopped:
+		return err
+	}
+}
+
+// closeFront takes no new requests, lets running streams finish, for the drain timeout at most, and
+// leaves the workers.
+func (n *controlNode) closeFront() {
+	ctx, cancel := context.WithTimeout(context.Background(), n.drain)
+	defer cancel()
+	err := n.http.Shutdown(ctx)
+	if err = errors.Join(err, n.clients.drain(ctx)); err != nil {
+		slog.Warn("streams were still running at the end of the drain timeout", "timeout", n.drain)
+		n.http.Close()
+	}
+	n.stopRun()
+	<-n.ran
+}
+
+// close ends the rest, after closeFront and after the workers of this process have left.
+func (n *controlNode) close() error {
+	n.stopRun()
+	<-n.ran
+	n.http.Close()
+	done := make(chan struct{})
+	go func() { defer close(done); n.grpc.GracefulStop() }()
+	select {
+	case <-done:
+	case <-time.After(2 * time.Second):
+		n.grpc.Stop()
+		<-done
+	}
+	return errors.Join(n.conn.Close(), n.scheduler.Close())
+}
+
+func gatewayModels(specs []*model.Spec) []gateway.Model {
+	var models []gateway.Model
+	for _, s := range specs {
+		models = append(models, gateway.Model{ID: s.ID, Tokenizer: s.Tokenizer, Chat: s.Chat, ContextLength: s.Config.ContextLength, Digest: s.Digest})
+	}
+	return models
+}
+
+func dialWorker(address string) (grpc.ClientConnInterface, func() error, error) {
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, nil, err
+	}
+	return conn, conn.Close, nil
+}
+
+// dialable turns a listener's address into one to connect to: an unspecified host means this one.
+func dialable(addr net.Addr) string {
+	tcp := addr.(*net.TCPAddr)
+	if tcp.IP.IsUnspecified() {
+		return net.JoinHostPort("127.0.0.1", fmt.Sprint(tcp.Port))
+	}
+	return tcp.String()
+}
+
+func newServer() *cobra.Command {
+	var s serverFlags
+	var models []string
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Run a control-plane node: scheduler and gateway",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			specs, err := openSpecs(models)
+			if err != nil {
+				return err
+			}
+			defer closeSpecs(specs)
+			n, err := startControl(s, specs)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "control-plane node %s: HTTP on %s, gRPC on %s, log in %s\n", s.id, s.http, s.grpc, s.data)
+			err = n.wait(cmd.Context())
+			n.closeFront()
+			return errors.Join(err, n.close())
+		},
+	}
+	s.flags(cmd, "")
+	f := cmd.Flags()
+	f.StringVar(&s.id, "id", "node-1", "name of this node, stable across restarts")
+	f.StringArrayVar(&models, "model", []string{"auto"}, "name or path of a model whose tokenizer this node needs (repeatable)")
+	return cmd
+}

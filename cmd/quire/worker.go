@@ -1,0 +1,126 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quire-serve/quire/cpu"
+	"github.com/quire-serve/quire/device"
+	"github.com/quire-serve/quire/model"
+	"github.com/quire-serve/quire/worker"
+	"github.com/quire-serve/quire/worker/engine"
+)
+
+// workerFlags are what a worker needs, in `quire worker` and in `quire dev`.
+type workerFlags struct {
+	id           string
+	listen       string
+	advertise    string
+	control      []string
+	threads      int
+	path         string
+	exact        bool
+	context      int
+	kvBytes      int64
+	maxSequences int
+	batchTokens  int
+	prefixCache  bool
+}
+
+func (w *workerFlags) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.IntVar(&w.threads, "threads", 0, "threads of the CPU device; 0: one a core")
+	f.StringVar(&w.path, "cpu-path", "", "kernels of the CPU device: avx512, avx2, generic or go (default: the best here)")
+	f.BoolVar(&w.exact, "exact-float", false, "compute in 32-bit floats throughout: slow, for comparisons")
+	f.IntVar(&w.context, "context", 0, "tokens a sequence may hold, prompt and output; 0: what the model was trained for")
+	f.Int64Var(&w.kvBytes, "kv-bytes", 0, "memory for the KV cache, in bytes; 0: a share of what is free")
+	f.IntVar(&w.maxSequences, "max-sequences", 64, "sequences that run at once")
+	f.IntVar(&w.batchTokens, "max-batch-tokens", 512, "tokens a step may carry: prefill chunks and decodes together")
+	f.BoolVar(&w.prefixCache, "prefix-cache", true, "share the KV of equal prompt beginnings")
+}
+
+// open loads the model onto the device. progress gets bytes done and in total.
+func (w *workerFlags) open(spec *model.Spec, progress func(done, total int64)) (*cpu.Device, *model.Model, error) {
+	dev, err := cpu.Open(cpu.Options{Threads: w.threads, Path: w.path, ExactFloat: w.exact})
+	if err != nil {
+		return nil, nil, usagef("--cpu-path: %w", err)
+	}
+	m, err := spec.Load(dev, model.LoadOptions{Progress: progress, MaxContext: w.context})
+	if err != nil {
+		dev.Close()
+		return nil, nil, err
+	}
+	return dev, m, nil
+}
+
+// newNode makes the worker, not yet running.
+func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Duration) (*worker.Worker, error) {
+	kv := device.F16
+	if w.exact {
+		kv = device.F32
+	}
+	if drain == 0 {
+		drain = -1
+	}
+	return worker.New(worker.Settings{
+		ID:           w.id,
+		Listen:       w.listen,
+		Advertise:    w.advertise,
+		Control:      w.control,
+		KVBytes:      w.kvBytes,
+		KVType:       kv,
+		DrainTimeout: drain,
+		Engine: engine.Settings{
+			MaxSequences:   w.maxSequences,
+			MaxBatchTokens: w.batchTokens,
+			PrefixCache:    w.prefixCache,
+		},
+	}, dev, m)
+}
+
+func newWorker() *cobra.Command {
+	var w workerFlags
+	var name string
+	var drain time.Duration
+	cmd := &cobra.Command{
+		Use:   "worker",
+		Short: "Run a worker node: engine, paged KV cache, device",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			specs, err := openSpecs([]string{name})
+			if err != nil {
+				return err
+			}
+			defer closeSpecs(specs)
+			bar := newProgress(cmd.ErrOrStderr(), "loading "+specs[0].ID)
+			dev, m, err := w.open(specs[0], bar.bytes)
+			bar.end(err == nil)
+			if err != nil {
+				return err
+			}
+			defer dev.Close()
+			node, err := w.newNode(dev, m, drain)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "worker %s: %s on %s, kernels %s, %d threads; tokens on %s\n", w.id, m.ID, dev.Info().Name, dev.Info().Path, dev.Info().Threads, node.Info().GetAddress())
+			return node.Run(cmd.Context())
+		},
+	}
+	w.flags(cmd)
+	host, err := os.Hostname()
+	if err != nil {
+		host = "worker-1"
+	}
+	f := cmd.Flags()
+	f.StringVar(&w.id, "id", host, "name of this worker, unique in the cluster")
+	f.StringVar(&w.listen, "listen", "127.0.0.1:8002", "address where gateways fetch tokens")
+	f.StringVar(&w.advertise, "advertise", "", "address that gateways are told to use (default: --listen)")
+	f.StringSliceVar(&w.control, "control", []string{"127.0.0.1:8001"}, "gRPC addresses of control-plane nodes")
+	f.StringVar(&name, "model", "auto", "name or path of the model; auto: smollm2-135m if pulled, else tiny")
+	f.DurationVar(&drain, "drain-timeout", 30*time.Second, "how long running requests may take to finish on shutdown")
+	return cmd
+}
