@@ -1,0 +1,200 @@
+package gateway
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/quire-serve/quire/gateway/gatewaytest"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+func testLive(id string, maxTokens, n int32) *live {
+	g := &Gateway{}
+	g.workers.byID = map[string]*attachment{}
+	return newLive(&pb.Request{Id: id, Sampling: &pb.SamplingParams{MaxTokens: maxTokens, N: n}}, newMetrics(g).of("m"), make(chan struct{}, 1), false, time.Unix(0, 0))
+}
+
+// TestApplyPlacesByPosition delivers a choice's tokens in any cuts, with repeats and with output of
+// superseded dispatches in between: what is kept is always the tokens, once each, in order.
+func TestApplyPlacesByPosition(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.IntRange(1, 40).Draw(t, "tokens")
+		l := testLive("r", int32(n), 1)
+		have, index := 0, uint64(1)
+		for have < n {
+			if rapid.IntRange(0, 3).Draw(t, "stale") == 0 && index > 1 {
+				l.apply("old", &pb.TokenEvent{Index: index - 1, First: int32(have), TokenIds: []int32{-1}}, time.Unix(1, 0))
+			}
+			if rapid.IntRange(0, 5).Draw(t, "again") == 0 {
+				index++ // dispatched again
+			}
+			first := rapid.IntRange(0, have).Draw(t, "first")
+			last := rapid.IntRange(first, min(n, have+4)).Draw(t, "last")
+			ev := &pb.TokenEvent{Index: index, First: int32(first)}
+			for i := first; i < last; i++ {
+				ev.TokenIds = append(ev.TokenIds, int32(i))
+				ev.Logprobs = append(ev.Logprobs, &pb.Logprobs{Chosen: &pb.TokenLogprob{TokenId: int32(i)}})
+			}
+			l.apply("w", ev, time.Unix(1, 0))
+			have = max(have, last)
+			got := l.choices[0]
+			if len(got.tokens) != have || len(got.logprobs) != have {
+				t.Fatalf("%d tokens and %d logprobs, want %d", len(got.tokens), len(got.logprobs), have)
+			}
+			for i, id := range got.tokens {
+				if id != int32(i) || got.logprobs[i].Chosen.TokenId != id {
+					t.Fatalf("token %d is %d", i, id)
+				}
+			}
+		}
+		l.apply("w", &pb.TokenEvent{Index: index, First: int32(n), FinishReason: pb.FinishReason_FINISH_REASON_LENGTH, RequestDone: true}, time.Unix(1, 0))
+		if !l.done || l.failure != nil {
+			t.Fatalf("done %t, failure %v", l.done, l.failure)
+		}
+		if l.apply("w", &pb.TokenEvent{Index: index, First: int32(n), TokenIds: []int32{9}}, time.Unix(1, 0)) {
+			t.Fatal("an event after the end is news")
+		}
+	})
+}
+
+// TestApplyRefuses ends a request whose worker breaks the contract.
+func TestApplyRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		ev   *pb.TokenEvent
+		want string
+	}{
+		"a gap":               {&pb.TokenEvent{First: 1, TokenIds: []int32{5}}, "output was lost: worker w sent token 1 of choice 0 where 0 was next"},
+		"an unknown choice":   {&pb.TokenEvent{Choice: 2}, "worker w sent choice 2 of a request with 2"},
+		"too many tokens":     {&pb.TokenEvent{TokenIds: []int32{1, 2, 3, 4}}, "worker w sent more than max_tokens 3"},
+		"an end without ends": {&pb.TokenEvent{FinishReason: pb.FinishReason_FINISH_REASON_STOP, RequestDone: true}, "worker w ended the request with choice 1 open"},
+		"an error":            {&pb.TokenEvent{FinishReason: pb.FinishReason_FINISH_REASON_ERROR, Error: "boom"}, "generation failed: boom"},
+		"an abort":            {&pb.TokenEvent{FinishReason: pb.FinishReason_FINISH_REASON_ABORT}, "the request was cancelled"},
+	} {
+		l := testLive("r", 3, 2)
+		if !l.apply("w", c.ev, time.Unix(1, 0)) || !l.done || l.failure == nil || l.failure.message != c.want {
+			t.Errorf("%s: done %t, failure %v", name, l.done, l.failure)
+		}
+	}
+}
+
+// TestResumePoint says what the gateway has, to the worker that runs the request alone.
+func TestResumePoint(t *testing.T) {
+	l := testLive("r", 9, 2)
+	if p := l.resumePoint("other"); p == nil || !slices.Equal(p.Received, []int32{0, 0}) {
+		t.Errorf("before it is placed: %v", p)
+	}
+	l.apply("w", &pb.TokenEvent{Choice: 1, TokenIds: []int32{1, 2}}, time.Unix(1, 0))
+	if p := l.resumePoint("w"); p == nil || p.RequestId != "r" || !slices.Equal(p.Received, []int32{0, 2}) {
+		t.Errorf("got %v", p)
+	}
+	if p := l.resumePoint("other"); p != nil {
+		t.Errorf("another worker is asked for %v", p)
+	}
+	l.fail(cancelled(""))
+	if p := l.resumePoint("w"); p != nil {
+		t.Errorf("ended, and resumed at %v", p)
+	}
+}
+
+// TestRouteWakesOncePerStep applies a step's events before the reader is woken.
+func TestRouteWakesOncePerStep(t *testing.T) {
+	l := testLive("r", 9, 3)
+	r := router{table: &table{byID: map[string]*live{"r": l}}, worker: "w"}
+	var events []*pb.TokenEvent
+	for i := range int32(3) {
+		events = append(events, &pb.TokenEvent{RequestId: "r", Choice: i, TokenIds: []int32{7}}, &pb.TokenEvent{RequestId: "unknown"})
+	}
+	r.route(events, time.Unix(1, 0))
+	<-l.wake
+	if len(l.wake) != 0 {
+		t.Error("woken twice")
+	}
+	for i, c := range l.choices {
+		if len(c.tokens) != 1 {
+			t.Errorf("choice %d has %d tokens", i, len(c.tokens))
+		}
+	}
+}
+
+// TestAssembler compares the text of tokens pushed in any cuts with the text decoded whole and cut at
+// the first stop string.
+func TestAssembler(t *testing.T) {
+	vocab := gatewaytest.Tokenizer()
+	rapid.Check(t, func(t *rapid.T) {
+		text := rapid.StringMatching(`[abé€]{0,30}`).Draw(t, "text")
+		stops := rapid.SliceOfN(rapid.StringMatching(`[abé]{1,3}`), 0, 3).Draw(t, "stops")
+		minTokens := rapid.IntRange(0, 6).Draw(t, "min")
+		ids := gatewaytest.Text(text)
+		free := min(minTokens, len(ids))
+		a := newAssembler(vocab, &pb.SamplingParams{Stop: stops, MinTokens: int32(minTokens)}, true)
+		// Where the forced part ends inside a character, the whole character counts as after it.
+		for free > 0 && free < len(ids) && text[free]&0xc0 == 0x80 {
+			free--
+		}
+		want, rest := text[:free], text[free:]
+		cut := len(rest)
+		for i := range len(rest) + 1 {
+			for _, s := range stops {
+				if end := i; strings.HasSuffix(rest[:end], s) {
+					cut = min(cut, end-longest(rest[:end], stops))
+				}
+			}
+			if cut < len(rest) {
+				break
+			}
+		}
+		want += rest[:cut]
+		var got strings.Builder
+		for len(ids) > 0 {
+			n := rapid.IntRange(1, len(ids)).Draw(t, "cut")
+			finish := pb.FinishReason_FINISH_REASON_UNSPECIFIED
+			if n == len(ids) {
+				finish = pb.FinishReason_FINISH_REASON_LENGTH
+			}
+			s, kept := a.push(ids[:n], finish)
+			if kept != n {
+				t.Fatalf("%d of %d tokens kept", kept, n)
+			}
+			got.WriteString(s)
+			ids = ids[n:]
+		}
+		if got.String() != want {
+			t.Fatalf("got %q, want %q", got.String(), want)
+		}
+	})
+}
+
+// longest is the length of the longest stop string that text ends with.
+func longest(text string, stops []string) int {
+	n := 0
+	for _, s := range stops {
+		if strings.HasSuffix(text, s) {
+			n = max(n, len(s))
+		}
+	}
+	return n
+}
+
+// FuzzAppendString compares our JSON strings with encoding/json's reading of them.
+func FuzzAppendString(f *testing.F) {
+	for _, s := range []string{"", "plain", "\"\\\n\r\t\x00\x1f\x7f", "é€😀", "a\xffb", "\u2028"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		var got string
+		if err := json.Unmarshal(appendString(nil, s), &got); err != nil {
+			t.Fatal(err)
+		}
+		if want := strings.ToValidUTF8(s, "\x00"); strings.Count(got, "\ufffd") == strings.Count(s, "\ufffd") && got != want {
+			t.Errorf("%q became %q", s, got)
+		}
+		if want, _ := json.Marshal(s); json.Unmarshal(want, &s) == nil && got != s {
+			t.Errorf("got %q, encoding/json has %q", got, s)
+		}
+	})
+}
