@@ -1,10 +1,12 @@
 package gateway_test
 
 import (
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/quire-serve/quire/gateway/gatewaytest"
 )
@@ -31,7 +33,12 @@ func FuzzBody(f *testing.F) {
 			path, shape, chunkShape = chatPath, "ChatCompletion", "ChatCompletionChunk"
 		}
 		w := httptest.NewRecorder()
-		handler.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, strings.NewReader(body)))
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		handler.ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodPost, path, strings.NewReader(body)))
+		if ctx.Err() != nil {
+			t.Fatalf("no answer to %q", body)
+		}
 		switch {
 		case w.Code != http.StatusOK:
 			if w.Code >= 500 {
