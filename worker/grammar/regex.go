@@ -1,0 +1,169 @@
+package grammar
+
+import (
+	"errors"
+	"fmt"
+	"regexp/syntax"
+	"strings"
+	"unicode"
+)
+
+// regex adds what the expression matches from the beginning of the text to its end; ^ and $ at its
+// ends say nothing more.
+func (b *builder) regex(from, to int32, source string) {
+	r := b.parseRegex(source)
+	if r == nil {
+		return
+	}
+	(&expression{b: b, spelling: plain, start: from, end: to}).add(r, from, to, true, true)
+}
+
+// pattern adds strings (without their quotes) in which the expression matches somewhere, as the
+// keyword pattern has it: anything may stand before it and after it, unless ^ and $ forbid.
+func (b *builder) pattern(from, to int32, source string) {
+	r := b.parseRegex(source)
+	if r == nil {
+		return
+	}
+	before, after := b.node(), b.node()
+	char := b.automaton(func(from, to int32) { b.chars(from, to, []rune{0, unicode.MaxRune}, quoted) })
+	b.repeat(from, before, char, 0, -1)
+	(&expression{b: b, spelling: quoted, start: from, end: to}).add(r, before, after, true, true)
+	b.repeat(after, to, char, 0, -1)
+}
+
+// maxRegexBytes bounds an expression, for the parser unfolds classes: 3 bytes can name 600 ranges.
+const maxRegexBytes = 16 << 10
+
+func (b *builder) parseRegex(source string) *syntax.Regexp {
+	if len(source) > maxRegexBytes {
+		b.fail(fmt.Errorf("%w: %s: a regular expression of %d bytes, more than %d", ErrLimit, b.place, len(source), maxRegexBytes))
+		return nil
+	}
+	r, err := syntax.Parse(unicodeEscapes(source), syntax.Perl)
+	if err == nil {
+		return r
+	}
+	var at *syntax.Error
+	if errors.As(err, &at) {
+		where := ""
+		if i := strings.Index(source, at.Expr); i > 0 && at.Expr != "" {
+			where = fmt.Sprintf(" at offset %d", i)
+		}
+		err = fmt.Errorf("%s: %.100q%s", at.Code, at.Expr, where)
+	}
+	b.fail(fmt.Errorf("%w: %s: %w", ErrUnsupported, b.place, err))
+	return nil
+}
+
+// unicodeEscapes rewrites \uXXXX, which JSON schemas' dialect has, as \x{XXXX}.
+func unicodeEscapes(source string) string {
+	var out strings.Builder
+	for i := 0; i < len(source); i++ {
+		if source[i] != '\\' || i+1 == len(source) {
+			out.WriteByte(source[i])
+			continue
+		}
+		i++
+		if source[i] == 'u' && i+4 < len(source) {
+			out.WriteString(`\x{` + source[i+1:i+5] + `}`)
+			i += 4
+			continue
+		}
+		out.WriteString(source[i-1 : i+1])
+	}
+	return out.String()
+}
+
+// An expression is a regular expression being added. start and end are the ends of the whole text,
+// which is where ^ and $ lead, past anything that a pattern allows before and after.
+type expression struct {
+	b          *builder
+	spelling   spelling
+	start, end int32
+}
+
+// add adds r between two nodes. first and last say that nothing of the expression can stand before
+// it, or after it.
+func (x *expression) add(r *syntax.Regexp, from, to int32, first, last bool) {
+	b := x.b
+	if b.err != nil {
+		return
+	}
+	switch r.Op {
+	case syntax.OpNoMatch:
+	case syntax.OpEmptyMatch:
+		b.empty(from, to)
+	case syntax.OpLiteral:
+		for i, c := range r.Rune {
+			next := to
+			if i < len(r.Rune)-1 {
+				next = b.node()
+			}
+			ranges := []rune{c, c}
+			if r.Flags&syntax.FoldCase != 0 {
+				for f := unicode.SimpleFold(c); f != c; f = unicode.SimpleFold(f) {
+					ranges = append(ranges, f, f)
+				}
+			}
+			b.chars(from, next, ranges, x.spelling)
+			from = next
+		}
+	case syntax.OpCharClass:
+		b.chars(from, to, r.Rune, x.spelling)
+	case syntax.OpAnyChar:
+		b.chars(from, to, []rune{0, unicode.MaxRune}, x.spelling)
+	case syntax.OpAnyCharNotNL:
+		b.chars(from, to, without([]rune{'\n'}), x.spelling)
+	case syntax.OpCapture:
+		x.add(r.Sub[0], from, to, first, last)
+	case syntax.OpConcat:
+		for i, sub := range r.Sub {
+			next := to
+			if i < len(r.Sub)-1 {
+				next = b.node()
+			}
+			x.add(sub, from, next, first && i == 0, last && i == len(r.Sub)-1)
+			from = next
+		}
+	case syntax.OpAlternate:
+		for _, sub := range r.Sub {
+			x.add(sub, from, to, first, last)
+		}
+	case syntax.OpQuest:
+		x.repeat(r.Sub[0], from, to, 0, 1)
+	case syntax.OpStar:
+		x.repeat(r.Sub[0], from, to, 0, -1)
+	case syntax.OpPlus:
+		x.repeat(r.Sub[0], from, to, 1, -1)
+	case syntax.OpRepeat:
+		x.repeat(r.Sub[0], from, to, r.Min, r.Max)
+	case syntax.OpBeginText:
+		if !first {
+			x.refuse("^ is not at the beginning")
+			return
+		}
+		b.empty(x.start, to)
+	case syntax.OpEndText:
+		if !last {
+			x.refuse("$ is not at the end")
+			return
+		}
+		b.empty(from, x.end)
+	case syntax.OpBeginLine, syntax.OpEndLine:
+		x.refuse("(?m)")
+	case syntax.OpWordBoundary, syntax.OpNoWordBoundary:
+		x.refuse(`\b and \B`)
+	default:
+		x.refuse(r.Op.String())
+	}
+}
+
+func (x *expression) repeat(sub *syntax.Regexp, from, to int32, min, max int) {
+	start := x.b.automaton(func(from, to int32) { x.add(sub, from, to, false, false) })
+	x.b.repeat(from, to, start, min, max)
+}
+
+func (x *expression) refuse(what string) {
+	x.b.fail(fmt.Errorf("%w: %s: regular expression: %s", ErrUnsupported, x.b.place, what))
+}
