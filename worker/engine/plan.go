@@ -190,7 +190,9 @@ func (p *planner) makeRoom(s *sequence) (ok, preempted bool) {
 	}
 }
 
-// preempt takes everything from s but its tokens. A token that is being drawn still counts.
+// preempt takes everything from s but its tokens. A token that is being drawn still counts. Nobody
+// can be counting on blocks that s computes in the step being planned: sequences begin after the
+// last preemption of a plan.
 func (p *planner) preempt(s *sequence) {
 	p.count.preemptions++
 	s.preemptions++

@@ -18,7 +18,9 @@ const testVocab = 101
 type rig struct {
 	t      tb
 	p      *planner
-	runner *enginetest.Runner
+	device device.Runner
+	runner *enginetest.Runner // the same, where it is a fake
+	before func()             // called before each plan
 	model  Model
 	result device.Result
 	number uint64
@@ -74,7 +76,7 @@ func newRig(t tb, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &rig{t: t, p: p, runner: runner, model: m, now: 1, got: map[string]*heard{}}
+	return &rig{t: t, p: p, device: runner, runner: runner, model: m, now: 1, got: map[string]*heard{}}
 }
 
 // letters finds stop strings in a text in which every token is a letter.
@@ -155,18 +157,27 @@ func (r *rig) abort(id string) {
 // step is one iteration of Engine.Run. It reports whether anything was done.
 func (r *rig) step() bool {
 	r.t.Helper()
+	if r.before != nil {
+		r.before()
+	}
+	// Only who begins in a plan can follow, and preemptions come before that.
+	for _, s := range r.p.running {
+		if s.kv.Followed() {
+			r.t.Errorf("%s could be preempted while others count on what it computes", s.id)
+		}
+	}
 	planned := r.p.plan(r.now)
 	if planned {
-		if err := r.runner.Submit(&r.p.batch); err != nil {
+		if err := r.device.Submit(&r.p.batch); err != nil {
 			r.t.Fatal(err)
 		}
 	}
 	flying := r.p.inFlight()
 	if flying > 0 && (!planned || flying >= r.p.Depth) {
-		if err := r.runner.Wait(&r.result); err != nil {
+		if err := r.device.Wait(&r.result); err != nil {
 			for range flying - 1 {
 				var drop device.Result
-				_ = r.runner.Wait(&drop)
+				_ = r.device.Wait(&drop)
 			}
 			r.p.fail(err)
 		} else {
@@ -235,8 +246,10 @@ func (r *rig) finish() {
 // clean checks that nothing is left behind.
 func (r *rig) clean() {
 	r.t.Helper()
-	if err := r.runner.Err(); err != nil {
-		r.t.Errorf("the device found: %v", err)
+	if r.runner != nil {
+		if err := r.runner.Err(); err != nil {
+			r.t.Errorf("the device found: %v", err)
+		}
 	}
 	if err := r.p.pool.Audit(); err != nil {
 		r.t.Error(err)
