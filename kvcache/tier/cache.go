@@ -23,6 +23,7 @@ type Settings struct {
 type Stats struct {
 	Pages                 int
 	Hits, Misses          int64 // of Pin
+	FromDisk              int64 // of the hits, pages that came up from disk for it
 	Stored, Evictions     int64
 	Refused               int64 // Reserve: every page was pinned, or the tenant's quota was
 	Lost                  int64 // evicted before they could be written to disk
@@ -54,6 +55,7 @@ type Cache struct {
 	overflow bool
 	stats    Stats
 	done     chan struct{}
+	ready    chan struct{} // capacity 1
 }
 
 // New makes a cache. Its memory is allocated here, and its goroutine, if there is a disk, runs until
@@ -77,6 +79,7 @@ func New(s Settings) (*Cache, error) {
 		shelf: newShelf(s.TenantPages, s.Pages),
 		spare: make([][]byte, 0, s.Pages),
 		done:  make(chan struct{}),
+		ready: make(chan struct{}, 1),
 	}
 	c.work.L = &c.mu
 	arena := make([]byte, s.Pages*s.PageBytes)
@@ -91,6 +94,9 @@ func New(s Settings) (*Cache, error) {
 	go c.run()
 	return c, nil
 }
+
+// Ready is signalled after a page has come up from disk, or turned out to be damaged.
+func (c *Cache) Ready() <-chan struct{} { return c.ready }
 
 // Close writes what is not on disk yet, and waits for that.
 func (c *Cache) Close() {
@@ -203,26 +209,34 @@ func (c *Cache) Match(hashes []kvcache.Hash) (host, total int) {
 
 // Prefetch starts to bring the leading pages that are on disk alone up to host memory, as far as
 // Settings.Reads allows, and marks those already there as used. Call it when a request is queued,
-// and again while it waits.
-func (c *Cache) Prefetch(hashes []kvcache.Hash, tenant int) {
+// and again while it waits. It returns how many reads it began, and whether waiting for [Cache.Ready]
+// and asking again may bring more.
+func (c *Cache) Prefetch(hashes []kvcache.Hash, tenant int) (begun int, coming bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, h := range hashes {
 		if it := c.shelf.items[h]; it != nil {
+			coming = coming || it.filling
 			c.shelf.touch(it)
 			continue
 		}
-		if c.s.Disk == nil || c.reading == c.s.Reads || !c.s.Disk.Has(h) {
-			return
+		if c.s.Disk == nil || !c.s.Disk.Has(h) {
+			break
+		}
+		if c.reading == c.s.Reads {
+			return begun, true
 		}
 		it := c.reserve(h, kvcache.Hash{}, tenant)
 		if it == nil {
-			return
+			break
 		}
 		c.reads = append(c.reads, it)
 		c.reading++
+		begun++
+		coming = true
 		c.work.Signal()
 	}
+	return begun, coming
 }
 
 // Pin returns a page's bytes, which stay until Unpin, or nil if it is not in host memory. They must
@@ -236,6 +250,10 @@ func (c *Cache) Pin(h kvcache.Hash) []byte {
 		return nil
 	}
 	c.stats.Hits++
+	if it.risen {
+		it.risen = false
+		c.stats.FromDisk++
+	}
 	c.shelf.touch(it)
 	it.pins++
 	return it.page
@@ -367,10 +385,15 @@ func (c *Cache) read(it *item) {
 	it.pins--
 	it.parent = parent
 	c.stats.DiskReads++
+	select {
+	case c.ready <- struct{}{}:
+	default:
+	}
 	if !found {
 		c.drop(it)
 		c.note(kvcache.Removed, kvcache.Disk, it.hash, kvcache.Hash{})
 		return
 	}
+	it.risen = true
 	c.filled(it)
 }

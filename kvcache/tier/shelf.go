@@ -14,6 +14,7 @@ type item struct {
 	pins    int
 	filling bool // reserved, content not there yet
 	dirty   bool // not on disk
+	risen   bool // came from disk and was not pinned since
 }
 
 // shelf knows the pages of one tier: by hash, and by tenant in order of use.

@@ -81,6 +81,9 @@ func (s *sequence) stop(i int, token int32) (reason pb.FinishReason, why string)
 func (p *planner) accept(r *device.Result, now int64) {
 	st := p.oldest()
 	p.accepted++
+	if p.lower != nil {
+		p.lower.finished = st.named
+	}
 	p.count.steps++
 	p.count.stepTokens += int64(st.rows)
 	top := 0

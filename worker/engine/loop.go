@@ -68,6 +68,9 @@ func New(s Settings, m Model, sink Sink) (*Engine, error) {
 	case m.ContextLength < 2 || m.Vocab < 1:
 		return nil, fmt.Errorf("engine: model has a context of %d tokens and a vocabulary of %d", m.ContextLength, m.Vocab)
 	}
+	if m.Tiers != nil && !s.PrefixCache {
+		return nil, errors.New("engine: tiers need the prefix cache")
+	}
 	p, err := newPlanner(s, m)
 	if err != nil {
 		return nil, fmt.Errorf("engine: %w", err)
@@ -285,7 +288,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			p.accept(&e.result, time.Now().UnixMicro())
 		}
 		e.publish()
-		if planned || flying > 0 {
+		if planned || flying > 0 || p.lower.busy() {
 			continue
 		}
 		// Nothing to compute: sleep until a command, the next deadline or the end.
@@ -303,6 +306,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-e.wake:
+		case <-p.lower.ready():
 		case <-line:
 		}
 	}

@@ -24,6 +24,7 @@ type planner struct {
 	waiting order
 	forking []*sequence // drawn their first token beside their sibling; fork with the next step
 	copies  []device.PageCopy
+	lower   *lower // nil without tiers below the device
 
 	number    uint64  // of the newest step planned
 	accepted  uint64  // of the newest step accepted
@@ -69,11 +70,12 @@ const (
 )
 
 func newPlanner(s Settings, m Model) (*planner, error) {
-	pool, err := kvcache.NewPool(kvcache.Config{Blocks: s.Blocks, BlockTokens: s.BlockTokens, PrefixCache: s.PrefixCache})
+	pool, err := kvcache.NewPool(kvcache.Config{Blocks: s.Blocks, BlockTokens: s.BlockTokens, PrefixCache: s.PrefixCache, ReportEvictions: m.Tiers != nil})
 	if err != nil {
 		return nil, err
 	}
 	p := &planner{Settings: s, model: m, context: s.Context(m.ContextLength), pool: pool}
+	p.lower = newLower(m.Tiers, s.Logger)
 	p.ring = make([]StepTrace, s.TraceSteps)
 	return p, nil
 }
@@ -94,6 +96,7 @@ func (p *planner) plan(now int64) bool {
 	st.number, st.rows, st.seqs, st.draws = p.number+1, 0, st.seqs[:0], st.draws[:0]
 	p.scoreRows = p.ScoreRows
 	p.startTrace(st)
+	p.copyUp()
 	p.fork(st)
 	switch {
 	case p.hold == holdAll || p.suspects > 0 && p.inFlight() > 0:
@@ -105,6 +108,7 @@ func (p *planner) plan(now int64) bool {
 			p.admit(st, budget, now)
 		}
 	}
+	p.copyDown()
 	if st.rows == 0 {
 		return false
 	}
@@ -197,6 +201,7 @@ func (p *planner) preempt(s *sequence) {
 	p.count.preemptions++
 	s.preemptions++
 	p.running.remove(s)
+	p.lower.drop(s)
 	if p.writing(s.fence) {
 		s.kv.PreemptAfter(s.fence)
 	} else {
@@ -210,6 +215,7 @@ func (p *planner) enqueue(s *sequence) {
 	s.state, s.computed, s.rows, s.room, s.published = stateWaiting, 0, 0, 0, 0
 	p.waiting.insert(s)
 	p.load.waitingTokens += int64(len(s.tokens))
+	p.fetch(s)
 	if s.deadline > 0 && s.started == 0 && (p.nextLine == 0 || s.deadline < p.nextLine) {
 		p.nextLine = s.deadline
 	}
@@ -223,6 +229,7 @@ func (p *planner) dequeue(s *sequence) {
 
 // release gives the blocks of s back, once no step in flight can write them.
 func (p *planner) release(s *sequence) {
+	p.lower.drop(s)
 	switch {
 	case s.kv == nil:
 	case p.writing(s.fence):
@@ -318,7 +325,7 @@ func (p *planner) admit(st *step, budget int, now int64) {
 			return
 		}
 		n := p.start(st, s, budget, now)
-		if n == 0 {
+		if n == 0 && s.state != stateRunning {
 			misfits++
 			if s.preemptions > 0 || s.bypassed >= p.MaxBypass || misfits > maxMisfits {
 				return
@@ -354,20 +361,22 @@ func (p *planner) slots() int { return p.MaxSequences - len(p.running) - len(p.f
 
 // start moves s from waiting to running if there is room, and returns how many rows it got.
 func (p *planner) start(st *step, s *sequence, budget int, now int64) int {
-	cached, fit := p.begin(s)
+	cached, below, fit := p.begin(s)
 	if !fit {
-		p.note(noteNoBlocks, s, len(s.tokens))
 		return 0
 	}
 	s.computed = cached
 	n := p.chunk(s, len(s.tokens)-cached, budget)
-	if n <= 0 {
+	if n <= 0 && below == 0 {
 		s.computed = 0
 		p.release(s) // only a scoring request, which has no copy to undo
 		return 0
 	}
 	p.dequeue(s)
 	s.state, s.published = stateRunning, cached-cached%p.BlockTokens
+	if below > 0 {
+		cached = min(cached+below*p.BlockTokens, len(s.tokens)-1)
+	}
 	p.running.insert(s)
 	if s.started == 0 {
 		s.started = now
@@ -379,33 +388,46 @@ func (p *planner) start(st *step, s *sequence, budget int, now int64) int {
 		p.count.queryTokens += int64(len(s.tokens))
 		p.count.hitTokens += int64(cached)
 	}
+	if below > 0 {
+		return 0 // no row before its blocks are there
+	}
 	p.schedule(st, s, n)
 	return n
 }
 
-// begin takes blocks for all tokens of s, or nothing.
-func (p *planner) begin(s *sequence) (cached int, ok bool) {
+// begin takes blocks for all tokens of s, or nothing. below is how many after the cached ones are
+// being copied up from a lower tier.
+func (p *planner) begin(s *sequence) (cached, below int, ok bool) {
 	if s.kv == nil {
 		s.kv = p.pool.NewSequence(s.root)
 	}
 	if s.scoring() {
 		s.kv.SetReadCache(false)
 	}
-	s.kv.Lookup(s.tokens)
+	below, wait := p.below(s, s.kv.Lookup(s.tokens))
+	if wait {
+		p.note(noteFetching, s, len(s.tokens))
+		return 0, 0, false
+	}
 	// Who was preempted comes back only if everyone running can take one more block: else it would
 	// be the first to go again.
 	if s.preemptions > 0 && p.pool.Free()-s.kv.Need(len(s.tokens)) < len(p.running) {
-		return 0, false
+		p.note(noteNoBlocks, s, len(s.tokens))
+		return 0, 0, false
 	}
 	cached, cp, has, err := s.kv.Begin(s.tokens, len(s.tokens))
 	if err != nil {
-		return 0, false
+		p.note(noteNoBlocks, s, len(s.tokens))
+		return 0, 0, false
 	}
 	if has {
 		p.copies = append(p.copies, device.PageCopy{From: int32(cp.From), To: int32(cp.To)})
 	}
 	s.room = len(s.kv.Table()) * p.BlockTokens
-	return cached, true
+	if below > 0 {
+		below = p.lift(s, cached/p.BlockTokens, below)
+	}
+	return cached, below, true
 }
 
 // expire ends requests that are past their deadline and have not started.

@@ -79,6 +79,12 @@ type sequence struct {
 	fence     uint64            // newest step that touches its blocks
 	scored    int               // position of the first prompt token whose log-probability is not scheduled
 
+	lifted    [][]byte // pinned pages that are still to be copied up, for the blocks from loadFirst on
+	loadFirst int
+	loadAfter uint64 // step after which that may be done
+	fetched   int    // pages read from disk for it
+	recompute bool   // preempted, and sooner computed than copied
+
 	preemptions int
 	bypassed    int
 	faults      int
@@ -125,10 +131,10 @@ func compare(s, o *sequence) int {
 // generated is how many tokens of its own are known.
 func (s *sequence) generated() int { return len(s.tokens) - s.prompt }
 
-// want is how many rows it needs to draw its next token; 0 if it needs none.
+// want is how many rows it needs to draw its next token; 0 if it needs none, or can use none yet.
 func (s *sequence) want() int {
 	n := len(s.tokens) + s.pending
-	if n >= s.limit {
+	if n >= s.limit || s.loading() {
 		return 0
 	}
 	return n - s.computed

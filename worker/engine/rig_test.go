@@ -186,7 +186,7 @@ func (r *rig) step() bool {
 	}
 	r.hear()
 	r.now += 1000
-	return planned || flying > 0
+	return planned || flying > 0 || r.p.lower.busy() || r.awaitDisk()
 }
 
 // hear takes the events of the step, as a sink does.
@@ -259,6 +259,9 @@ func (r *rig) clean() {
 	}
 	if st := r.p.pool.Stats(); st.Referenced != 0 || r.p.pool.Free() != r.p.Blocks {
 		r.t.Errorf("%d blocks leaked, %d of %d free", st.Referenced, r.p.pool.Free(), r.p.Blocks)
+	}
+	if l := r.p.lower; l != nil && (len(l.loading) > 0 || l.broken > 0) {
+		r.t.Errorf("%d sequences still wait for blocks, %d copies failed", len(l.loading), l.broken)
 	}
 	if r.p.load.waitingTokens != 0 {
 		r.t.Errorf("%d waiting tokens on the books of an empty engine", r.p.load.waitingTokens)

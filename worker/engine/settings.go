@@ -54,6 +54,8 @@ type Model struct {
 	EOS           []int32 // tokens that end generation
 	// Stops makes a finder of stop strings. Without it, requests with stop strings are refused.
 	Stops func(stops []string) StopFinder
+	// Tiers take what the pool evicts; nil is none. They need Settings.PrefixCache.
+	Tiers *Tiers
 }
 
 // StopFinder looks for stop strings in one choice's text.

@@ -29,8 +29,18 @@ type Stats struct {
 	PrefixHitTokens      int64
 	Preemptions, Expired int64
 	DeviceFailures       int64
+	Tiers                TierStats
 	// Violations counts accounting errors of the block pool. It should stay 0.
 	Violations int64
+}
+
+// TierStats are about blocks below the device. Pages is now, in host memory; hits are blocks that were
+// copied up for a sequence, by where they lay when it began to wait.
+type TierStats struct {
+	Pages              int
+	HostHits, DiskHits int64
+	Stored             int64 // copied down, or up from disk
+	Failures           int64 // of copies on the device
 }
 
 // Reason says why a trace notes a sequence.
@@ -41,10 +51,11 @@ const (
 	notePreempted                   // gave its blocks to one before it; N is how many tokens it had
 	noteStalled                     // skipped until blocks in flight come back
 	noteNoBlocks                    // could not start: N tokens do not fit now
+	noteFetching                    // did not start: blocks of its N tokens are coming from a lower tier
 )
 
 func (r Reason) String() string {
-	return [...]string{"", "admitted", "preempted", "stalled", "no blocks"}[r]
+	return [...]string{"", "admitted", "preempted", "stalled", "no blocks", "fetching"}[r]
 }
 
 // Note is what happened to one sequence in a step.
@@ -107,7 +118,7 @@ func (p *planner) stats() Stats {
 		PendingPrefill: p.load.waitingTokens,
 		Steps:          c.steps, StepTokens: c.stepTokens, GeneratedTokens: c.generated,
 		PrefixQueryTokens: c.queryTokens, PrefixHitTokens: c.hitTokens,
-		Preemptions: c.preemptions, Expired: c.expired, DeviceFailures: c.failures, Violations: c.violations,
+		Tiers: p.lower.stats(), Preemptions: c.preemptions, Expired: c.expired, DeviceFailures: c.failures, Violations: c.violations,
 	}
 	for _, q := range p.running {
 		if w := q.want(); w > 1 {

@@ -43,7 +43,8 @@ type Runner struct {
 
 type result struct {
 	device.Result
-	err error
+	err  error
+	uses map[int32]use
 }
 
 var _ device.Runner = (*Runner)(nil)
@@ -167,6 +168,10 @@ func (r *Runner) compute(b *device.Batch) (out result) {
 		}
 		copy(r.pages[cp.To], r.pages[cp.From])
 	}
+	out.uses = map[int32]use{}
+	for _, cp := range b.Copies {
+		out.uses[cp.From], out.uses[cp.To] = out.uses[cp.From], use{written: true}
+	}
 	r.rows += len(b.Tokens)
 	owner := make([]int, len(b.Tokens)) // sequence of each row
 	writer := map[int32]int{}           // sequence that writes a page in this step
@@ -180,6 +185,9 @@ func (r *Runner) compute(b *device.Batch) (out result) {
 			return out
 		}
 		next += s.Rows
+		for _, page := range b.Tables[s.Table:][:(int(s.Context)+c.BlockTokens-1)/c.BlockTokens] {
+			out.uses[page] = use{written: out.uses[page].written}
+		}
 		if b.Positions[s.Row+s.Rows-1]+1 != s.Context {
 			r.wrong("sequence %d ends at position %d with a context of %d", i, b.Positions[s.Row+s.Rows-1], s.Context)
 		}
@@ -208,6 +216,7 @@ func (r *Runner) compute(b *device.Batch) (out result) {
 				r.wrong("sequences %d and %d write page %d", w, i, page)
 			}
 			writer[page] = i
+			out.uses[page] = use{written: true}
 			r.pages[page][pos%int32(c.BlockTokens)] = t
 		}
 	}
@@ -259,6 +268,62 @@ func (r *Runner) compute(b *device.Batch) (out result) {
 	r.last = tokens
 	return out
 }
+
+// Pages is the runner's cache as the tiers see it. Reading or writing a page that a step in flight
+// uses is reported by [Runner.Err].
+func (r *Runner) Pages() device.Pages { return (*pages)(r) }
+
+type pages Runner
+
+func (p *pages) Layout() device.KVLayout {
+	// So that a page is BlockTokens numbers of four bytes.
+	return device.KVLayout{Pages: p.config.Pages, BlockTokens: p.config.BlockTokens, Layers: 1, KVHeads: 1, HeadDim: 1, Type: device.F16}
+}
+
+func (p *pages) Close() error { return nil }
+
+func (p *pages) Read(page int32, dst []byte) error {
+	r := (*Runner)(p)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.free(page, len(dst), "reads", func(u use) bool { return u.written }) {
+		return nil
+	}
+	for i, t := range r.pages[page] {
+		binary.LittleEndian.PutUint32(dst[4*i:], uint32(t))
+	}
+	return nil
+}
+
+func (p *pages) Write(page int32, src []byte) error {
+	r := (*Runner)(p)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.free(page, len(src), "writes", func(use) bool { return true }) {
+		return nil
+	}
+	for i := range r.pages[page] {
+		r.pages[page][i] = int32(binary.LittleEndian.Uint32(src[4*i:]))
+	}
+	return nil
+}
+
+// free checks that a copy beside the steps is of a page that none in flight uses so.
+func (r *Runner) free(page int32, bytes int, verb string, bad func(use) bool) bool {
+	if !r.page(page) || bytes != 4*r.config.BlockTokens {
+		r.wrong("the host %s page %d in %d bytes", verb, page, bytes)
+		return false
+	}
+	for _, q := range r.queue {
+		if u, ok := q.uses[page]; ok && bad(u) {
+			r.wrong("the host %s page %d, which a step in flight uses", verb, page)
+		}
+	}
+	return true
+}
+
+// use is what a step does with a page.
+type use struct{ written bool }
 
 func (r *Runner) page(id int32) bool { return id >= 0 && int(id) < len(r.pages) }
 
