@@ -239,13 +239,11 @@ func (e *cExecutor) allocate(p *plan, buffers []C.qc_buffer, shared, own, scratc
 	line := func(n int64) int64 { return (n + 63) &^ 63 }
 	own, scratch = line(own), line(scratch)
 	e.exec.own_bytes, e.exec.scratch_bytes = C.int64_t(own), C.int64_t(scratch)
-	var sizes []int64
+	sizes := make([]int64, len(buffers)) // of the homes
 	for i := range buffers {
-		var n int64
-		if p.used[i] && int32(i) != p.logits {
-			n = int64(p.height(int32(i))) * int64(buffers[i].width) * 4
+		if home := p.home[i]; home >= 0 {
+			sizes[home] = max(sizes[home], line(int64(p.height(int32(i)))*int64(buffers[i].width)*4))
 		}
-		sizes = append(sizes, line(n))
 	}
 	var total int64
 	for _, n := range sizes {
@@ -262,23 +260,17 @@ func (e *cExecutor) allocate(p *plan, buffers []C.qc_buffer, shared, own, scratc
 		at += n
 		return p
 	}
-	for i, n := range sizes {
-		if n > 0 {
-			buffers[i].data = (*C.float)(next(n))
+	for i, home := range p.home {
+		if home == int32(i) {
+			buffers[i].data = (*C.float)(next(sizes[i]))
+		} else if home >= 0 {
+			buffers[i].data = buffers[home].data
 		}
 	}
 	e.exec.input = (*C.uint8_t)(next(line(shared)))
 	e.exec.own_input = (*C.uint8_t)(next(threads * own))
 	e.exec.scratch = (*C.uint8_t)(next(threads * scratch))
 	return nil
-}
-
-// height is the number of rows that buffer b has at most.
-func (p *plan) height(b int32) int {
-	if p.sample[b] {
-		return p.limits.Samples
-	}
-	return p.limits.Rows
 }
 
 func boolean(b bool) C.int32_t {

@@ -89,24 +89,18 @@ type goExecutor struct {
 func (k *goKernels) executor(p *plan, kv []byte) (executor, error) {
 	e := &goExecutor{k: k, plan: p, cache: newGoCache(p.kv, kv)}
 	for i, w := range p.widths {
-		rows := p.limits.Rows
-		if p.sample[i] {
-			rows = p.limits.Samples
-		}
 		var buf []float32
-		if p.used[i] && int32(i) != p.logits {
-			buf = make([]float32, rows*int(w))
+		if home := p.home[i]; home == int32(i) {
+			buf = make([]float32, p.height(home)*int(w))
+		} else if home >= 0 {
+			buf = e.bufs[home]
 		}
 		e.bufs = append(e.bufs, buf)
 	}
 	var in int
 	for _, ph := range p.phases {
 		if ph.kind == phaseMatMul {
-			rows := p.limits.Rows
-			if p.sample[ph.dst] {
-				rows = p.limits.Samples
-			}
-			in = max(in, rows*p.weights[ph.w].cols)
+			in = max(in, p.height(ph.dst)*p.weights[ph.w].cols)
 		}
 	}
 	e.input, e.quant, e.scales, e.sums = make([]float32, in), make([]int8, in), make([]float32, in/32+1), make([]int32, in/16+1)

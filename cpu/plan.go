@@ -2,6 +2,7 @@ package cpu
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/quire-serve/quire/device"
 )
@@ -19,10 +20,13 @@ import (
 // An executor may cut a phase further (a row's norm is cheap to repeat in each thread for one row
 // and wants a barrier for hundreds); the results are the same.
 type plan struct {
-	phases  []phase
-	widths  []int32 // columns of each activation buffer
-	sample  []bool  // the buffer has a row per sample
-	used    []bool  // the buffer is written by some phase; the others were fused away
+	phases []phase
+	widths []int32 // columns of each activation buffer
+	sample []bool  // the buffer has a row per sample
+	// home is the buffer in whose memory each lies: its own index, or an earlier buffer of the same
+	// shape that nothing reads any more. -1: it was fused away, or holds the logits, which the runner
+	// keeps.
+	home    []int32
 	weights []*weight
 	logits  int32 // buffer
 	vocab   int32 // its width
@@ -107,13 +111,47 @@ func compile(p *device.Program, kv device.KVLayout, limits device.Limits) (*plan
 	for i := 0; i < len(p.Ops); {
 		i += c.fuse(i)
 	}
-	c.plan.used = make([]bool, len(p.Widths))
-	for _, ph := range c.plan.phases {
-		if ph.dst >= 0 {
-			c.plan.used[ph.dst] = true
+	c.plan.settle()
+	return c.plan, nil
+}
+
+// settle gives each buffer its home. Layers follow one another in the same few buffers then, which
+// stay in the processor's caches; a buffer a layer would be hundreds of megabytes of cold memory.
+func (p *plan) settle() {
+	last := make([]int, len(p.widths)) // the phase that mentions the buffer last
+	for i, ph := range p.phases {
+		for _, b := range []int32{ph.dst, ph.src} {
+			if b >= 0 {
+				last[b] = i
+			}
 		}
 	}
-	return c.plan, nil
+	type shape struct {
+		width  int32
+		sample bool
+	}
+	p.home = make([]int32, len(p.widths))
+	for b := range p.home {
+		p.home[b] = -1
+	}
+	free := map[shape][]int32{} // homes that nothing lies in
+	for i, ph := range p.phases {
+		if b := ph.dst; b >= 0 && b != p.logits && p.home[b] < 0 {
+			s := shape{p.widths[b], p.sample[b]}
+			p.home[b] = b
+			if n := len(free[s]); n > 0 {
+				p.home[b], free[s] = free[s][n-1], free[s][:n-1]
+			}
+		}
+		for _, b := range []int32{ph.dst, ph.src} {
+			if b >= 0 && last[b] == i && p.home[b] >= 0 {
+				s := shape{p.widths[b], p.sample[b]}
+				if !slices.Contains(free[s], p.home[b]) { // dst and src may be one
+					free[s] = append(free[s], p.home[b])
+				}
+			}
+		}
+	}
 }
 
 type compiler struct {
@@ -310,16 +348,20 @@ func (c *compiler) readAfter(i int, b device.Buf) bool {
 	return false
 }
 
+// height is the number of rows that buffer b has at most.
+func (p *plan) height(b int32) int {
+	if p.sample[b] {
+		return p.limits.Samples
+	}
+	return p.limits.Rows
+}
+
 // bufferBytes estimates what an executor allocates.
 func (p *plan) bufferBytes() int64 {
 	var n int64
 	for i, w := range p.widths {
-		rows := p.limits.Rows
-		if p.sample[i] {
-			rows = p.limits.Samples
-		}
-		if p.used[i] {
-			n += int64(rows) * int64(w) * 4
+		if p.home[i] == int32(i) || int32(i) == p.logits {
+			n += int64(p.height(int32(i))) * int64(w) * 4
 		}
 	}
 	return n

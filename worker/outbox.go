@@ -35,6 +35,7 @@ type output struct {
 	opening     *opening
 	bytes       int64
 	done        bool
+	delivered   bool // a session took the end
 	usage       *pb.Usage
 	endedAt     time.Time
 	dirty       bool // in its session's list of news
@@ -304,7 +305,7 @@ func (o *outbox) trim(now time.Time) (over string) {
 }
 
 // attach starts a session for a gateway, in the place of an older one. What the gateway says it has
-// is not sent again; what has ended and it does not ask for, neither.
+// is not sent again; what a session was told the end of and it does not ask for, neither.
 func (o *outbox) attach(h *pb.AttachHello) *session {
 	s := &session{gateway: h.GatewayId, wake: make(chan struct{}, 1), gone: make(chan struct{})}
 	received := make(map[string][]int32, len(h.Resume))
@@ -323,15 +324,18 @@ func (o *outbox) attach(h *pb.AttachHello) *session {
 			continue
 		}
 		have, known := received[id]
+		// What ended while no session had taken its end may be a request that the gateway submitted
+		// after it wrote this hello: it does not know to ask for it.
+		over := out.delivered && !known
 		out.dirty = false
 		for i := range out.choices {
 			c := &out.choices[i]
-			c.sent, c.sentLast = c.first, out.done && !known
+			c.sent, c.sentLast = c.first, over
 			if i < len(have) {
 				c.sent = max(c.sent, have[i])
 			}
 		}
-		if known || !out.done {
+		if !over {
 			o.notify(out)
 		}
 	}
@@ -386,6 +390,7 @@ func (o *outbox) collect(dst []*pb.TokenEvent, s *session, limit int64) (events 
 		}
 		if out.done && len(dst) > before {
 			dst[len(dst)-1].RequestDone = true
+			out.delivered = true
 		}
 	}
 	left := copy(s.news, s.news[n:])

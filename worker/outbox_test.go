@@ -150,3 +150,24 @@ func TestEventsCarryEverything(t *testing.T) {
 		t.Errorf("after resuming got %v", got)
 	}
 }
+
+// TestEndBeforeTheHelloIsDelivered: a request that ended after the gateway wrote its hello, which
+// therefore does not name it, and before the worker read the hello. No session took its end, so this
+// one must.
+func TestEndBeforeTheHelloIsDelivered(t *testing.T) {
+	o := newOutbox(Settings{}.withDefaults(), func(string) {})
+	now := time.Unix(1, 0)
+	o.open(&pb.Request{Id: "r", GatewayId: "g"}, 1, 1)
+	o.add([]engine.Event{{RequestID: "r", Tokens: []int32{7}, Finish: pb.FinishReason_FINISH_REASON_STOP, Done: true}}, now)
+
+	s := o.attach(&pb.AttachHello{GatewayId: "g"})
+	events, _ := o.collect(nil, s, 1<<20)
+	if len(events) != 1 || !events[0].RequestDone || len(events[0].TokenIds) != 1 {
+		t.Fatalf("events %v; want the token and the end", events)
+	}
+	// The next session's gateway has been told, and does not ask.
+	s = o.attach(&pb.AttachHello{GatewayId: "g"})
+	if events, _ := o.collect(nil, s, 1<<20); len(events) != 0 {
+		t.Errorf("told again: %v", events)
+	}
+}

@@ -35,6 +35,9 @@ func main() {
 	}
 }
 
+// kvBytes is Quire's KV cache: room for 16 streams and their predecessors' prefixes.
+const kvBytes = 256 << 20
+
 // row is one measured configuration: medians of the rounds, and of the ratios of the pairs.
 type row struct {
 	Streams int               `json:"streams"`
@@ -112,7 +115,7 @@ func run(ctx context.Context) error {
 	}
 	fmt.Fprintln(os.Stderr)
 	print(rows)
-	fmt.Printf("peak memory of quire: %.0f MB; model file %.0f MB\n", server.peakMB(), fileMB(file))
+	fmt.Printf("peak memory of quire: %.0f MB; model file × 2.5 + KV cache: %.0f MB\n", server.peakMB(), 2.5*fileMB(file)+kvBytes/1e6)
 	if *alone {
 		return nil
 	}
@@ -197,7 +200,7 @@ func startQuire(ctx context.Context, binary, model, path string) (*quire, error)
 		return nil, err
 	}
 	q := &quire{url: "http://" + http, model: model, data: data}
-	q.cmd = exec.Command(binary, "dev", "--http", http, "--grpc", grpc, "--data", data, "--model", model, "--cpu-path", path, "--prompt", "")
+	q.cmd = exec.Command(binary, "dev", "--http", http, "--grpc", grpc, "--data", data, "--model", model, "--cpu-path", path, "--kv-bytes", strconv.Itoa(kvBytes), "--prompt", "")
 	var log bytes.Buffer
 	q.cmd.Stdout, q.cmd.Stderr = &log, &log
 	if err := q.cmd.Start(); err != nil {
