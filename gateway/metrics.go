@@ -195,6 +195,12 @@ var (
 	descQueries   = prometheus.NewDesc("quire_prefix_cache_query_tokens_total", "Prompt tokens looked up in prefix caches.", modelLabel, nil)
 	descHits      = prometheus.NewDesc("quire_prefix_cache_hit_tokens_total", "Prompt tokens found in prefix caches.", modelLabel, nil)
 	descPreempted = prometheus.NewDesc("quire_preemptions_total", "Requests put back for want of blocks.", modelLabel, nil)
+	descHost      = prometheus.NewDesc("quire_kv_host_hit_tokens_total", "Tokens whose KV was copied up from host memory.", modelLabel, nil)
+	descDisk      = prometheus.NewDesc("quire_kv_disk_hit_tokens_total", "Tokens whose KV was copied up from disk.", modelLabel, nil)
+	descTier      = prometheus.NewDesc("quire_kv_tier_blocks", "KV blocks held below the device.", []string{"model_name", "tier"}, nil)
+	descDamaged   = prometheus.NewDesc("quire_kv_disk_damaged_total", "Block files that were damaged and dropped.", modelLabel, nil)
+	descSwaps     = prometheus.NewDesc("quire_swaps_total", "Preemptions that count on copying blocks back.", modelLabel, nil)
+	descReturned  = prometheus.NewDesc("quire_requests_returned_total", "Preempted requests handed back to the leader.", modelLabel, nil)
 	descSteps     = prometheus.NewDesc("quire_step_tokens", "Tokens computed a step.", modelLabel, nil)
 	descInfo      = prometheus.NewDesc("quire_kv_cache_info", "Always 1; the labels say how the KV cache is cut.", []string{"model_name", "block_size", "num_gpu_blocks"}, nil)
 	descReady     = prometheus.NewDesc("quire_workers_ready", "Workers attached to this gateway.", modelLabel, nil)
@@ -202,7 +208,7 @@ var (
 )
 
 func (c *workerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descUsage, descQueries, descHits, descPreempted, descSteps, descInfo, descReady, descInUse} {
+	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descUsage, descQueries, descHits, descPreempted, descHost, descDisk, descTier, descDamaged, descSwaps, descReturned, descSteps, descInfo, descReady, descInUse} {
 		ch <- d
 	}
 }
@@ -229,6 +235,13 @@ func (c *workerCollector) Collect(ch chan<- prometheus.Metric) {
 			sum.PrefixQueryTokens += s.PrefixQueryTokens
 			sum.PrefixHitTokens += s.PrefixHitTokens
 			sum.Preemptions += s.Preemptions
+			sum.HostHitTokens += s.HostHitTokens
+			sum.DiskHitTokens += s.DiskHitTokens
+			sum.HostBlocks += s.HostBlocks
+			sum.DiskBlocks += s.DiskBlocks
+			sum.DiskDamaged += s.DiskDamaged
+			sum.Swaps += s.Swaps
+			sum.Returned += s.Returned
 			sum.Steps += s.Steps
 			sum.StepTokens += s.StepTokens
 		}
@@ -249,6 +262,13 @@ func (c *workerCollector) Collect(ch chan<- prometheus.Metric) {
 		counter(descQueries, sum.PrefixQueryTokens)
 		counter(descHits, sum.PrefixHitTokens)
 		counter(descPreempted, sum.Preemptions)
+		counter(descHost, sum.HostHitTokens)
+		counter(descDisk, sum.DiskHitTokens)
+		counter(descDamaged, sum.DiskDamaged)
+		counter(descSwaps, sum.Swaps)
+		counter(descReturned, sum.Returned)
+		ch <- prometheus.MustNewConstMetric(descTier, prometheus.GaugeValue, float64(sum.HostBlocks), m.ID, "host")
+		ch <- prometheus.MustNewConstMetric(descTier, prometheus.GaugeValue, float64(sum.DiskBlocks), m.ID, "disk")
 		// Workers count steps and tokens, not their distribution: a histogram of one bucket.
 		ch <- prometheus.MustNewConstHistogram(descSteps, uint64(sum.Steps), float64(sum.StepTokens), nil, m.ID)
 		ch <- prometheus.MustNewConstMetric(descInfo, prometheus.GaugeValue, 1, m.ID, strconv.Itoa(int(sum.BlockTokens)), strconv.Itoa(int(sum.TotalBlocks)))

@@ -82,11 +82,14 @@ func (w *Worker) Attach(stream grpc.BidiStreamingServer[pb.AttachRequest, pb.Att
 }
 
 func (w *Worker) wireStats() *pb.WorkerStats {
-	s := w.engine.Stats()
+	s := w.Stats()
 	return &pb.WorkerStats{
 		Running: int32(s.Running), Waiting: int32(s.Waiting),
 		FreeBlocks: int32(s.FreeBlocks), TotalBlocks: int32(s.Blocks), BlockTokens: w.info.BlockTokens,
 		PrefixQueryTokens: s.PrefixQueryTokens, PrefixHitTokens: s.PrefixHitTokens,
 		Preemptions: s.Preemptions, Steps: s.Steps, StepTokens: s.StepTokens,
+		HostHitTokens: s.Tiers.HostHits * int64(w.info.BlockTokens), DiskHitTokens: s.Tiers.DiskHits * int64(w.info.BlockTokens),
+		HostBlocks: int32(s.Tiers.Pages), DiskBlocks: int32(s.Disk.Pages), DiskDamaged: s.Disk.Damaged,
+		Swaps: s.Swaps, Returned: s.Returned,
 	}
 }

@@ -218,11 +218,12 @@ func (w *Worker) session(ctx context.Context, client pb.ControlClient) (welcomed
 func (w *Worker) heartbeat(sequence uint64) *pb.Heartbeat {
 	// The index is read first: the load that is read after it includes that dispatch.
 	index := w.index.Load()
-	s := w.engine.Stats()
+	s := w.Stats()
 	return &pb.Heartbeat{
 		Sequence: sequence, DispatchIndex: index, Draining: w.draining.Load(),
 		Running: int32(s.Running), Waiting: int32(s.Waiting), FreeBlocks: int32(s.FreeBlocks),
 		PendingPrefillTokens: s.PendingPrefill,
+		HostBlocks:           int32(s.Tiers.Pages), DiskBlocks: int32(s.Disk.Pages),
 	}
 }
 

@@ -47,19 +47,33 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 		_ = pages.Close() // the first error says more
 		return nil, fmt.Errorf("worker: compile %s: %w", m.ID, err)
 	}
+	tiers, disk, err := openTiers(s, dev, m, pages, runner)
+	if err != nil {
+		_ = runner.Close()
+		_ = pages.Close()
+		return nil, err
+	}
 	i := dev.Info()
 	w, err := assemble(s, engine.Model{
+		Tiers:  tiers,
 		Runner: runner, ContextLength: m.Context, Vocab: m.Config.Vocab,
 		EOS: m.Tokenizer.EOGs(), Stops: engine.TextStops(m.Tokenizer),
 	}, &pb.WorkerInfo{
 		Model: m.ID, Device: i.Name + " " + i.Path, ModelPath: m.Path, ModelDigest: m.Digest,
 	})
 	if err != nil {
+		if tiers != nil {
+			tiers.Cache.Close()
+		}
 		_ = runner.Close()
 		_ = pages.Close()
 		return nil, err
 	}
 	w.closers = []func() error{runner.Close, pages.Close}
+	if tiers != nil {
+		w.disk, w.costs = disk, tiers.Costs
+		w.closers = append(w.closers, func() error { tiers.Cache.Close(); return nil })
+	}
 	w.log.Info("KV cache", slog.Int("blocks", layout.Pages), slog.Int("block_tokens", layout.BlockTokens),
 		slog.Int64("bytes", int64(layout.Pages)*layout.PageBytes()), slog.String("type", layout.Type.String()))
 	return w, nil

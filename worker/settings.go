@@ -28,6 +28,14 @@ type Settings struct {
 	KVBytes int64
 	// KVType is how the cache's elements are stored, F16 (default) or F32.
 	KVType device.Type
+	// HostKVBytes is the host memory that takes blocks evicted from the KV cache; 0 is none.
+	HostKVBytes int64
+	// DiskKVDir is a folder of this worker's own, at most DiskKVBytes large, that takes blocks evicted
+	// from host memory and keeps them over a restart; empty is none. It needs HostKVBytes.
+	DiskKVDir   string
+	DiskKVBytes int64
+	// costs, if set, are taken instead of measured.
+	costs *engine.Costs
 
 	// DrainTimeout bounds how long Run goes on after its context ended, to finish what runs.
 	// Default 30 s; negative is none at all.
@@ -80,6 +88,14 @@ func (s Settings) validate() error {
 		return fmt.Errorf("worker: kv_bytes is %d, must not be negative", s.KVBytes)
 	case s.KVType != device.F16 && s.KVType != device.F32:
 		return fmt.Errorf("worker: kv_type is %v, must be F16 or F32", s.KVType)
+	case s.HostKVBytes < 0:
+		return fmt.Errorf("worker: kv_host_bytes is %d, must not be negative", s.HostKVBytes)
+	case s.HostKVBytes > 0 && !s.Engine.PrefixCache:
+		return errors.New("worker: kv_host_bytes needs prefix_cache")
+	case s.DiskKVDir != "" && s.HostKVBytes == 0:
+		return errors.New("worker: kv_disk needs kv_host_bytes: blocks reach the disk through host memory")
+	case s.DiskKVDir != "" && s.DiskKVBytes < 1:
+		return fmt.Errorf("worker: kv_disk_bytes is %d, must be positive", s.DiskKVBytes)
 	case s.KeepEnded < 0:
 		return fmt.Errorf("worker: keep_ended is %v, must not be negative", s.KeepEnded)
 	case s.OutboxRequests < 1:

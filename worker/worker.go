@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/quire-serve/quire/kvcache/tier"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/worker/engine"
 )
@@ -34,6 +35,8 @@ type Worker struct {
 	server   *grpc.Server
 	health   *health.Server
 	closers  []func() error // of the device's parts, in order
+	disk     *tier.Disk     // below the KV cache, or nil
+	costs    engine.Costs
 
 	term      atomic.Uint64 // newest seen
 	index     atomic.Uint64 // newest dispatch taken
@@ -55,6 +58,10 @@ type Stats struct {
 	// Gateways are attached; Outputs of OutputBytes are kept for them.
 	Gateways, Outputs int
 	OutputBytes       int64
+	// Disk is the lowest tier of the KV cache.
+	Disk tier.DiskStats
+	// Costs are those by which the tiers are used, zero without any.
+	Costs engine.Costs
 }
 
 // assemble makes a worker around a model that a device has compiled. info says what it serves; what
@@ -117,6 +124,10 @@ func (w *Worker) Address() string { return w.info.Address }
 func (w *Worker) Stats() Stats {
 	s := Stats{Stats: w.engine.Stats(), InSession: w.connected.Load(), Draining: w.draining.Load()}
 	s.Gateways, s.Outputs, s.OutputBytes = w.outbox.counts()
+	s.Costs = w.costs
+	if w.disk != nil {
+		s.Disk = w.disk.Stats()
+	}
 	return s
 }
 

@@ -25,6 +25,9 @@ type workerFlags struct {
 	exact        bool
 	context      int
 	kvBytes      int64
+	kvHostBytes  int64
+	kvDisk       string
+	kvDiskBytes  int64
 	maxSequences int
 	batchTokens  int
 	prefixCache  bool
@@ -37,6 +40,9 @@ func (w *workerFlags) flags(cmd *cobra.Command) {
 	f.BoolVar(&w.exact, "exact-float", false, "compute in 32-bit floats throughout: slow, for comparisons")
 	f.IntVar(&w.context, "context", 0, "tokens a sequence may hold, prompt and output; 0: what the model was trained for")
 	f.Int64Var(&w.kvBytes, "kv-bytes", 0, "memory for the KV cache, in bytes; 0: a share of what is free")
+	f.Int64Var(&w.kvHostBytes, "kv-host-bytes", 0, "host memory for blocks evicted from the KV cache, in bytes; 0: none")
+	f.StringVar(&w.kvDisk, "kv-disk", "", "folder of this worker's own for blocks evicted from host memory, kept over restarts; needs --kv-host-bytes")
+	f.Int64Var(&w.kvDiskBytes, "kv-disk-bytes", 10<<30, "most bytes in the --kv-disk folder")
 	f.IntVar(&w.maxSequences, "max-sequences", 64, "sequences that run at once")
 	f.IntVar(&w.batchTokens, "max-batch-tokens", 512, "tokens a step may carry: prefill chunks and decodes together")
 	f.BoolVar(&w.prefixCache, "prefix-cache", true, "share the KV of equal prompt beginnings")
@@ -72,6 +78,9 @@ func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Durati
 		Control:      w.control,
 		KVBytes:      w.kvBytes,
 		KVType:       kv,
+		HostKVBytes:  w.kvHostBytes,
+		DiskKVDir:    w.kvDisk,
+		DiskKVBytes:  w.kvDiskBytes,
 		DrainTimeout: drain,
 		Engine: engine.Settings{
 			MaxSequences:   w.maxSequences,

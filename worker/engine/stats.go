@@ -8,6 +8,7 @@ type counters struct {
 	queryTokens, hitTokens       int64
 	preemptions, expired         int64
 	failures, violations         int64
+	swaps, returned              int64
 }
 
 // loads are kept up to date as things move.
@@ -30,6 +31,9 @@ type Stats struct {
 	Preemptions, Expired int64
 	DeviceFailures       int64
 	Tiers                TierStats
+	// Swaps are preemptions that count on copying the blocks back; the others compute them again.
+	// Returned are preempted requests that were handed back.
+	Swaps, Returned int64
 	// Violations counts accounting errors of the block pool. It should stay 0.
 	Violations int64
 }
@@ -118,7 +122,7 @@ func (p *planner) stats() Stats {
 		PendingPrefill: p.load.waitingTokens,
 		Steps:          c.steps, StepTokens: c.stepTokens, GeneratedTokens: c.generated,
 		PrefixQueryTokens: c.queryTokens, PrefixHitTokens: c.hitTokens,
-		Tiers: p.lower.stats(), Preemptions: c.preemptions, Expired: c.expired, DeviceFailures: c.failures, Violations: c.violations,
+		Tiers: p.lower.stats(), Swaps: c.swaps, Returned: c.returned, Preemptions: c.preemptions, Expired: c.expired, DeviceFailures: c.failures, Violations: c.violations,
 	}
 	for _, q := range p.running {
 		if w := q.want(); w > 1 {

@@ -827,7 +827,10 @@ type Heartbeat struct {
 	// The newest dispatch taken into account, by its index.
 	DispatchIndex uint64 `protobuf:"varint,6,opt,name=dispatch_index,json=dispatchIndex,proto3" json:"dispatch_index,omitempty"`
 	// The worker finishes what runs and takes nothing new.
-	Draining      bool `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining bool `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
+	// KV blocks in host memory and on disk, which a dispatch with the same prefix would find.
+	HostBlocks    int32 `protobuf:"varint,8,opt,name=host_blocks,json=hostBlocks,proto3" json:"host_blocks,omitempty"`
+	DiskBlocks    int32 `protobuf:"varint,9,opt,name=disk_blocks,json=diskBlocks,proto3" json:"disk_blocks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -909,6 +912,20 @@ func (x *Heartbeat) GetDraining() bool {
 		return x.Draining
 	}
 	return false
+}
+
+func (x *Heartbeat) GetHostBlocks() int32 {
+	if x != nil {
+		return x.HostBlocks
+	}
+	return 0
+}
+
+func (x *Heartbeat) GetDiskBlocks() int32 {
+	if x != nil {
+		return x.DiskBlocks
+	}
+	return 0
 }
 
 type Finished struct {
@@ -1624,7 +1641,19 @@ type WorkerStats struct {
 	Preemptions       int64 `protobuf:"varint,8,opt,name=preemptions,proto3" json:"preemptions,omitempty"`
 	Steps             int64 `protobuf:"varint,9,opt,name=steps,proto3" json:"steps,omitempty"`
 	// Tokens computed in all steps, prompt and output.
-	StepTokens    int64 `protobuf:"varint,10,opt,name=step_tokens,json=stepTokens,proto3" json:"step_tokens,omitempty"`
+	StepTokens int64 `protobuf:"varint,10,opt,name=step_tokens,json=stepTokens,proto3" json:"step_tokens,omitempty"`
+	// Tokens whose KV was copied up from host memory and from disk, instead of computed.
+	HostHitTokens int64 `protobuf:"varint,11,opt,name=host_hit_tokens,json=hostHitTokens,proto3" json:"host_hit_tokens,omitempty"`
+	DiskHitTokens int64 `protobuf:"varint,12,opt,name=disk_hit_tokens,json=diskHitTokens,proto3" json:"disk_hit_tokens,omitempty"`
+	// KV blocks in host memory and on disk.
+	HostBlocks int32 `protobuf:"varint,13,opt,name=host_blocks,json=hostBlocks,proto3" json:"host_blocks,omitempty"`
+	DiskBlocks int32 `protobuf:"varint,14,opt,name=disk_blocks,json=diskBlocks,proto3" json:"disk_blocks,omitempty"`
+	// Block files that were damaged and dropped.
+	DiskDamaged int64 `protobuf:"varint,15,opt,name=disk_damaged,json=diskDamaged,proto3" json:"disk_damaged,omitempty"`
+	// Preemptions that count on copying the blocks back; the others compute them again.
+	Swaps int64 `protobuf:"varint,16,opt,name=swaps,proto3" json:"swaps,omitempty"`
+	// Preempted requests that were handed back to the leader.
+	Returned      int64 `protobuf:"varint,17,opt,name=returned,proto3" json:"returned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1725,6 +1754,55 @@ func (x *WorkerStats) GetSteps() int64 {
 func (x *WorkerStats) GetStepTokens() int64 {
 	if x != nil {
 		return x.StepTokens
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetHostHitTokens() int64 {
+	if x != nil {
+		return x.HostHitTokens
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetDiskHitTokens() int64 {
+	if x != nil {
+		return x.DiskHitTokens
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetHostBlocks() int32 {
+	if x != nil {
+		return x.HostBlocks
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetDiskBlocks() int32 {
+	if x != nil {
+		return x.DiskBlocks
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetDiskDamaged() int64 {
+	if x != nil {
+		return x.DiskDamaged
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetSwaps() int64 {
+	if x != nil {
+		return x.Swaps
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetReturned() int64 {
+	if x != nil {
+		return x.Returned
 	}
 	return 0
 }
@@ -1960,7 +2038,7 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\amessage\"O\n" +
 	"\x05Hello\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.quire.v1.WorkerInfoR\x06worker\x12\x18\n" +
-	"\arunning\x18\x02 \x03(\tR\arunning\"\xf5\x01\n" +
+	"\arunning\x18\x02 \x03(\tR\arunning\"\xb7\x02\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x18\n" +
 	"\arunning\x18\x02 \x01(\x05R\arunning\x12\x18\n" +
@@ -1969,7 +2047,11 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"freeBlocks\x124\n" +
 	"\x16pending_prefill_tokens\x18\x05 \x01(\x03R\x14pendingPrefillTokens\x12%\n" +
 	"\x0edispatch_index\x18\x06 \x01(\x04R\rdispatchIndex\x12\x1a\n" +
-	"\bdraining\x18\a \x01(\bR\bdraining\"A\n" +
+	"\bdraining\x18\a \x01(\bR\bdraining\x12\x1f\n" +
+	"\vhost_blocks\x18\b \x01(\x05R\n" +
+	"hostBlocks\x12\x1f\n" +
+	"\vdisk_blocks\x18\t \x01(\x05R\n" +
+	"diskBlocks\"A\n" +
 	"\bFinished\x125\n" +
 	"\brequests\x18\x01 \x03(\v2\x19.quire.v1.FinishedRequestR\brequests\"\xf0\x01\n" +
 	"\x0fFinishedRequest\x12\x1d\n" +
@@ -2013,7 +2095,7 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\breceived\x18\x02 \x03(\x05R\breceived\"k\n" +
 	"\x0eAttachResponse\x12,\n" +
 	"\x06events\x18\x01 \x03(\v2\x14.quire.v1.TokenEventR\x06events\x12+\n" +
-	"\x05stats\x18\x02 \x01(\v2\x15.quire.v1.WorkerStatsR\x05stats\"\xdd\x02\n" +
+	"\x05stats\x18\x02 \x01(\v2\x15.quire.v1.WorkerStatsR\x05stats\"\xc4\x04\n" +
 	"\vWorkerStats\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\x05R\arunning\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\x05R\awaiting\x12\x1f\n" +
@@ -2027,7 +2109,16 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x05steps\x18\t \x01(\x03R\x05steps\x12\x1f\n" +
 	"\vstep_tokens\x18\n" +
 	" \x01(\x03R\n" +
-	"stepTokens\"\xa9\x04\n" +
+	"stepTokens\x12&\n" +
+	"\x0fhost_hit_tokens\x18\v \x01(\x03R\rhostHitTokens\x12&\n" +
+	"\x0fdisk_hit_tokens\x18\f \x01(\x03R\rdiskHitTokens\x12\x1f\n" +
+	"\vhost_blocks\x18\r \x01(\x05R\n" +
+	"hostBlocks\x12\x1f\n" +
+	"\vdisk_blocks\x18\x0e \x01(\x05R\n" +
+	"diskBlocks\x12!\n" +
+	"\fdisk_damaged\x18\x0f \x01(\x03R\vdiskDamaged\x12\x14\n" +
+	"\x05swaps\x18\x10 \x01(\x03R\x05swaps\x12\x1a\n" +
+	"\breturned\x18\x11 \x01(\x03R\breturned\"\xa9\x04\n" +
 	"\n" +
 	"TokenEvent\x12\x1d\n" +
 	"\n" +

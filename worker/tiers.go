@@ -1,0 +1,127 @@
+package worker
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/quire-serve/quire/device"
+	"github.com/quire-serve/quire/kvcache/tier"
+	"github.com/quire-serve/quire/model"
+	"github.com/quire-serve/quire/worker/engine"
+)
+
+// kvNumbers is part of what a block file must agree with. Raise it when a change of the forward pass
+// changes the numbers that a page holds.
+const kvNumbers = 1
+
+// openTiers makes what is below the device's KV cache, or nil if the settings want nothing there.
+func openTiers(s Settings, dev device.Device, m *model.Model, pages device.Pages, runner device.Runner) (*engine.Tiers, *tier.Disk, error) {
+	if s.HostKVBytes == 0 {
+		return nil, nil, nil
+	}
+	layout := pages.Layout()
+	page := layout.PageBytes()
+	if s.HostKVBytes < page {
+		return nil, nil, fmt.Errorf("worker: kv_host_bytes is %d, must be 0 or at least %d: one block of %d tokens", s.HostKVBytes, page, layout.BlockTokens)
+	}
+	var costs engine.Costs
+	var err error
+	if s.costs != nil {
+		costs = *s.costs
+	} else {
+		costs, err = measure(runner, pages, s.Engine, m.Context)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("worker: measure the device: %w", err)
+	}
+	var disk *tier.Disk
+	if s.DiskKVDir != "" {
+		disk, err = tier.OpenDisk(tier.DiskSettings{
+			Dir: s.DiskKVDir, PageBytes: int(page), Layout: layoutDigest(dev, m, layout), MaxBytes: s.DiskKVBytes,
+		})
+		if err != nil {
+			return nil, nil, fmt.Errorf("worker: kv_disk: %w", err)
+		}
+	}
+	cache, err := tier.New(tier.Settings{PageBytes: int(page), Pages: int(min(s.HostKVBytes/page, 1<<30)), Disk: disk})
+	if err != nil {
+		return nil, nil, fmt.Errorf("worker: kv_host: %w", err)
+	}
+	s.Logger.Info("KV tiers", slog.Int64("host_blocks", s.HostKVBytes/page), slog.String("disk", s.DiskKVDir),
+		slog.Duration("copy_block", costs.Page), slog.Duration("compute_token", costs.Token), slog.Duration("step", costs.Step))
+	return &engine.Tiers{Cache: cache, Pages: pages, Costs: costs}, disk, nil
+}
+
+// layoutDigest tells apart pages whose bytes do not mean the same: of other weights, another shape,
+// another device, or kernels that round otherwise.
+func layoutDigest(dev device.Device, m *model.Model, l device.KVLayout) (d tier.Layout) {
+	i := dev.Info()
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s %q %q %d %d %d %d %v", kvNumbers, m.Digest, i.Name, i.Path,
+		l.BlockTokens, l.Layers, l.KVHeads, l.HeadDim, l.Type))
+	copy(d[:], sum[:])
+	return d
+}
+
+// measureRows is how many prompt tokens measure computes at once.
+const measureRows = 64
+
+// measure times the device before anything else uses it: copies of a page, a step of prompt tokens,
+// a step of one. Of several runs the fastest counts.
+func measure(runner device.Runner, pages device.Pages, s engine.Settings, context int) (c engine.Costs, err error) {
+	l := pages.Layout()
+	rows := min(measureRows, s.MaxBatchTokens, context, l.Pages*l.BlockTokens)
+	buffer := make([]byte, l.PageBytes())
+	c.Page, err = fastest(8, func() error {
+		if err := pages.Read(0, buffer); err != nil {
+			return err
+		}
+		return pages.Write(0, buffer)
+	})
+	c.Page /= 2
+	if err != nil {
+		return c, err
+	}
+	step := func(rows int) func() error {
+		b := device.Batch{
+			Tokens: make([]int32, rows), Positions: make([]int32, rows), Tables: make([]int32, (rows+l.BlockTokens-1)/l.BlockTokens),
+			Seqs:    []device.Seq{{Rows: int32(rows), Context: int32(rows)}},
+			Samples: []device.Sample{{Row: int32(rows - 1), Score: -1, TopP: 1, RepetitionPenalty: 1, Mask: -1, Logprobs: -1, Position: int32(rows)}},
+		}
+		for i := range b.Positions {
+			b.Positions[i] = int32(i)
+		}
+		for i := range b.Tables {
+			b.Tables[i] = int32(i)
+		}
+		return func() error {
+			if err := runner.Submit(&b); err != nil {
+				return err
+			}
+			var r device.Result
+			return runner.Wait(&r)
+		}
+	}
+	prefill, err := fastest(3, step(rows))
+	if err != nil {
+		return c, err
+	}
+	c.Token = prefill / time.Duration(rows)
+	c.Step, err = fastest(3, step(1))
+	return c, err
+}
+
+// fastest runs f n times and returns the shortest time that it took, at least a nanosecond.
+func fastest(n int, f func() error) (best time.Duration, err error) {
+	for range n {
+		began := time.Now()
+		if err := f(); err != nil {
+			return 0, err
+		}
+		if d := max(time.Since(began), 1); best == 0 || d < best {
+			best = d
+		}
+	}
+	return best, nil
+}
