@@ -14,6 +14,9 @@
 //     the first can always go on, so the whole always makes progress. A preempted sequence keeps its
 //     tokens and is computed again later.
 //
+//   - With [Tiers], blocks that the pool evicts move to host memory and disk and come back for those
+//     who wait for them, where that costs less than computing (tier.go, swap.go).
+//
 // Invariants, each with a test:
 //
 //   - Tokens are a function of (weights, prompt, sampling): neither preemption, chunking, prefix hits,

@@ -185,7 +185,6 @@ func (p *planner) makeRoom(s *sequence) (ok, preempted bool) {
 			return false, preempted
 		}
 		victim := p.running.last()
-		p.note(notePreempted, victim, len(victim.tokens))
 		p.preempt(victim)
 		preempted = true
 		if victim == s {
@@ -202,6 +201,7 @@ func (p *planner) preempt(s *sequence) {
 	s.preemptions++
 	p.running.remove(s)
 	p.lower.drop(s)
+	p.choose(s)
 	if p.writing(s.fence) {
 		s.kv.PreemptAfter(s.fence)
 	} else {
@@ -230,6 +230,7 @@ func (p *planner) dequeue(s *sequence) {
 // release gives the blocks of s back, once no step in flight can write them.
 func (p *planner) release(s *sequence) {
 	p.lower.drop(s)
+	p.lower.keep(s)
 	switch {
 	case s.kv == nil:
 	case p.writing(s.fence):
@@ -373,6 +374,7 @@ func (p *planner) start(st *step, s *sequence, budget int, now int64) int {
 		return 0
 	}
 	p.dequeue(s)
+	p.lower.keep(s)
 	s.state, s.published = stateRunning, cached-cached%p.BlockTokens
 	if below > 0 {
 		cached = min(cached+below*p.BlockTokens, len(s.tokens)-1)

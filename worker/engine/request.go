@@ -83,7 +83,7 @@ type sequence struct {
 	loadFirst int
 	loadAfter uint64 // step after which that may be done
 	fetched   int    // pages read from disk for it
-	recompute bool   // preempted, and sooner computed than copied
+	forgone   int    // blocks up to which what it generated is not copied down, 0 without any
 
 	preemptions int
 	bypassed    int

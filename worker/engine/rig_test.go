@@ -260,8 +260,8 @@ func (r *rig) clean() {
 	if st := r.p.pool.Stats(); st.Referenced != 0 || r.p.pool.Free() != r.p.Blocks {
 		r.t.Errorf("%d blocks leaked, %d of %d free", st.Referenced, r.p.pool.Free(), r.p.Blocks)
 	}
-	if l := r.p.lower; l != nil && (len(l.loading) > 0 || l.broken > 0) {
-		r.t.Errorf("%d sequences still wait for blocks, %d copies failed", len(l.loading), l.broken)
+	if l := r.p.lower; l != nil && (len(l.loading) > 0 || len(l.forgone) > 0 || l.broken > 0) {
+		r.t.Errorf("%d sequences still wait for blocks, %d blocks forgone, %d copies failed", len(l.loading), len(l.forgone), l.broken)
 	}
 	if r.p.load.waitingTokens != 0 {
 		r.t.Errorf("%d waiting tokens on the books of an empty engine", r.p.load.waitingTokens)

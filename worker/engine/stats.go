@@ -55,11 +55,12 @@ const (
 	notePreempted                   // gave its blocks to one before it; N is how many tokens it had
 	noteStalled                     // skipped until blocks in flight come back
 	noteNoBlocks                    // could not start: N tokens do not fit now
+	noteSwapped                     // as preempted; its blocks are to come back from below
 	noteFetching                    // did not start: blocks of its N tokens are coming from a lower tier
 )
 
 func (r Reason) String() string {
-	return [...]string{"", "admitted", "preempted", "stalled", "no blocks", "fetching"}[r]
+	return [...]string{"", "admitted", "preempted", "stalled", "no blocks", "swapped", "fetching"}[r]
 }
 
 // Note is what happened to one sequence in a step.

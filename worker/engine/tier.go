@@ -34,9 +34,6 @@ func (c Costs) load(blocks, blockTokens int) bool {
 	return blocks > 0 && c.Step+time.Duration(blocks)*c.Page <= time.Duration(blocks*blockTokens)*c.Token || c == Costs{} && blocks > 0
 }
 
-// swap reports whether blocks blocks are sooner copied down and up again than computed again.
-func (c Costs) swap(blocks, blockTokens int) bool { return c.load(2*blocks, (blockTokens+1)/2) }
-
 // loadTime bounds the copying up in one plan, and with it how long a step may be held up by it.
 const loadTime = 2 * time.Millisecond
 
@@ -52,9 +49,10 @@ type lower struct {
 	bytes    int // of a page
 	pages    int // to copy up in one plan
 	log      *slog.Logger
-	loading  []*sequence // with blocks to be copied up, in the order in which they began
-	fetching bool        // this plan left a sequence waiting for the disk
-	finished uint64      // newest step that the device has finished, as the pool counts
+	loading  []*sequence               // with blocks to be copied up, in the order in which they began
+	fetching bool                      // this plan left a sequence waiting for the disk
+	forgone  map[kvcache.Hash]struct{} // not worth copying down
+	finished uint64                    // newest step that the device has finished, as the pool counts
 	evicted  []kvcache.Eviction
 	changes  []tier.Change
 	broken   int64 // copies that failed
@@ -64,7 +62,7 @@ func newLower(t *Tiers, log *slog.Logger) *lower {
 	if t == nil {
 		return nil
 	}
-	l := &lower{Tiers: *t, log: log, bytes: int(t.Pages.Layout().PageBytes()), pages: 64}
+	l := &lower{Tiers: *t, log: log, forgone: map[kvcache.Hash]struct{}{}, bytes: int(t.Pages.Layout().PageBytes()), pages: 64}
 	if c := t.Costs.Page; c > 0 {
 		l.pages = int(max(4, min(loadTime/c, 1<<16)))
 	}
@@ -75,7 +73,7 @@ func newLower(t *Tiers, log *slog.Logger) *lower {
 // wait means that more is on its way there, from disk or for a sequence with the same prefix.
 func (p *planner) below(s *sequence, cached int) (n int, wait bool) {
 	l := p.lower
-	if l == nil || s.suspect || s.scoring() || s.recompute || cached%p.BlockTokens != 0 || cached == len(s.tokens)-1 {
+	if l == nil || s.suspect || s.scoring() || cached%p.BlockTokens != 0 || cached == len(s.tokens)-1 {
 		return 0, false
 	}
 	hashes := s.kv.Hashes()
@@ -109,7 +107,7 @@ func (p *planner) below(s *sequence, cached int) (n int, wait bool) {
 // fetch starts to bring up what s will need from disk, as soon as it waits.
 func (p *planner) fetch(s *sequence) {
 	l := p.lower
-	if l == nil || s.scoring() || s.recompute {
+	if l == nil || s.scoring() {
 		return
 	}
 	if s.kv == nil {
@@ -214,7 +212,7 @@ func (p *planner) copyDown() {
 	}
 	l.evicted = p.pool.Evicted(l.evicted[:0])
 	for _, e := range l.evicted {
-		if e.Step > l.finished {
+		if _, forgone := l.forgone[e.Hash]; forgone || e.Step > l.finished {
 			continue
 		}
 		page := l.Cache.Reserve(e.Hash, e.Parent, e.Tenant)
