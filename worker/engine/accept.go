@@ -105,11 +105,21 @@ func (p *planner) accept(r *device.Result, now int64) {
 		case s.state == stateDone:
 		case d.score:
 			s.scores = append(s.scores, logprobs)
-		default:
+		case d.draft == 0:
+			s.pending--
+			if st.speculates(s) {
+				p.count.drafts++
+				p.count.draftTokens += int64(len(s.drafts))
+			}
+			p.take(s, r.Tokens[i], logprobs, now)
+		case p.agrees(s, d.draft):
 			p.take(s, r.Tokens[i], logprobs, now)
 		}
 	}
 	for _, s := range st.seqs {
+		if st.speculates(s) {
+			p.settle(s)
+		}
 		if s.suspect {
 			s.suspect = false
 			p.suspects--
@@ -123,7 +133,6 @@ func (p *planner) oldest() *step { return &p.steps[(p.accepted+1)%uint64(len(p.s
 
 // take appends a drawn token to s and ends it if it must.
 func (p *planner) take(s *sequence, token int32, logprobs *pb.Logprobs, now int64) {
-	s.pending--
 	s.tokens = append(s.tokens, token)
 	if s.state == stateWaiting {
 		p.load.waitingTokens++
@@ -132,10 +141,13 @@ func (p *planner) take(s *sequence, token int32, logprobs *pb.Logprobs, now int6
 	if s.first == 0 {
 		s.first = now
 	}
-	e := p.event(s)
 	i := len(s.tokens) - 1
-	e.First = int32(i - s.prompt)
-	e.Tokens = s.tokens[i:len(s.tokens):len(s.tokens)]
+	e := p.growing(s)
+	if e == nil {
+		e = p.event(s)
+		e.First = int32(i - s.prompt)
+	}
+	e.Tokens = s.tokens[s.prompt+int(e.First) : len(s.tokens) : len(s.tokens)]
 	if logprobs != nil {
 		e.Logprobs = append(e.Logprobs, logprobs)
 	}
@@ -146,6 +158,19 @@ func (p *planner) take(s *sequence, token int32, logprobs *pb.Logprobs, now int6
 	if reason, why := s.stop(i, token); reason != 0 {
 		p.end(s, e, reason, why, "")
 	}
+}
+
+// growing is the newest event if it holds tokens that s drew just before, so that a step's tokens
+// make one event.
+func (p *planner) growing(s *sequence) *Event {
+	if s.agreed == 0 || len(p.events) == 0 {
+		return nil
+	}
+	e := &p.events[len(p.events)-1]
+	if e.RequestID != s.id || e.Choice != s.choice || len(e.Tokens) == 0 {
+		return nil
+	}
+	return e
 }
 
 // event appends an event of s.
@@ -229,6 +254,7 @@ func (p *planner) fail(cause error) {
 		st := p.oldest()
 		p.accepted++
 		for _, s := range st.seqs {
+			s.drafts, s.agreed = s.drafts[:0], 0
 			if s.state == stateDone || s.incident == p.count.failures {
 				continue
 			}

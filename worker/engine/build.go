@@ -16,7 +16,7 @@ func (p *planner) build(st *step) {
 	for _, s := range st.seqs {
 		row := len(b.Tokens)
 		b.Seqs = append(b.Seqs, device.Seq{
-			Row: int32(row), Rows: int32(s.rows), Table: int32(len(b.Tables)), Context: int32(s.computed),
+			Row: int32(row), Rows: int32(s.rows), Table: int32(len(b.Tables)), Context: int32(s.computed + len(s.drafts)),
 		})
 		known := min(s.computed, len(s.tokens))
 		if s.start < known {
@@ -25,11 +25,12 @@ func (p *planner) build(st *step) {
 		if known < s.computed {
 			b.Tokens = append(b.Tokens, ^s.source)
 		}
-		for q := s.start; q < s.computed; q++ {
+		b.Tokens = append(b.Tokens, s.drafts...)
+		for q := s.start; q < s.computed+len(s.drafts); q++ {
 			b.Positions = append(b.Positions, int32(q))
 		}
 		// Tables are most of a batch: an append an entry would be most of the step's planning.
-		table := s.kv.Table()[:(s.computed+p.BlockTokens-1)/p.BlockTokens]
+		table := s.kv.Table()[:(s.computed+len(s.drafts)+p.BlockTokens-1)/p.BlockTokens]
 		at := len(b.Tables)
 		b.Tables = slices.Grow(b.Tables, len(table))[:at+len(table)]
 		for i, id := range table {
@@ -42,16 +43,18 @@ func (p *planner) build(st *step) {
 					Row: int32(row + q - 1 - s.start), Score: s.tokens[q], TopP: 1, RepetitionPenalty: 1, Mask: -1,
 					Position: int32(q), Logprobs: s.score,
 				})
-				st.draws = append(st.draws, draw{s, true})
+				st.draws = append(st.draws, draw{seq: s, score: true})
 			}
 			s.scored = to
 		}
 		if s.computed == len(s.tokens)+s.pending {
-			p.draw(st, s, row+s.rows-1)
+			last := row + s.rows - len(s.drafts) - 1
+			p.draw(st, s, last)
+			p.drawDrafts(st, s, last)
 			if s.choice == 0 && len(s.choices) > 1 && s.computed == s.prompt {
 				for _, c := range s.choices[1:] {
 					if c.state == stateForking {
-						p.draw(st, c, row+s.rows-1)
+						p.draw(st, c, last)
 					}
 				}
 			}
@@ -62,19 +65,28 @@ func (p *planner) build(st *step) {
 // draw appends the sample of s's next token, from row.
 func (p *planner) draw(st *step, s *sequence, row int) {
 	b := &p.batch
-	x := s.sample
-	x.Row = int32(row)
-	x.Position = int32(s.computed)
 	s.pending++
-	x.Seed += uint64(s.choice)
+	x := p.sample(s, row, s.computed)
 	if s.penalised {
 		x.HistoryStart = int32(len(b.History))
 		x.HistoryPrompt = x.HistoryStart + int32(s.prompt)
 		b.History = append(b.History, s.tokens...)
 		x.HistoryEnd = int32(len(b.History))
 	}
+	s.source = int32(len(b.Samples))
+	b.Samples = append(b.Samples, x)
+	st.draws = append(st.draws, draw{seq: s})
+}
+
+// sample is how s draws its token at position, but for the history.
+func (p *planner) sample(s *sequence, row, position int) device.Sample {
+	b := &p.batch
+	x := s.sample
+	x.Row = int32(row)
+	x.Position = int32(position)
+	x.Seed += uint64(s.choice)
 	bias := s.bias
-	if s.computed-s.prompt < s.min {
+	if position-s.prompt < s.min {
 		bias = s.early
 	}
 	if len(bias) > 0 {
@@ -82,7 +94,5 @@ func (p *planner) draw(st *step, s *sequence, row int) {
 		b.Bias = append(b.Bias, bias...)
 		x.BiasEnd = int32(len(b.Bias))
 	}
-	s.source = int32(len(b.Samples))
-	b.Samples = append(b.Samples, x)
-	st.draws = append(st.draws, draw{seq: s})
+	return x
 }

@@ -58,7 +58,11 @@ type step struct {
 type draw struct {
 	seq   *sequence
 	score bool // a prompt log-probability, not a token
+	draft int  // it follows this draft, counted from 1; 0 is the sequence's own next token
 }
+
+// speculates reports whether s has drafts in the step, rather than in the one behind it.
+func (st *step) speculates(s *sequence) bool { return len(s.drafts) > 0 && s.fence == st.number }
 
 // hold is what pausing stops.
 type hold uint8
@@ -138,6 +142,7 @@ func (p *planner) scheduleRunning(st *step) (budget int, preempted bool) {
 		}
 	}
 	budget -= decodes
+	budget -= p.speculate(st, budget)
 	if decodes > 0 && p.PrefillBesideDecode > 0 {
 		budget = min(budget, p.PrefillBesideDecode)
 	}
@@ -289,7 +294,7 @@ func (p *planner) fork(st *step) {
 		parent := c.choices[0]
 		switch {
 		case c.state != stateForking:
-		case c.want() == 0:
+		case len(c.tokens)+c.pending >= c.limit:
 			c.state = stateParked
 		case parent.kv == nil || parent.state != stateRunning:
 			p.enqueue(c)

@@ -27,12 +27,16 @@ func TestOutputIsUndisturbed(t *testing.T) {
 			MaxBypass:    rapid.SampledFrom([]int{-1, 1, 32}).Draw(t, "bypass"),
 			Depth:        rapid.IntRange(1, 2).Draw(t, "depth"),
 		}
+		s.Speculate = rapid.SampledFrom([]int{0, 1, 4}).Draw(t, "speculate")
+		// With few tokens guesses are often right.
+		vocab := rapid.SampledFrom([]int{testVocab, 4, 2}).Draw(t, "vocabulary")
 		s.MaxBatchTokens = s.MaxSequences + rapid.IntRange(0, 40).Draw(t, "budget")
 		s.PrefillBesideDecode = rapid.SampledFrom([]int{0, 1, 9}).Draw(t, "beside")
 		failing := rapid.IntRange(0, 9).Draw(t, "failing") == 0
 		r := newRig(t, s, func(c *enginetest.Config, m *Model) {
 			m.ContextLength = 200
-			m.EOS = []int32{3, 50}
+			m.Vocab = vocab
+			m.EOS = endings(vocab)
 			if failing {
 				c.Fail = func(step int, _ *device.Batch) error {
 					if step%7 == 3 {
@@ -46,7 +50,7 @@ func TestOutputIsUndisturbed(t *testing.T) {
 		aborted := map[string]bool{}
 		n := rapid.IntRange(1, 10).Draw(t, "requests")
 		for len(asked) < n {
-			q := drawRequest(t, len(asked), r.p.context)
+			q := drawRequest(t, len(asked), r.p.context, vocab)
 			if q == nil {
 				n--
 				continue
@@ -81,13 +85,24 @@ func TestOutputIsUndisturbed(t *testing.T) {
 	})
 }
 
-func drawRequest(t *rapid.T, i, context int) *pb.Request {
+// endings are tokens of a vocabulary that end a text.
+func endings(vocab int) []int32 {
+	if vocab < 50 {
+		return []int32{int32(vocab) - 1}
+	}
+	return []int32{3, 50}
+}
+
+func drawRequest(t *rapid.T, i, context, vocab int) *pb.Request {
 	limit := context - 1
 	if limit < 1 {
 		return nil
 	}
 	// Few seeds, so that prompts share prefixes.
 	p := prompt(rapid.IntRange(0, 2).Draw(t, "prompt"), rapid.IntRange(1, min(limit, 90)).Draw(t, "length"))
+	for i := range p {
+		p[i] %= int32(vocab)
+	}
 	q := ask(fmt.Sprintf("r%d", i), p, rapid.IntRange(0, 30).Draw(t, "max tokens"))
 	sp := q.Sampling
 	if rapid.Bool().Draw(t, "sampled") {
@@ -103,22 +118,26 @@ func drawRequest(t *rapid.T, i, context int) *pb.Request {
 	case 2:
 		sp.MinTokens = int32(rapid.IntRange(0, int(sp.MaxTokens)).Draw(t, "min tokens"))
 		sp.StopTokenIds = []int32{1, 2, 4, 5, 6, 7, 8, 9}
+		if vocab < 10 {
+			sp.StopTokenIds = nil
+		}
 	case 3:
 		sp.Stop = []string{"a", "bc", "de"}
 	case 4:
 		k := int32(2)
+		sp.IgnoreEos = true
 		sp.Logprobs = &k
 	case 5:
 		k := int32(1)
 		sp.PromptLogprobs = &k
-	case 6:
+	case 6, 9:
 		sp.IgnoreEos = true
 	case 7:
-		sp.LogitBias = map[int32]float32{9: 1}
+		sp.LogitBias = map[int32]float32{1: 1}
 	case 8:
 		// Generated elsewhere: a prefix of what it would give.
 		sp.N = int32(rapid.IntRange(1, 3).Draw(t, "n"))
-		m := Model{EOS: []int32{3, 50}, Stops: letters}
+		m := Model{EOS: endings(vocab), Stops: letters, Vocab: vocab}
 		for c := range int(sp.N) {
 			out, _ := undisturbed(q, c, &m, context)
 			out = out[:rapid.IntRange(0, len(out)).Draw(t, "given")]

@@ -85,6 +85,12 @@ type sequence struct {
 	fetched   int    // pages read from disk for it
 	forgone   int    // blocks up to which what it generated is not copied down, 0 without any
 
+	repeats repeats
+	drafts  []int32 // guesses in the newest step, not verified yet
+	agreed  int     // leading drafts that were right
+	credit  int
+	quiet   int // drafts nothing before it has this many tokens
+
 	preemptions int
 	bypassed    int
 	faults      int
@@ -131,10 +137,11 @@ func compare(s, o *sequence) int {
 // generated is how many tokens of its own are known.
 func (s *sequence) generated() int { return len(s.tokens) - s.prompt }
 
-// want is how many rows it needs to draw its next token; 0 if it needs none, or can use none yet.
+// want is how many rows it needs to draw its next token; 0 if it needs none, or can use none yet:
+// its pages are under way, or the result of a step in flight must say first which token is next.
 func (s *sequence) want() int {
 	n := len(s.tokens) + s.pending
-	if n >= s.limit || s.loading() {
+	if n >= s.limit || s.loading() || len(s.drafts) > 0 {
 		return 0
 	}
 	return n - s.computed
@@ -273,7 +280,7 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		q.early = biases(sp.LogitBias, slices.Concat(q.eos, q.stopIDs))
 	}
 	for c := range n {
-		s := &sequence{request: q, choice: int32(c), scored: 1}
+		s := &sequence{request: q, choice: int32(c), scored: 1, credit: initialCredit}
 		var generated []int32
 		if c < len(r.Generated) {
 			generated = r.Generated[c].GetIds()

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"math"
@@ -70,6 +71,7 @@ func newRig(t tb, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
 	for _, e := range edit {
 		e(&c, &m)
 	}
+	c.Vocab = m.Vocab
 	runner := enginetest.NewRunner(c)
 	m.Runner = runner
 	p, err := newPlanner(s, m)
@@ -355,7 +357,7 @@ func undisturbed(q *pb.Request, c int, m *Model, context int) (out []int32, fini
 		if sp.PresencePenalty != 0 || sp.FrequencyPenalty != 0 {
 			history = tokens
 		}
-		tokens = append(tokens, enginetest.Predict(tokens, x, history, len(q.Prompt), b, testVocab))
+		tokens = append(tokens, enginetest.Predict(tokens, x, history, len(q.Prompt), b, cmp.Or(m.Vocab, testVocab)))
 		if f := stops(len(tokens) - 1); f != 0 {
 			return tokens[len(q.Prompt)+given:], f
 		}

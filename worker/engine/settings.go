@@ -20,6 +20,9 @@ type Settings struct {
 	// streams smooth beside a long prompt, high ones shorten its time to first token. Default 128;
 	// negative is no cap.
 	PrefillBesideDecode int
+	// Speculate is how many tokens a step may guess of each sequence that decodes, from what the
+	// sequence holds already; 0 (default) is none. It changes no output.
+	Speculate int
 	// ScoreRows is how many prompt log-probabilities a step may compute. Default 32.
 	ScoreRows int
 
@@ -98,6 +101,7 @@ func (s Settings) Validate() error {
 		{"max_batch_tokens", s.MaxBatchTokens, s.MaxSequences, 1 << 20},
 		{"prefill_chunk", s.PrefillChunk, 0, 1 << 20},
 		{"prefill_beside_decode", s.PrefillBesideDecode, -1, 1 << 20},
+		{"speculate", s.Speculate, 0, maxSpeculate},
 		{"score_rows", s.ScoreRows, 1, 1 << 16},
 		{"block_tokens", s.BlockTokens, 1, 1 << 16},
 		{"blocks", s.Blocks, 1, 1 << 30},
@@ -120,7 +124,7 @@ func (s Settings) Limits() device.Limits {
 	return device.Limits{
 		Rows:      s.MaxBatchTokens,
 		Sequences: s.MaxSequences,
-		Samples:   s.MaxSequences + s.ScoreRows,
+		Samples:   s.MaxSequences + s.draftRows() + s.ScoreRows,
 		Depth:     s.Depth,
 	}
 }

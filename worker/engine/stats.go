@@ -9,6 +9,8 @@ type counters struct {
 	preemptions, expired         int64
 	failures, violations         int64
 	swaps, returned              int64
+	drafts, draftTokens          int64
+	agreed                       [maxSpeculate]int64 // by place among a step's drafts
 }
 
 // loads are kept up to date as things move.
@@ -34,6 +36,10 @@ type Stats struct {
 	// Swaps are preemptions that count on copying the blocks back; the others compute them again.
 	// Returned are preempted requests that were handed back.
 	Swaps, Returned int64
+	// Drafts counts the steps of sequences that guessed tokens, DraftTokens the guesses, and
+	// AcceptedTokens those that were right, by their place in a step.
+	Drafts, DraftTokens int64
+	AcceptedTokens      [maxSpeculate]int64
 	// Violations counts accounting errors of the block pool. It should stay 0.
 	Violations int64
 }
@@ -77,6 +83,7 @@ type StepTrace struct {
 	Decodes          int // sequences that got one row
 	Prefills         int // sequences that got more
 	Rows             int // tokens, all together
+	Drafts           int // guessed ones among them
 	Running, Waiting int
 	FreeBlocks       int
 	Plan             time.Duration // to plan it
@@ -105,7 +112,8 @@ func (p *planner) note(why Reason, s *sequence, n int) {
 func (p *planner) endTrace(st *step) {
 	t := p.trace
 	for _, s := range st.seqs {
-		if s.rows == 1 {
+		t.Drafts += len(s.drafts)
+		if s.rows-len(s.drafts) == 1 {
 			t.Decodes++
 		} else {
 			t.Prefills++
@@ -124,6 +132,7 @@ func (p *planner) stats() Stats {
 		Steps:          c.steps, StepTokens: c.stepTokens, GeneratedTokens: c.generated,
 		PrefixQueryTokens: c.queryTokens, PrefixHitTokens: c.hitTokens,
 		Tiers: p.lower.stats(), Swaps: c.swaps, Returned: c.returned, Preemptions: c.preemptions, Expired: c.expired, DeviceFailures: c.failures, Violations: c.violations,
+		Drafts: c.drafts, DraftTokens: c.draftTokens, AcceptedTokens: c.agreed,
 	}
 	for _, q := range p.running {
 		if w := q.want(); w > 1 {

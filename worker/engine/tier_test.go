@@ -197,7 +197,9 @@ func TestOutputIsUndisturbedByTiers(t *testing.T) {
 			MaxSequences: rapid.IntRange(1, 8).Draw(t, "sequences"),
 			PrefillChunk: rapid.SampledFrom([]int{0, 1, 7}).Draw(t, "chunk"),
 			Depth:        rapid.IntRange(1, 2).Draw(t, "depth"),
+			Speculate:    rapid.SampledFrom([]int{0, 0, 3}).Draw(t, "speculate"),
 		}
+		vocab := rapid.SampledFrom([]int{testVocab, 3}).Draw(t, "vocabulary")
 		s.MaxBatchTokens = s.MaxSequences + rapid.IntRange(0, 40).Draw(t, "budget")
 		failing := rapid.IntRange(0, 9).Draw(t, "failing") == 0
 		files := ""
@@ -207,7 +209,7 @@ func TestOutputIsUndisturbedByTiers(t *testing.T) {
 		costs := rapid.SampledFrom([]Costs{{}, {Page: 10, Token: 1, Step: 100}, {Page: 1, Token: 10, Step: 150}}).Draw(t, "costs")
 		r := newTieredRig(t, s, rapid.IntRange(1, 30).Draw(t, "pages"), files, 40, costs, func(c *enginetest.Config, m *Model) {
 			m.ContextLength = 200
-			m.EOS = []int32{3, 50}
+			m.Vocab, m.EOS = vocab, endings(vocab)
 			if failing {
 				c.Fail = func(step int, _ *device.Batch) error {
 					if step%7 == 3 {
@@ -222,7 +224,7 @@ func TestOutputIsUndisturbedByTiers(t *testing.T) {
 		var asked []*pb.Request
 		aborted := map[string]bool{}
 		for n := rapid.IntRange(1, 10).Draw(t, "requests"); len(asked) < n; {
-			q := drawRequest(t, len(asked), r.p.context)
+			q := drawRequest(t, len(asked), r.p.context, vocab)
 			if q == nil {
 				n--
 				continue
