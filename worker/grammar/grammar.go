@@ -130,7 +130,7 @@ func Compile(ctx context.Context, spec Spec, v *Vocabulary, limits Limits) (*Gra
 	if err != nil {
 		return nil, err
 	}
-	g := &Grammar{vocabulary: v, a: newAutomaton(n, limits), path: make([]int32, v.deep+1)}
+	g := &Grammar{vocabulary: v, a: newAutomaton(n, limits), path: make([]int32, v.all.deep+1)}
 	g.masks.reset()
 	g.a.allowed = limits.Work
 	id, err := g.a.initial()
