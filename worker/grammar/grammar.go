@@ -98,35 +98,30 @@ type Grammar struct {
 	first State
 }
 
+// Check says whether Compile would take the spec, as far as that can be told without a vocabulary:
+// for a front door that refuses a request before it is admitted.
+func Check(ctx context.Context, spec Spec, limits Limits) error {
+	var every [256]bool
+	for c := range every {
+		every[c] = true
+	}
+	limits = limits.withDefaults()
+	n, err := build(ctx, spec, &every, limits)
+	if err != nil {
+		return err
+	}
+	a := newAutomaton(n, limits)
+	a.allowed = limits.Work
+	_, err = a.initial()
+	return err
+}
+
 // Compile makes a grammar and its first mask. It is the slow part (milliseconds for usual schemas,
-// never more than limits.CompileTime), so call it before the request is scheduled. Errors are
-// ErrUnsupported, ErrLimit, or the context's.
+// never much more than limits.CompileTime), so call it before the request is scheduled. Errors are
+// ErrUnsupported, ErrLimit, or the context's cause.
 func Compile(ctx context.Context, spec Spec, v *Vocabulary, limits Limits) (*Grammar, error) {
 	limits = limits.withDefaults()
-	if len(spec.Source) > limits.SourceBytes {
-		return nil, fmt.Errorf("%w: the %s has %d bytes, more than %d", ErrLimit, spec.Kind, len(spec.Source), limits.SourceBytes)
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limits.CompileTime,
-		fmt.Errorf("%w: compiling takes more than %v", ErrLimit, limits.CompileTime))
-	defer cancel()
-	b := newBuilder(ctx, limits)
-	b.place = spec.Kind.String()
-	start, end := b.node(), b.node()
-	b.nodes[end].end = true
-	switch spec.Kind {
-	case JSONObject:
-		if spec.Source != "" {
-			return nil, fmt.Errorf("%w: json_object takes no source", ErrUnsupported)
-		}
-		b.anyObject(start, end)
-	case JSONSchema:
-		b.schema(start, end, spec.Source)
-	case Regex:
-		b.regex(start, end, spec.Source)
-	default:
-		return nil, fmt.Errorf("%w: %v", ErrUnsupported, spec.Kind)
-	}
-	n, err := b.network(start, &v.spelled)
+	n, err := build(ctx, spec, &v.spelled, limits)
 	if err != nil {
 		return nil, err
 	}
@@ -143,6 +138,36 @@ func Compile(ctx context.Context, spec Spec, v *Vocabulary, limits Limits) (*Gra
 		return nil, err
 	}
 	return g, nil
+}
+
+func build(ctx context.Context, spec Spec, spelled *[256]bool, limits Limits) (*network, error) {
+	if len(spec.Source) > limits.SourceBytes {
+		return nil, fmt.Errorf("%w: the %s has %d bytes, more than %d", ErrLimit, spec.Kind, len(spec.Source), limits.SourceBytes)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limits.CompileTime,
+		fmt.Errorf("%w: compiling takes more than %v", ErrLimit, limits.CompileTime))
+	defer cancel()
+	b := newBuilder(ctx, limits)
+	b.place = spec.Kind.String()
+	start, end := b.node(), b.node()
+	if b.err != nil {
+		return nil, b.err
+	}
+	b.nodes[end].end = true
+	switch spec.Kind {
+	case JSONObject:
+		if spec.Source != "" {
+			return nil, fmt.Errorf("%w: json_object takes no source", ErrUnsupported)
+		}
+		b.anyObject(start, end)
+	case JSONSchema:
+		b.schema(start, end, spec.Source)
+	case Regex:
+		b.regex(start, end, spec.Source)
+	default:
+		return nil, fmt.Errorf("%w: %v", ErrUnsupported, spec.Kind)
+	}
+	return b.network(start, spelled)
 }
 
 // Vocabulary is the one that the grammar was compiled for.

@@ -3,6 +3,7 @@ package grammar
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -198,6 +199,9 @@ func TestRefusals(t *testing.T) {
 		{JSONSchema, `{"type":"string","x-thing":1}`, ErrUnsupported, `"/x-thing"`},
 	} {
 		_, err := Compile(context.Background(), Spec{c.kind, c.source}, v, Limits{})
+		if early := Check(context.Background(), Spec{c.kind, c.source}, Limits{}); fmt.Sprint(early) != fmt.Sprint(err) {
+			t.Errorf("%s %.60s: checked: %v, compiled: %v", c.kind, c.source, early, err)
+		}
 		if c.err == nil {
 			if err != nil {
 				t.Errorf("%s %.60s: %v", c.kind, c.source, err)

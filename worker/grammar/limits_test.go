@@ -1,0 +1,295 @@
+package grammar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func TestAmbiguityEndsWithItsLimit(t *testing.T) {
+	v := vocabulary(t, common)
+	// The states of this one are sets of where the a's were: 2^1000 of them, of up to 1,000 ways.
+	g, err := Compile(context.Background(), Spec{Regex, `[ab]*a[ab]{1000}`}, v, Limits{Ways: 300})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := g.NewState()
+	for n := 0; ; n++ {
+		before := s
+		err := s.Accept('a')
+		if errors.Is(err, ErrLimit) {
+			if n < 50 || !strings.Contains(err.Error(), "300 ways") {
+				t.Errorf("after %d tokens: %v", n, err)
+			}
+			if _, err := before.Mask(); !errors.Is(err, ErrLimit) {
+				t.Errorf("a mask over the limit: %v", err)
+			}
+			break
+		}
+		if err != nil || n > 400 {
+			t.Fatalf("after %d tokens: %v", n, err)
+		}
+	}
+	// Another request of the same grammar goes on.
+	s = g.NewState()
+	if m, err := s.Mask(); err != nil || !allowed(m, 'a') || allowed(m, 'c') {
+		t.Errorf("after the limit: %v", err)
+	}
+	// The work of one operation is bounded too.
+	if _, err := Compile(context.Background(), Spec{Regex, `a*b*c*d*`}, v, Limits{Work: 3}); !errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), "3 operations") {
+		t.Errorf("work: %v", err)
+	}
+}
+
+func TestCompileLimits(t *testing.T) {
+	v := vocabulary(t, common)
+	for _, c := range []struct {
+		spec   Spec
+		limits Limits
+		want   string
+	}{
+		{Spec{Regex, `aaaa`}, Limits{SourceBytes: 3}, "4 bytes, more than 3"},
+		{Spec{Regex, `aaaaaaaaaaaa`}, Limits{Nodes: 8}, "more than 8 automaton nodes"},
+		{Spec{JSONSchema, `{"type":"array","items":{"type":"string","maxLength":5000}}`}, Limits{CompileTime: time.Nanosecond}, "takes more than 1ns"},
+		{Spec{JSONSchema, `{"$ref":"#/$defs/a","$defs":{"a":{"type":"array","minItems":1,"items":{"$ref":"#/$defs/b"}},"b":{"const":1}}}`}, Limits{Nesting: 1}, "nests 2 deep, more than 1"},
+	} {
+		_, err := Compile(context.Background(), c.spec, v, c.limits)
+		if !errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v: %v, want %q", c.spec, err, c.want)
+		}
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	gone := errors.New("client gone")
+	cancel(gone)
+	if _, err := Compile(ctx, Spec{JSONSchema, `{"type":"string","maxLength":5000}`}, v, Limits{}); !errors.Is(err, gone) || errors.Is(err, ErrLimit) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// TestHostileSources: sources made to be slow are refused, or compiled, within their time.
+func TestHostileSources(t *testing.T) {
+	v := vocabulary(t, common)
+	var defs, props []string
+	for i := range 40 {
+		defs = append(defs, fmt.Sprintf(`"d%d":{"anyOf":[{"$ref":"#/$defs/d%d"},{"type":"array","items":{"$ref":"#/$defs/d%d"}}]}`, i, i+1, i+1))
+	}
+	for i := range 5000 {
+		props = append(props, fmt.Sprintf(`"p%d":{"type":"null"}`, i))
+	}
+	for name, spec := range map[string]Spec{
+		"nested stars":   {Regex, strings.Repeat("(", 500) + "a" + strings.Repeat("*)", 500) + "*"},
+		"nested counts":  {Regex, `((((a{10}){10}){10}){10}){10}`},
+		"many classes":   {Regex, strings.Repeat(`\pL`, 5000)},
+		"empty loops":    {Regex, strings.Repeat(`(|a*)*`, 2000)},
+		"doubling refs":  {JSONSchema, `{"$ref":"#/$defs/d0","$defs":{` + strings.Join(defs, ",") + `,"d40":{"const":1}}}`},
+		"many optional":  {JSONSchema, `{"properties":{` + strings.Join(props, ",") + `},"additionalProperties":{"type":"null"}}`},
+		"wide enum":      {JSONSchema, `{"enum":[` + strings.Repeat(`"aaaaaaaa",`, 10000) + `1]}`},
+		"deep names":     {JSONSchema, `{"properties":{"` + strings.Repeat("x", 50000) + `":{}},"additionalProperties":true}`},
+		"large counts":   {JSONSchema, `{"type":"array","minItems":40000,"maxItems":40000,"items":{"type":"array","minItems":40000}}`},
+		"many surfaces":  {JSONSchema, `{"anyOf":[` + strings.Repeat(`{"type":"array","items":{"$ref":"#"}},`, 2000) + `{"$ref":"#/anyOf/0"}]}`},
+		"pattern counts": {JSONSchema, `{"type":"string","pattern":"(.{1,30}x){1,30}"}`},
+	} {
+		start := time.Now()
+		g, err := Compile(context.Background(), spec, v, Limits{})
+		if err != nil && !errors.Is(err, ErrLimit) && !errors.Is(err, ErrUnsupported) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err == nil {
+			explore(t, g, 40)
+		}
+		// Far above the 2 s limit: this machine may be busy. A hang it is not.
+		if took := time.Since(start); took > 20*time.Second {
+			t.Errorf("%s: took %v (%v)", name, took, err)
+		}
+		t.Logf("%s: %v, %v", name, time.Since(start).Round(time.Millisecond), err)
+	}
+}
+
+// explore takes the first tokens that masks allow, and fails where nothing is.
+func explore(t testing.TB, g *Grammar, steps int) {
+	t.Helper()
+	s := g.NewState()
+	for n := range steps {
+		m, err := s.Mask()
+		if errors.Is(err, ErrLimit) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		pick := int32(-1)
+		for id := range int32(g.vocabulary.size) {
+			if allowed(m, id) && (pick < 0 || (id+int32(n))%7 == 0) {
+				pick = id
+			}
+		}
+		if pick < 0 {
+			t.Fatalf("nothing may follow after %d tokens", n)
+		}
+		if err := s.Accept(pick); errors.Is(err, ErrLimit) {
+			return
+		} else if err != nil {
+			t.Fatalf("allowed, but: %v", err)
+		}
+		if s.ended {
+			return
+		}
+	}
+}
+
+// TestUnspelledBytes: a vocabulary that cannot write a byte by itself never leads where only that
+// byte could follow.
+func TestUnspelledBytes(t *testing.T) {
+	lacking := newTable("\xf0\x9f", "né")
+	lacking.texts[0xA9] = "xx"
+	lacking.texts['z'] = "zz"
+	lacking.texts[0x9F] = ""
+	v := vocabulary(t, lacking)
+	if _, err := Compile(context.Background(), Spec{JSONSchema, `{"const":"z"}`}, v, Limits{}); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("a constant that cannot be written: %v", err)
+	}
+	g := compile(t, JSONSchema, `{"enum":["az","ab",1]}`, v)
+	s := g.NewState()
+	for _, c := range []byte(`"a`) {
+		if err := s.Accept(int32(c)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m, err := s.Mask(); err != nil || !allowed(m, 'b') || allowed(m, 'z') {
+		t.Errorf("after \"a: %v", err)
+	}
+	g = compile(t, JSONSchema, `{"type":"string"}`, v)
+	for first := range int32(lacking.Size()) {
+		s := g.NewState()
+		if err := s.Accept('"'); err != nil {
+			t.Fatal(err)
+		}
+		if s.Accept(first) != nil {
+			continue
+		}
+		if s.Done() {
+			continue
+		}
+		for s.Accept('"') != nil { // an unfinished character goes on until the quote can follow
+			m, err := s.Mask()
+			if err != nil {
+				t.Fatal(err)
+			}
+			pick := int32(255)
+			for ; !allowed(m, pick); pick-- {
+				if pick == 0 {
+					t.Fatalf("stuck after %q", lacking.texts[first])
+				}
+			}
+			if err := s.Accept(pick); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func TestVocabulary(t *testing.T) {
+	if _, err := NewVocabulary(common, common.Size()-1); err == nil {
+		t.Error("masks smaller than the vocabulary were taken")
+	}
+	if _, err := NewVocabulary(endless{common}, common.Size()); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("no end token: %v", err)
+	}
+	same := newTable(strings.Split(strings.Repeat("x ", 300), " ")...)
+	if _, err := NewVocabulary(same, same.Size()); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("300 equal tokens: %v", err)
+	}
+	twice := newTable("ab", "ab")
+	v := vocabulary(t, twice)
+	if v.Words() != (twice.Size()+3+31)/32 {
+		t.Errorf("%d words", v.Words())
+	}
+	g := compile(t, Regex, `ab|\x{7f}`, v)
+	s := g.NewState()
+	m, err := s.Mask()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id := range int32(v.Size()) {
+		want := id == 'a' || id == 0x7f || id == 256 || id == 257
+		if allowed(m, id) != want {
+			t.Errorf("token %d: %v", id, !want)
+		}
+	}
+	for _, id := range []int32{-1, twice.end(), twice.end() + 1, twice.end() + 2, 1 << 30} {
+		if err := s.Accept(id); !errors.Is(err, ErrRefused) {
+			t.Errorf("token %d: %v", id, err)
+		}
+	}
+}
+
+type endless struct{ table }
+
+func (endless) EOGs() []int32 { return nil }
+
+func TestCache(t *testing.T) {
+	v := vocabulary(t, common)
+	c := NewCache(v, Limits{}, 2, 1<<30)
+	get := func(source string) *Grammar {
+		t.Helper()
+		g, err := c.Compile(context.Background(), Spec{Regex, source})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	var wg sync.WaitGroup
+	got := make([]*Grammar, 16)
+	for i := range got {
+		wg.Go(func() {
+			g, err := c.Compile(context.Background(), Spec{Regex, `a[bc]{100}`})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			got[i] = g
+			s := g.NewState()
+			for _, id := range []int32{'a', 'b', 'c', 'b'} {
+				if m, err := s.Mask(); err != nil || !allowed(m, id) {
+					t.Error(err)
+				}
+				if err := s.Accept(id); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, g := range got {
+		if g != got[0] {
+			t.Fatal("the same spec was compiled twice")
+		}
+	}
+	b := get("b")
+	get(`a[bc]{100}`)
+	get("c") // b is the one that was not used for longest
+	if get(`a[bc]{100}`) != got[0] {
+		t.Error("the grammar used last was dropped")
+	}
+	if get("b") == b || len(c.order) != 2 || len(c.entries) != 2 {
+		t.Errorf("the oldest was kept, of %d", len(c.order))
+	}
+	small := NewCache(v, Limits{}, 100, 1)
+	for _, source := range []string{"a", "b", "c"} {
+		if _, err := small.Compile(context.Background(), Spec{Regex, source}); err != nil || len(small.order) != 1 {
+			t.Errorf("%d grammars within a byte (%v)", len(small.order), err)
+		}
+	}
+	for range 2 {
+		if _, err := c.Compile(context.Background(), Spec{Regex, "("}); !errors.Is(err, ErrUnsupported) {
+			t.Errorf("a failure: %v", err)
+		}
+	}
+	if len(c.order) != 2 || len(c.entries) != 2 {
+		t.Error("a failure was kept")
+	}
+}
