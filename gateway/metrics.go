@@ -35,6 +35,10 @@ var aliases = map[string][]string{
 	"quire_prefix_cache_query_tokens":     {"vllm:prefix_cache_queries", "vllm:gpu_prefix_cache_queries"},
 	"quire_prefix_cache_hit_tokens":       {"vllm:prefix_cache_hits", "vllm:gpu_prefix_cache_hits"},
 	"quire_preemptions":                   {"vllm:num_preemptions"},
+	"quire_drafts":                        {"vllm:spec_decode_num_drafts"},
+	"quire_draft_tokens":                  {"vllm:spec_decode_num_draft_tokens"},
+	"quire_accepted_draft_tokens":         {"vllm:spec_decode_num_accepted_tokens"},
+	"quire_accepted_draft_tokens_at":      {"vllm:spec_decode_num_accepted_tokens_per_pos"},
 	"quire_prompt_tokens":                 {"vllm:prompt_tokens"},
 	"quire_generated_tokens":              {"vllm:generation_tokens"},
 	"quire_requests":                      {"vllm:request_success"},
@@ -201,6 +205,10 @@ var (
 	descDamaged   = prometheus.NewDesc("quire_kv_disk_damaged_total", "Block files that were damaged and dropped.", modelLabel, nil)
 	descSwaps     = prometheus.NewDesc("quire_swaps_total", "Preemptions that count on copying blocks back.", modelLabel, nil)
 	descReturned  = prometheus.NewDesc("quire_requests_returned_total", "Preempted requests handed back to the leader.", modelLabel, nil)
+	descDrafts    = prometheus.NewDesc("quire_drafts_total", "Steps of choices that guessed tokens ahead.", modelLabel, nil)
+	descDrafted   = prometheus.NewDesc("quire_draft_tokens_total", "Tokens guessed ahead.", modelLabel, nil)
+	descAccepted  = prometheus.NewDesc("quire_accepted_draft_tokens_total", "Tokens guessed ahead that were right.", modelLabel, nil)
+	descPlace     = prometheus.NewDesc("quire_accepted_draft_tokens_at_total", "Tokens guessed ahead that were right, by their place among a step's.", []string{"model_name", "position"}, nil)
 	descSteps     = prometheus.NewDesc("quire_step_tokens", "Tokens computed a step.", modelLabel, nil)
 	descInfo      = prometheus.NewDesc("quire_kv_cache_info", "Always 1; the labels say how the KV cache is cut.", []string{"model_name", "block_size", "num_gpu_blocks"}, nil)
 	descReady     = prometheus.NewDesc("quire_workers_ready", "Workers attached to this gateway.", modelLabel, nil)
@@ -208,7 +216,7 @@ var (
 )
 
 func (c *workerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descUsage, descQueries, descHits, descPreempted, descHost, descDisk, descTier, descDamaged, descSwaps, descReturned, descSteps, descInfo, descReady, descInUse} {
+	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descUsage, descQueries, descHits, descPreempted, descHost, descDisk, descTier, descDamaged, descSwaps, descReturned, descDrafts, descDrafted, descAccepted, descPlace, descSteps, descInfo, descReady, descInUse} {
 		ch <- d
 	}
 }
@@ -242,6 +250,14 @@ func (c *workerCollector) Collect(ch chan<- prometheus.Metric) {
 			sum.DiskDamaged += s.DiskDamaged
 			sum.Swaps += s.Swaps
 			sum.Returned += s.Returned
+			sum.Drafts += s.Drafts
+			sum.DraftTokens += s.DraftTokens
+			for len(sum.AcceptedDraftTokens) < len(s.AcceptedDraftTokens) {
+				sum.AcceptedDraftTokens = append(sum.AcceptedDraftTokens, 0)
+			}
+			for i, n := range s.AcceptedDraftTokens {
+				sum.AcceptedDraftTokens[i] += n
+			}
 			sum.Steps += s.Steps
 			sum.StepTokens += s.StepTokens
 		}
@@ -269,6 +285,14 @@ func (c *workerCollector) Collect(ch chan<- prometheus.Metric) {
 		counter(descReturned, sum.Returned)
 		ch <- prometheus.MustNewConstMetric(descTier, prometheus.GaugeValue, float64(sum.HostBlocks), m.ID, "host")
 		ch <- prometheus.MustNewConstMetric(descTier, prometheus.GaugeValue, float64(sum.DiskBlocks), m.ID, "disk")
+		counter(descDrafts, sum.Drafts)
+		counter(descDrafted, sum.DraftTokens)
+		accepted := int64(0)
+		for i, n := range sum.AcceptedDraftTokens {
+			accepted += n
+			ch <- prometheus.MustNewConstMetric(descPlace, prometheus.CounterValue, float64(n), m.ID, strconv.Itoa(i))
+		}
+		counter(descAccepted, accepted)
 		// Workers count steps and tokens, not their distribution: a histogram of one bucket.
 		ch <- prometheus.MustNewConstHistogram(descSteps, uint64(sum.Steps), float64(sum.StepTokens), nil, m.ID)
 		ch <- prometheus.MustNewConstMetric(descInfo, prometheus.GaugeValue, 1, m.ID, strconv.Itoa(int(sum.BlockTokens)), strconv.Itoa(int(sum.TotalBlocks)))

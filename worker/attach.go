@@ -91,5 +91,6 @@ func (w *Worker) wireStats() *pb.WorkerStats {
 		HostHitTokens: s.Tiers.HostHits * int64(w.info.BlockTokens), DiskHitTokens: s.Tiers.DiskHits * int64(w.info.BlockTokens),
 		HostBlocks: int32(s.Tiers.Pages), DiskBlocks: int32(s.Disk.Pages), DiskDamaged: s.Disk.Damaged,
 		Swaps: s.Swaps, Returned: s.Returned,
+		Drafts: s.Drafts, DraftTokens: s.DraftTokens, AcceptedDraftTokens: s.AcceptedTokens[:w.settings.Engine.Speculate],
 	}
 }

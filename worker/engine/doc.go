@@ -8,8 +8,10 @@
 //
 //   - Sequences run in the order of (priority, arrival, choice). First each one that decodes gets its
 //     row, then prefills share what is left of the token budget, then waiting sequences are admitted.
+//
 //   - A sequence is admitted only if blocks for all its tokens are there now, and takes them at once,
 //     so that two half-filled prompts never wait for each other.
+//
 //   - A decode that finds no block preempts the last sequence in the order, never one before itself:
 //     the first can always go on, so the whole always makes progress. A preempted sequence keeps its
 //     tokens and is computed again later.

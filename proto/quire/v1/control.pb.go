@@ -1653,9 +1653,14 @@ type WorkerStats struct {
 	// Preemptions that count on copying the blocks back; the others compute them again.
 	Swaps int64 `protobuf:"varint,16,opt,name=swaps,proto3" json:"swaps,omitempty"`
 	// Preempted requests that were handed back to the leader.
-	Returned      int64 `protobuf:"varint,17,opt,name=returned,proto3" json:"returned,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Returned int64 `protobuf:"varint,17,opt,name=returned,proto3" json:"returned,omitempty"`
+	// How often a sequence's step guessed tokens, how many it guessed, and how many of them were right
+	// by their place among a step's.
+	Drafts              int64   `protobuf:"varint,18,opt,name=drafts,proto3" json:"drafts,omitempty"`
+	DraftTokens         int64   `protobuf:"varint,19,opt,name=draft_tokens,json=draftTokens,proto3" json:"draft_tokens,omitempty"`
+	AcceptedDraftTokens []int64 `protobuf:"varint,20,rep,packed,name=accepted_draft_tokens,json=acceptedDraftTokens,proto3" json:"accepted_draft_tokens,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *WorkerStats) Reset() {
@@ -1805,6 +1810,27 @@ func (x *WorkerStats) GetReturned() int64 {
 		return x.Returned
 	}
 	return 0
+}
+
+func (x *WorkerStats) GetDrafts() int64 {
+	if x != nil {
+		return x.Drafts
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetDraftTokens() int64 {
+	if x != nil {
+		return x.DraftTokens
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetAcceptedDraftTokens() []int64 {
+	if x != nil {
+		return x.AcceptedDraftTokens
+	}
+	return nil
 }
 
 // TokenEvent is news of one choice of one request.
@@ -2095,7 +2121,7 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\breceived\x18\x02 \x03(\x05R\breceived\"k\n" +
 	"\x0eAttachResponse\x12,\n" +
 	"\x06events\x18\x01 \x03(\v2\x14.quire.v1.TokenEventR\x06events\x12+\n" +
-	"\x05stats\x18\x02 \x01(\v2\x15.quire.v1.WorkerStatsR\x05stats\"\xc4\x04\n" +
+	"\x05stats\x18\x02 \x01(\v2\x15.quire.v1.WorkerStatsR\x05stats\"\xb3\x05\n" +
 	"\vWorkerStats\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\x05R\arunning\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\x05R\awaiting\x12\x1f\n" +
@@ -2118,7 +2144,10 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"diskBlocks\x12!\n" +
 	"\fdisk_damaged\x18\x0f \x01(\x03R\vdiskDamaged\x12\x14\n" +
 	"\x05swaps\x18\x10 \x01(\x03R\x05swaps\x12\x1a\n" +
-	"\breturned\x18\x11 \x01(\x03R\breturned\"\xa9\x04\n" +
+	"\breturned\x18\x11 \x01(\x03R\breturned\x12\x16\n" +
+	"\x06drafts\x18\x12 \x01(\x03R\x06drafts\x12!\n" +
+	"\fdraft_tokens\x18\x13 \x01(\x03R\vdraftTokens\x122\n" +
+	"\x15accepted_draft_tokens\x18\x14 \x03(\x03R\x13acceptedDraftTokens\"\xa9\x04\n" +
 	"\n" +
 	"TokenEvent\x12\x1d\n" +
 	"\n" +

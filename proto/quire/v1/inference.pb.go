@@ -119,7 +119,9 @@ type SamplingParams struct {
 	// As logprobs, for the prompt's tokens.
 	PromptLogprobs *int32 `protobuf:"varint,16,opt,name=prompt_logprobs,json=promptLogprobs,proto3,oneof" json:"prompt_logprobs,omitempty"`
 	// How many choices, 1 to 128. Default 1.
-	N             int32 `protobuf:"varint,17,opt,name=n,proto3" json:"n,omitempty"`
+	N int32 `protobuf:"varint,17,opt,name=n,proto3" json:"n,omitempty"`
+	// What the output must be. Unset: anything.
+	Constraint    *Constraint `protobuf:"bytes,18,opt,name=constraint,proto3" json:"constraint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -273,6 +275,115 @@ func (x *SamplingParams) GetN() int32 {
 	return 0
 }
 
+func (x *SamplingParams) GetConstraint() *Constraint {
+	if x != nil {
+		return x.Constraint
+	}
+	return nil
+}
+
+// Constraint restricts a choice's whole text, so that what ends with a stop is complete and valid.
+type Constraint struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*Constraint_JsonObject
+	//	*Constraint_JsonSchema
+	//	*Constraint_Regex
+	Kind          isConstraint_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Constraint) Reset() {
+	*x = Constraint{}
+	mi := &file_quire_v1_inference_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Constraint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Constraint) ProtoMessage() {}
+
+func (x *Constraint) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_inference_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Constraint.ProtoReflect.Descriptor instead.
+func (*Constraint) Descriptor() ([]byte, []int) {
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Constraint) GetKind() isConstraint_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *Constraint) GetJsonObject() bool {
+	if x != nil {
+		if x, ok := x.Kind.(*Constraint_JsonObject); ok {
+			return x.JsonObject
+		}
+	}
+	return false
+}
+
+func (x *Constraint) GetJsonSchema() string {
+	if x != nil {
+		if x, ok := x.Kind.(*Constraint_JsonSchema); ok {
+			return x.JsonSchema
+		}
+	}
+	return ""
+}
+
+func (x *Constraint) GetRegex() string {
+	if x != nil {
+		if x, ok := x.Kind.(*Constraint_Regex); ok {
+			return x.Regex
+		}
+	}
+	return ""
+}
+
+type isConstraint_Kind interface {
+	isConstraint_Kind()
+}
+
+type Constraint_JsonObject struct {
+	// Any JSON object.
+	JsonObject bool `protobuf:"varint,1,opt,name=json_object,json=jsonObject,proto3,oneof"`
+}
+
+type Constraint_JsonSchema struct {
+	// JSON that this JSON schema allows. docs/structured-output.md states the subset.
+	JsonSchema string `protobuf:"bytes,2,opt,name=json_schema,json=jsonSchema,proto3,oneof"`
+}
+
+type Constraint_Regex struct {
+	// Text that this regular expression matches from its beginning to its end.
+	Regex string `protobuf:"bytes,3,opt,name=regex,proto3,oneof"`
+}
+
+func (*Constraint_JsonObject) isConstraint_Kind() {}
+
+func (*Constraint_JsonSchema) isConstraint_Kind() {}
+
+func (*Constraint_Regex) isConstraint_Kind() {}
+
 // Message is one turn of a conversation, for the model's chat template.
 type Message struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -285,7 +396,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_quire_v1_inference_proto_msgTypes[1]
+	mi := &file_quire_v1_inference_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -297,7 +408,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[1]
+	mi := &file_quire_v1_inference_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -310,7 +421,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{1}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Message) GetRole() string {
@@ -343,7 +454,7 @@ type Messages struct {
 
 func (x *Messages) Reset() {
 	*x = Messages{}
-	mi := &file_quire_v1_inference_proto_msgTypes[2]
+	mi := &file_quire_v1_inference_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -355,7 +466,7 @@ func (x *Messages) String() string {
 func (*Messages) ProtoMessage() {}
 
 func (x *Messages) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[2]
+	mi := &file_quire_v1_inference_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -368,7 +479,7 @@ func (x *Messages) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Messages.ProtoReflect.Descriptor instead.
 func (*Messages) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{2}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Messages) GetMessages() []*Message {
@@ -387,7 +498,7 @@ type TokenIds struct {
 
 func (x *TokenIds) Reset() {
 	*x = TokenIds{}
-	mi := &file_quire_v1_inference_proto_msgTypes[3]
+	mi := &file_quire_v1_inference_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -399,7 +510,7 @@ func (x *TokenIds) String() string {
 func (*TokenIds) ProtoMessage() {}
 
 func (x *TokenIds) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[3]
+	mi := &file_quire_v1_inference_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -412,7 +523,7 @@ func (x *TokenIds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenIds.ProtoReflect.Descriptor instead.
 func (*TokenIds) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{3}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *TokenIds) GetIds() []int32 {
@@ -440,7 +551,7 @@ type GenerateRequest struct {
 
 func (x *GenerateRequest) Reset() {
 	*x = GenerateRequest{}
-	mi := &file_quire_v1_inference_proto_msgTypes[4]
+	mi := &file_quire_v1_inference_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -452,7 +563,7 @@ func (x *GenerateRequest) String() string {
 func (*GenerateRequest) ProtoMessage() {}
 
 func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[4]
+	mi := &file_quire_v1_inference_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -465,7 +576,7 @@ func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateRequest.ProtoReflect.Descriptor instead.
 func (*GenerateRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{4}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GenerateRequest) GetModel() string {
@@ -555,7 +666,7 @@ type TokenLogprob struct {
 
 func (x *TokenLogprob) Reset() {
 	*x = TokenLogprob{}
-	mi := &file_quire_v1_inference_proto_msgTypes[5]
+	mi := &file_quire_v1_inference_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -567,7 +678,7 @@ func (x *TokenLogprob) String() string {
 func (*TokenLogprob) ProtoMessage() {}
 
 func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[5]
+	mi := &file_quire_v1_inference_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -580,7 +691,7 @@ func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprob.ProtoReflect.Descriptor instead.
 func (*TokenLogprob) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{5}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TokenLogprob) GetTokenId() int32 {
@@ -608,7 +719,7 @@ type Logprobs struct {
 
 func (x *Logprobs) Reset() {
 	*x = Logprobs{}
-	mi := &file_quire_v1_inference_proto_msgTypes[6]
+	mi := &file_quire_v1_inference_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -620,7 +731,7 @@ func (x *Logprobs) String() string {
 func (*Logprobs) ProtoMessage() {}
 
 func (x *Logprobs) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[6]
+	mi := &file_quire_v1_inference_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -633,7 +744,7 @@ func (x *Logprobs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Logprobs.ProtoReflect.Descriptor instead.
 func (*Logprobs) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{6}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Logprobs) GetChosen() *TokenLogprob {
@@ -668,7 +779,7 @@ type GenerateResponse struct {
 
 func (x *GenerateResponse) Reset() {
 	*x = GenerateResponse{}
-	mi := &file_quire_v1_inference_proto_msgTypes[7]
+	mi := &file_quire_v1_inference_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -680,7 +791,7 @@ func (x *GenerateResponse) String() string {
 func (*GenerateResponse) ProtoMessage() {}
 
 func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[7]
+	mi := &file_quire_v1_inference_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -693,7 +804,7 @@ func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateResponse.ProtoReflect.Descriptor instead.
 func (*GenerateResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{7}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GenerateResponse) GetRequestId() string {
@@ -771,7 +882,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_quire_v1_inference_proto_msgTypes[8]
+	mi := &file_quire_v1_inference_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -783,7 +894,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[8]
+	mi := &file_quire_v1_inference_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -796,7 +907,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{8}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Usage) GetPromptTokens() int32 {
@@ -829,7 +940,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_quire_v1_inference_proto_msgTypes[9]
+	mi := &file_quire_v1_inference_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -841,7 +952,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[9]
+	mi := &file_quire_v1_inference_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -854,7 +965,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{9}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CancelRequest) GetRequestId() string {
@@ -872,7 +983,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_quire_v1_inference_proto_msgTypes[10]
+	mi := &file_quire_v1_inference_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +995,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[10]
+	mi := &file_quire_v1_inference_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +1008,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{10}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{11}
 }
 
 type TokenizeRequest struct {
@@ -912,7 +1023,7 @@ type TokenizeRequest struct {
 
 func (x *TokenizeRequest) Reset() {
 	*x = TokenizeRequest{}
-	mi := &file_quire_v1_inference_proto_msgTypes[11]
+	mi := &file_quire_v1_inference_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1035,7 @@ func (x *TokenizeRequest) String() string {
 func (*TokenizeRequest) ProtoMessage() {}
 
 func (x *TokenizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[11]
+	mi := &file_quire_v1_inference_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1048,7 @@ func (x *TokenizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenizeRequest.ProtoReflect.Descriptor instead.
 func (*TokenizeRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{11}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TokenizeRequest) GetModel() string {
@@ -970,7 +1081,7 @@ type TokenizeResponse struct {
 
 func (x *TokenizeResponse) Reset() {
 	*x = TokenizeResponse{}
-	mi := &file_quire_v1_inference_proto_msgTypes[12]
+	mi := &file_quire_v1_inference_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -982,7 +1093,7 @@ func (x *TokenizeResponse) String() string {
 func (*TokenizeResponse) ProtoMessage() {}
 
 func (x *TokenizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[12]
+	mi := &file_quire_v1_inference_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -995,7 +1106,7 @@ func (x *TokenizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenizeResponse.ProtoReflect.Descriptor instead.
 func (*TokenizeResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{12}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TokenizeResponse) GetTokenIds() []int32 {
@@ -1015,7 +1126,7 @@ type DetokenizeRequest struct {
 
 func (x *DetokenizeRequest) Reset() {
 	*x = DetokenizeRequest{}
-	mi := &file_quire_v1_inference_proto_msgTypes[13]
+	mi := &file_quire_v1_inference_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1027,7 +1138,7 @@ func (x *DetokenizeRequest) String() string {
 func (*DetokenizeRequest) ProtoMessage() {}
 
 func (x *DetokenizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[13]
+	mi := &file_quire_v1_inference_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1040,7 +1151,7 @@ func (x *DetokenizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetokenizeRequest.ProtoReflect.Descriptor instead.
 func (*DetokenizeRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{13}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DetokenizeRequest) GetModel() string {
@@ -1066,7 +1177,7 @@ type DetokenizeResponse struct {
 
 func (x *DetokenizeResponse) Reset() {
 	*x = DetokenizeResponse{}
-	mi := &file_quire_v1_inference_proto_msgTypes[14]
+	mi := &file_quire_v1_inference_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1189,7 @@ func (x *DetokenizeResponse) String() string {
 func (*DetokenizeResponse) ProtoMessage() {}
 
 func (x *DetokenizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[14]
+	mi := &file_quire_v1_inference_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1202,7 @@ func (x *DetokenizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetokenizeResponse.ProtoReflect.Descriptor instead.
 func (*DetokenizeResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{14}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DetokenizeResponse) GetText() string {
@@ -1109,7 +1220,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_quire_v1_inference_proto_msgTypes[15]
+	mi := &file_quire_v1_inference_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1232,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[15]
+	mi := &file_quire_v1_inference_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1245,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{15}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{16}
 }
 
 type Model struct {
@@ -1148,7 +1259,7 @@ type Model struct {
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_quire_v1_inference_proto_msgTypes[16]
+	mi := &file_quire_v1_inference_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1271,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[16]
+	mi := &file_quire_v1_inference_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1284,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{16}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Model) GetId() string {
@@ -1206,7 +1317,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_quire_v1_inference_proto_msgTypes[17]
+	mi := &file_quire_v1_inference_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1329,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[17]
+	mi := &file_quire_v1_inference_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1342,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{17}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -1245,7 +1356,7 @@ var File_quire_v1_inference_proto protoreflect.FileDescriptor
 
 const file_quire_v1_inference_proto_rawDesc = "" +
 	"\n" +
-	"\x18quire/v1/inference.proto\x12\bquire.v1\"\xf5\x05\n" +
+	"\x18quire/v1/inference.proto\x12\bquire.v1\"\xab\x06\n" +
 	"\x0eSamplingParams\x12%\n" +
 	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x13\n" +
 	"\x05top_k\x18\x02 \x01(\x05R\x04topK\x12\x18\n" +
@@ -1268,7 +1379,10 @@ const file_quire_v1_inference_proto_rawDesc = "" +
 	"logit_bias\x18\x0e \x03(\v2'.quire.v1.SamplingParams.LogitBiasEntryR\tlogitBias\x12\x1f\n" +
 	"\blogprobs\x18\x0f \x01(\x05H\x04R\blogprobs\x88\x01\x01\x12,\n" +
 	"\x0fprompt_logprobs\x18\x10 \x01(\x05H\x05R\x0epromptLogprobs\x88\x01\x01\x12\f\n" +
-	"\x01n\x18\x11 \x01(\x05R\x01n\x1a<\n" +
+	"\x01n\x18\x11 \x01(\x05R\x01n\x124\n" +
+	"\n" +
+	"constraint\x18\x12 \x01(\v2\x14.quire.v1.ConstraintR\n" +
+	"constraint\x1a<\n" +
 	"\x0eLogitBiasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x05R\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01B\x0e\n" +
@@ -1277,7 +1391,15 @@ const file_quire_v1_inference_proto_rawDesc = "" +
 	"\x13_repetition_penaltyB\a\n" +
 	"\x05_seedB\v\n" +
 	"\t_logprobsB\x12\n" +
-	"\x10_prompt_logprobs\"K\n" +
+	"\x10_prompt_logprobs\"r\n" +
+	"\n" +
+	"Constraint\x12!\n" +
+	"\vjson_object\x18\x01 \x01(\bH\x00R\n" +
+	"jsonObject\x12!\n" +
+	"\vjson_schema\x18\x02 \x01(\tH\x00R\n" +
+	"jsonSchema\x12\x16\n" +
+	"\x05regex\x18\x03 \x01(\tH\x00R\x05regexB\x06\n" +
+	"\x04kind\"K\n" +
 	"\aMessage\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\tR\acontent\x12\x12\n" +
@@ -1368,56 +1490,58 @@ func file_quire_v1_inference_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_inference_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quire_v1_inference_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_quire_v1_inference_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_quire_v1_inference_proto_goTypes = []any{
 	(FinishReason)(0),          // 0: quire.v1.FinishReason
 	(*SamplingParams)(nil),     // 1: quire.v1.SamplingParams
-	(*Message)(nil),            // 2: quire.v1.Message
-	(*Messages)(nil),           // 3: quire.v1.Messages
-	(*TokenIds)(nil),           // 4: quire.v1.TokenIds
-	(*GenerateRequest)(nil),    // 5: quire.v1.GenerateRequest
-	(*TokenLogprob)(nil),       // 6: quire.v1.TokenLogprob
-	(*Logprobs)(nil),           // 7: quire.v1.Logprobs
-	(*GenerateResponse)(nil),   // 8: quire.v1.GenerateResponse
-	(*Usage)(nil),              // 9: quire.v1.Usage
-	(*CancelRequest)(nil),      // 10: quire.v1.CancelRequest
-	(*CancelResponse)(nil),     // 11: quire.v1.CancelResponse
-	(*TokenizeRequest)(nil),    // 12: quire.v1.TokenizeRequest
-	(*TokenizeResponse)(nil),   // 13: quire.v1.TokenizeResponse
-	(*DetokenizeRequest)(nil),  // 14: quire.v1.DetokenizeRequest
-	(*DetokenizeResponse)(nil), // 15: quire.v1.DetokenizeResponse
-	(*ListModelsRequest)(nil),  // 16: quire.v1.ListModelsRequest
-	(*Model)(nil),              // 17: quire.v1.Model
-	(*ListModelsResponse)(nil), // 18: quire.v1.ListModelsResponse
-	nil,                        // 19: quire.v1.SamplingParams.LogitBiasEntry
+	(*Constraint)(nil),         // 2: quire.v1.Constraint
+	(*Message)(nil),            // 3: quire.v1.Message
+	(*Messages)(nil),           // 4: quire.v1.Messages
+	(*TokenIds)(nil),           // 5: quire.v1.TokenIds
+	(*GenerateRequest)(nil),    // 6: quire.v1.GenerateRequest
+	(*TokenLogprob)(nil),       // 7: quire.v1.TokenLogprob
+	(*Logprobs)(nil),           // 8: quire.v1.Logprobs
+	(*GenerateResponse)(nil),   // 9: quire.v1.GenerateResponse
+	(*Usage)(nil),              // 10: quire.v1.Usage
+	(*CancelRequest)(nil),      // 11: quire.v1.CancelRequest
+	(*CancelResponse)(nil),     // 12: quire.v1.CancelResponse
+	(*TokenizeRequest)(nil),    // 13: quire.v1.TokenizeRequest
+	(*TokenizeResponse)(nil),   // 14: quire.v1.TokenizeResponse
+	(*DetokenizeRequest)(nil),  // 15: quire.v1.DetokenizeRequest
+	(*DetokenizeResponse)(nil), // 16: quire.v1.DetokenizeResponse
+	(*ListModelsRequest)(nil),  // 17: quire.v1.ListModelsRequest
+	(*Model)(nil),              // 18: quire.v1.Model
+	(*ListModelsResponse)(nil), // 19: quire.v1.ListModelsResponse
+	nil,                        // 20: quire.v1.SamplingParams.LogitBiasEntry
 }
 var file_quire_v1_inference_proto_depIdxs = []int32{
-	19, // 0: quire.v1.SamplingParams.logit_bias:type_name -> quire.v1.SamplingParams.LogitBiasEntry
-	2,  // 1: quire.v1.Messages.messages:type_name -> quire.v1.Message
-	4,  // 2: quire.v1.GenerateRequest.prompt_token_ids:type_name -> quire.v1.TokenIds
-	3,  // 3: quire.v1.GenerateRequest.chat:type_name -> quire.v1.Messages
-	1,  // 4: quire.v1.GenerateRequest.sampling:type_name -> quire.v1.SamplingParams
-	6,  // 5: quire.v1.Logprobs.chosen:type_name -> quire.v1.TokenLogprob
-	6,  // 6: quire.v1.Logprobs.top:type_name -> quire.v1.TokenLogprob
-	7,  // 7: quire.v1.GenerateResponse.logprobs:type_name -> quire.v1.Logprobs
-	0,  // 8: quire.v1.GenerateResponse.finish_reason:type_name -> quire.v1.FinishReason
-	9,  // 9: quire.v1.GenerateResponse.usage:type_name -> quire.v1.Usage
-	17, // 10: quire.v1.ListModelsResponse.models:type_name -> quire.v1.Model
-	5,  // 11: quire.v1.Inference.Generate:input_type -> quire.v1.GenerateRequest
-	10, // 12: quire.v1.Inference.Cancel:input_type -> quire.v1.CancelRequest
-	12, // 13: quire.v1.Inference.Tokenize:input_type -> quire.v1.TokenizeRequest
-	14, // 14: quire.v1.Inference.Detokenize:input_type -> quire.v1.DetokenizeRequest
-	16, // 15: quire.v1.Inference.ListModels:input_type -> quire.v1.ListModelsRequest
-	8,  // 16: quire.v1.Inference.Generate:output_type -> quire.v1.GenerateResponse
-	11, // 17: quire.v1.Inference.Cancel:output_type -> quire.v1.CancelResponse
-	13, // 18: quire.v1.Inference.Tokenize:output_type -> quire.v1.TokenizeResponse
-	15, // 19: quire.v1.Inference.Detokenize:output_type -> quire.v1.DetokenizeResponse
-	18, // 20: quire.v1.Inference.ListModels:output_type -> quire.v1.ListModelsResponse
-	16, // [16:21] is the sub-list for method output_type
-	11, // [11:16] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	20, // 0: quire.v1.SamplingParams.logit_bias:type_name -> quire.v1.SamplingParams.LogitBiasEntry
+	2,  // 1: quire.v1.SamplingParams.constraint:type_name -> quire.v1.Constraint
+	3,  // 2: quire.v1.Messages.messages:type_name -> quire.v1.Message
+	5,  // 3: quire.v1.GenerateRequest.prompt_token_ids:type_name -> quire.v1.TokenIds
+	4,  // 4: quire.v1.GenerateRequest.chat:type_name -> quire.v1.Messages
+	1,  // 5: quire.v1.GenerateRequest.sampling:type_name -> quire.v1.SamplingParams
+	7,  // 6: quire.v1.Logprobs.chosen:type_name -> quire.v1.TokenLogprob
+	7,  // 7: quire.v1.Logprobs.top:type_name -> quire.v1.TokenLogprob
+	8,  // 8: quire.v1.GenerateResponse.logprobs:type_name -> quire.v1.Logprobs
+	0,  // 9: quire.v1.GenerateResponse.finish_reason:type_name -> quire.v1.FinishReason
+	10, // 10: quire.v1.GenerateResponse.usage:type_name -> quire.v1.Usage
+	18, // 11: quire.v1.ListModelsResponse.models:type_name -> quire.v1.Model
+	6,  // 12: quire.v1.Inference.Generate:input_type -> quire.v1.GenerateRequest
+	11, // 13: quire.v1.Inference.Cancel:input_type -> quire.v1.CancelRequest
+	13, // 14: quire.v1.Inference.Tokenize:input_type -> quire.v1.TokenizeRequest
+	15, // 15: quire.v1.Inference.Detokenize:input_type -> quire.v1.DetokenizeRequest
+	17, // 16: quire.v1.Inference.ListModels:input_type -> quire.v1.ListModelsRequest
+	9,  // 17: quire.v1.Inference.Generate:output_type -> quire.v1.GenerateResponse
+	12, // 18: quire.v1.Inference.Cancel:output_type -> quire.v1.CancelResponse
+	14, // 19: quire.v1.Inference.Tokenize:output_type -> quire.v1.TokenizeResponse
+	16, // 20: quire.v1.Inference.Detokenize:output_type -> quire.v1.DetokenizeResponse
+	19, // 21: quire.v1.Inference.ListModels:output_type -> quire.v1.ListModelsResponse
+	17, // [17:22] is the sub-list for method output_type
+	12, // [12:17] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_inference_proto_init() }
@@ -1426,7 +1550,12 @@ func file_quire_v1_inference_proto_init() {
 		return
 	}
 	file_quire_v1_inference_proto_msgTypes[0].OneofWrappers = []any{}
-	file_quire_v1_inference_proto_msgTypes[4].OneofWrappers = []any{
+	file_quire_v1_inference_proto_msgTypes[1].OneofWrappers = []any{
+		(*Constraint_JsonObject)(nil),
+		(*Constraint_JsonSchema)(nil),
+		(*Constraint_Regex)(nil),
+	}
+	file_quire_v1_inference_proto_msgTypes[5].OneofWrappers = []any{
 		(*GenerateRequest_Prompt)(nil),
 		(*GenerateRequest_PromptTokenIds)(nil),
 		(*GenerateRequest_Chat)(nil),
@@ -1437,7 +1566,7 @@ func file_quire_v1_inference_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_inference_proto_rawDesc), len(file_quire_v1_inference_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
