@@ -19,7 +19,7 @@ build: ## build bin/quire
 	@$(GO) build -o bin/quire ./cmd/quire
 
 run: build ## serve a model on this machine: HTTP on :8000, gRPC on :8001
-	@exec bin/quire dev
+	@exec bin/quire dev --pull
 
 test: ## run every test
 	$(GO) test -timeout 20m ./...
