@@ -29,6 +29,7 @@ type output struct {
 	term, index uint64
 	arrival     int64
 	revoked     bool // gateways hear nothing of it any more
+	returned    bool // because the engine handed it back
 	choices     []choice
 	prompt      []*pb.Logprobs
 	cached      int32
@@ -203,6 +204,15 @@ func (o *outbox) add(events []engine.Event, now time.Time) (ended []*pb.Finished
 		e := &events[i]
 		out := o.outputs[e.RequestID]
 		if out == nil {
+			continue
+		}
+		if e.Returned && (out.returned || !out.revoked) {
+			// As if it had never come: gateways hear nothing of its end.
+			out.revoked, out.returned = true, true
+			if e.Done {
+				o.end(out, now)
+				ended = append(ended, &pb.FinishedRequest{RequestId: out.id, Returned: true, Term: out.term, Index: out.index})
+			}
 			continue
 		}
 		c := &out.choices[e.Choice]

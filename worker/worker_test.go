@@ -729,3 +729,51 @@ func TestSettingsAreChecked(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestPreemptedGoesBack: a request that the engine preempts and cannot go on with is reported as
+// returned, the gateway hears nothing of an end, and it can be dispatched again.
+func TestPreemptedGoesBack(t *testing.T) {
+	l := newLeader(t, 1)
+	w := start(t, func(s *Settings) {
+		s.Engine.Blocks, s.Engine.ReturnAfter = 4, 1 // a nanosecond
+	}, l.address)
+	s := next(t, l.sessions, "session")
+	g := attach(t, w)
+	first, second := ask("a", 56), ask("bb", 50)
+	second.ArrivalUnixMs++
+	s.dispatch(t, 1, 1, first, second)
+	w.gate.let(-1)
+	var returned, ended bool
+	for !returned || !ended {
+		switch f := next(t, s.finished, "report"); {
+		case f.RequestId == "bb" && f.Returned && f.FinishReason == 0 && f.Index == 1 && !returned:
+			returned = true
+		case f.RequestId == "a" && f.FinishReason == pb.FinishReason_FINISH_REASON_LENGTH && !ended:
+			ended = true
+		default:
+			t.Fatalf("report is %v", f)
+		}
+	}
+	s.dispatch(t, 1, 2, second)
+	if f := next(t, s.finished, "report"); f.RequestId != "bb" || f.Returned || f.Index != 2 || f.Usage.GetCompletionTokens() != 50 {
+		t.Errorf("report is %v", f)
+	}
+	var got []int32
+	for done := false; !done; {
+		e := next(t, g.events, "event")
+		if e.RequestId != "bb" {
+			continue
+		}
+		if e.FinishReason == pb.FinishReason_FINISH_REASON_ABORT {
+			t.Fatalf("the gateway heard %v", e)
+		}
+		got = append(got[:e.First], e.TokenIds...)
+		done = e.RequestDone
+	}
+	if want := outputOf(second.Prompt, 50); !slices.Equal(got, want) {
+		t.Errorf("tokens are %v, want %v", got, want)
+	}
+	if n := w.Stats().Returned; n != 1 {
+		t.Errorf("%d returned, want 1", n)
+	}
+}

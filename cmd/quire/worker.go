@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"time"
@@ -28,6 +29,7 @@ type workerFlags struct {
 	kvHostBytes  int64
 	kvDisk       string
 	kvDiskBytes  int64
+	returnAfter  time.Duration
 	maxSequences int
 	batchTokens  int
 	prefixCache  bool
@@ -45,6 +47,7 @@ func (w *workerFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&w.kvDisk, "kv-disk", "", "folder of this worker's own for blocks evicted from host memory, kept over restarts; needs --kv-host-bytes")
 	f.Int64Var(&w.kvDiskBytes, "kv-disk-bytes", 10<<30, "most bytes in the --kv-disk folder")
 	f.IntVar(&w.maxSequences, "max-sequences", 64, "sequences that run at once")
+	f.DurationVar(&w.returnAfter, "return-after", 30*time.Second, "how long a preempted request may wait here before it goes back to the control plane; 0: for good")
 	f.IntVar(&w.batchTokens, "max-batch-tokens", 512, "tokens a step may carry: prefill chunks and decodes together")
 	f.IntVar(&w.speculate, "speculate", 0, "tokens a step may guess of a sequence from what it holds already; the output stays the same")
 	f.BoolVar(&w.prefixCache, "prefix-cache", true, "share the KV of equal prompt beginnings")
@@ -89,6 +92,7 @@ func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Durati
 			MaxBatchTokens: w.batchTokens,
 			PrefixCache:    w.prefixCache,
 			Speculate:      w.speculate,
+			ReturnAfter:    cmp.Or(w.returnAfter, -1),
 		},
 	}, dev, m)
 }

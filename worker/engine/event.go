@@ -21,6 +21,9 @@ type Event struct {
 	StopReason string
 	// Error says why a choice ended with an error or an abort.
 	Error string
+	// Returned is set on the last events of choices whose request was handed back: it did not end, and
+	// somebody else, or this engine if it is added again, can run it.
+	Returned bool
 	// CachedTokens are prompt tokens that came from the prefix cache.
 	CachedTokens int32
 	// Opening is set on the request's first event, with how long it waited from Add to its first step,

@@ -34,6 +34,8 @@ type planner struct {
 	hold      hold
 	scoreRows int   // prompt log-probabilities that the step being planned may still take
 	nextLine  int64 // earliest deadline among waiting sequences, 0 none
+	// nextReturn is when giveBack has to look next, 0 never; now is the time of the newest plan.
+	nextReturn, now int64
 
 	events []Event
 	done   []*request // ended since the owner last looked
@@ -95,7 +97,9 @@ func (p *planner) idle() bool {
 // plan decides the next step and fills p.batch; false if there is nothing to compute. now is in Unix
 // microseconds.
 func (p *planner) plan(now int64) bool {
+	p.now = now
 	p.expire(now)
+	p.giveBack(now)
 	st := &p.steps[(p.number+1)%uint64(len(p.steps))]
 	st.number, st.rows, st.seqs, st.draws = p.number+1, 0, st.seqs[:0], st.draws[:0]
 	p.scoreRows = p.ScoreRows
@@ -204,6 +208,12 @@ func (p *planner) makeRoom(s *sequence) (ok, preempted bool) {
 func (p *planner) preempt(s *sequence) {
 	p.count.preemptions++
 	s.preemptions++
+	if p.ReturnAfter > 0 {
+		s.preempted = max(p.now, 1)
+		if at := s.preempted + p.ReturnAfter.Microseconds(); p.nextReturn == 0 || at < p.nextReturn {
+			p.nextReturn = at
+		}
+	}
 	p.running.remove(s)
 	p.lower.drop(s)
 	p.choose(s)
@@ -380,6 +390,7 @@ func (p *planner) start(st *step, s *sequence, budget int, now int64) int {
 	}
 	p.dequeue(s)
 	p.lower.keep(s)
+	s.preempted = 0
 	s.state, s.published = stateRunning, cached-cached%p.BlockTokens
 	if below > 0 {
 		cached = min(cached+below*p.BlockTokens, len(s.tokens)-1)

@@ -92,6 +92,7 @@ type sequence struct {
 	quiet   int // drafts nothing before it has this many tokens
 
 	preemptions int
+	preempted   int64 // when it was and has not run since, Unix microseconds; 0 otherwise
 	bypassed    int
 	faults      int
 	incident    int64 // the failure it was last part of

@@ -52,6 +52,7 @@ type heard struct {
 	cached   int32
 	opened   int
 	done     bool
+	returned bool
 	usage    Usage
 }
 
@@ -219,6 +220,7 @@ func (r *rig) hear() {
 			h.opened++
 		}
 		h.finish, h.why, h.message, h.cached = e.Finish, e.StopReason, e.Error, e.CachedTokens
+		h.returned = h.returned || e.Returned
 		if e.Done {
 			h.done, h.usage = true, e.Usage
 			r.log = append(r.log, e.RequestID)

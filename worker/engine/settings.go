@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/quire-serve/quire/device"
 )
@@ -40,6 +41,9 @@ type Settings struct {
 	// MaxBypass is how many later sequences may start before one that does not fit. Default 32;
 	// negative is none.
 	MaxBypass int
+	// ReturnAfter is how long a preempted request may wait to go on before it is handed back. Default
+	// 30 s; negative keeps it for good.
+	ReturnAfter time.Duration
 
 	// Depth is how many steps may be with the device: 2 (default) plans ahead, 1 does not.
 	Depth int
@@ -85,6 +89,9 @@ func (s Settings) WithDefaults() Settings {
 	set(&s.MaxBypass, 32)
 	set(&s.Depth, 2)
 	set(&s.TraceSteps, 256)
+	if s.ReturnAfter == 0 {
+		s.ReturnAfter = 30 * time.Second
+	}
 	if s.Logger == nil {
 		s.Logger = slog.Default()
 	}
