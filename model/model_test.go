@@ -162,7 +162,7 @@ func TestLoadRefuses(t *testing.T) {
 		f := newFixture(c.arch)
 		c.change(f)
 		options := cpu.Options{Threads: 1}
-		if c.is == device.ErrMemory {
+		if errors.Is(c.is, device.ErrMemory) {
 			options.MemoryBytes = 100_000
 		}
 		dev, err := cpu.Open(options)

@@ -170,7 +170,10 @@ func (r *Runner) compute(b *device.Batch) (out result) {
 	}
 	out.uses = map[int32]use{}
 	for _, cp := range b.Copies {
-		out.uses[cp.From], out.uses[cp.To] = out.uses[cp.From], use{written: true}
+		if _, ok := out.uses[cp.From]; !ok {
+			out.uses[cp.From] = use{}
+		}
+		out.uses[cp.To] = use{written: true}
 	}
 	r.rows += len(b.Tokens)
 	owner := make([]int, len(b.Tokens)) // sequence of each row
