@@ -74,6 +74,11 @@ func serveDev(cmd *cobra.Command, s serverFlags, w workerFlags, name, prompt str
 	if err != nil {
 		return err
 	}
+	stopDebug, err := serveDebug(cmd, w.debug, node)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stopDebug()) }()
 	info := dev.Info()
 	fmt.Fprintf(out, "%s: kernels %s, %d threads\n", info.Description, info.Path, info.Threads)
 

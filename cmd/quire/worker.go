@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -34,6 +35,7 @@ type workerFlags struct {
 	batchTokens  int
 	prefixCache  bool
 	speculate    int
+	debug        string
 }
 
 func (w *workerFlags) flags(cmd *cobra.Command) {
@@ -50,6 +52,7 @@ func (w *workerFlags) flags(cmd *cobra.Command) {
 	f.DurationVar(&w.returnAfter, "return-after", 30*time.Second, "how long a preempted request may wait here before it goes back to the control plane; 0: for good")
 	f.IntVar(&w.batchTokens, "max-batch-tokens", 512, "tokens a step may carry: prefill chunks and decodes together")
 	f.IntVar(&w.speculate, "speculate", 0, "tokens a step may guess of a sequence from what it holds already; the output stays the same")
+	f.StringVar(&w.debug, "debug", "", "address for /debug/steps and pprof, say 127.0.0.1:6060; it names requests and has no access control (default: off)")
 	f.BoolVar(&w.prefixCache, "prefix-cache", true, "share the KV of equal prompt beginnings")
 }
 
@@ -122,8 +125,12 @@ func newWorker() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			stopDebug, err := serveDebug(cmd, w.debug, node)
+			if err != nil {
+				return err
+			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "worker %s: %s on %s, kernels %s, %d threads; tokens on %s\n", w.id, m.ID, dev.Info().Name, dev.Info().Path, dev.Info().Threads, node.Info().GetAddress())
-			return node.Run(cmd.Context())
+			return errors.Join(node.Run(cmd.Context()), stopDebug())
 		},
 	}
 	w.flags(cmd)

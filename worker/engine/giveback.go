@@ -17,6 +17,7 @@ func (p *planner) giveBack(now int64) {
 		switch {
 		case s.preempted == 0:
 		case len(p.running) > 0 && now >= at && s.stuck():
+			p.note(noteReturned, s, len(s.tokens))
 			// Its choices leave the queue with it; those before s are behind us.
 			p.endReturned(s.request)
 			i = 0

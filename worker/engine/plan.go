@@ -43,6 +43,7 @@ type planner struct {
 
 	count  counters
 	trace  *StepTrace // of the step being planned
+	cause  string     // request that blocks are being taken for
 	ring   []StepTrace
 	traced uint64
 	load   loads
@@ -98,12 +99,12 @@ func (p *planner) idle() bool {
 // microseconds.
 func (p *planner) plan(now int64) bool {
 	p.now = now
-	p.expire(now)
-	p.giveBack(now)
 	st := &p.steps[(p.number+1)%uint64(len(p.steps))]
 	st.number, st.rows, st.seqs, st.draws = p.number+1, 0, st.seqs[:0], st.draws[:0]
 	p.scoreRows = p.ScoreRows
 	p.startTrace(st)
+	p.expire(now)
+	p.giveBack(now)
 	p.copyUp()
 	p.fork(st)
 	switch {
@@ -194,7 +195,9 @@ func (p *planner) makeRoom(s *sequence) (ok, preempted bool) {
 			return false, preempted
 		}
 		victim := p.running.last()
+		p.cause = s.id
 		p.preempt(victim)
+		p.cause = ""
 		preempted = true
 		if victim == s {
 			return false, true
@@ -461,6 +464,7 @@ func (p *planner) expire(now int64) {
 			continue
 		}
 		if now >= s.deadline*1000 {
+			p.note(noteExpired, s, len(s.tokens))
 			// Its siblings stand behind it and leave the queue with it.
 			p.endRequest(s.request, pb.FinishReason_FINISH_REASON_ERROR, "deadline passed before the request could start")
 			p.count.expired++

@@ -732,7 +732,10 @@ func TestTraces(t *testing.T) {
 	r.finish()
 	traces := r.p.traces(1000)
 	if first := traces[0]; first.Step != 1 || first.Prefills != 2 || first.Rows != 160 || first.Running != 2 ||
-		!slices.Equal(first.Notes, []Note{{"a", 0, noteAdmitted, 0}, {"b", 0, noteAdmitted, 0}}) {
+		!slices.Equal(first.Notes, []Note{
+			{RequestID: "a", Reason: noteAdmitted}, {RequestID: "b", Reason: noteAdmitted},
+			{RequestID: "a", Reason: notePrefill, N: 80}, {RequestID: "b", Reason: notePrefill, N: 80},
+		}) {
 		t.Errorf("the first step's trace is %+v", first)
 	}
 	var notes []string

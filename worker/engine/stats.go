@@ -57,24 +57,47 @@ type TierStats struct {
 type Reason uint8
 
 const (
-	noteAdmitted  Reason = iota + 1 // started or resumed; N is how many tokens the cache had
-	notePreempted                   // gave its blocks to one before it; N is how many tokens it had
-	noteStalled                     // skipped until blocks in flight come back
-	noteNoBlocks                    // could not start: N tokens do not fit now
-	noteSwapped                     // as preempted; its blocks are to come back from below
-	noteFetching                    // did not start: blocks of its N tokens are coming from a lower tier
+	noteAdmitted Reason = iota + 1
+	notePreempted
+	noteStalled
+	noteNoBlocks
+	noteSwapped
+	noteFetching
+	noteLifting
+	notePrefill
+	noteReturned
+	noteExpired
 )
 
-func (r Reason) String() string {
-	return [...]string{"", "admitted", "preempted", "stalled", "no blocks", "swapped", "fetching"}[r]
+// reasons are the words for each, and why it happens.
+var reasons = [...]struct{ what, why string }{
+	{},
+	{"admitted", "there was room for all its tokens; so many of them were cached"},
+	{"preempted", "one before it in the order needed its blocks; computing them again costs less than copying, or nothing is below the device"},
+	{"stalled", "blocks that it can take are still being written"},
+	{"no blocks", "so many tokens do not fit now"},
+	{"swapped", "one before it in the order needed its blocks; copying them down and up costs less than computing them again"},
+	{"fetching", "blocks of its tokens are on their way to host memory, from disk or for one with the same prefix"},
+	{"copying up", "so many of its blocks lie in host memory, and copying costs less than computing"},
+	{"prefill", "so many tokens of its prompt are computed in this step"},
+	{"returned", "preempted, and no room to go on within the bound"},
+	{"expired", "its deadline passed before it could start"},
 }
+
+func (r Reason) String() string { return reasons[r].what }
+
+// Why is a sentence's worth of explanation.
+func (r Reason) Why() string { return reasons[r].why }
 
 // Note is what happened to one sequence in a step.
 type Note struct {
 	RequestID string
 	Choice    int32
 	Reason    Reason
-	N         int
+	// N is a number of tokens, or of blocks that are copied up; Reason.Why says which.
+	N int
+	// For is the request that a preempted one made room for.
+	For string
 }
 
 // StepTrace says what a step computed and why.
@@ -86,8 +109,10 @@ type StepTrace struct {
 	Drafts           int // guessed ones among them
 	Running, Waiting int
 	FreeBlocks       int
-	Plan             time.Duration // to plan it
-	Notes            []Note
+	// Blocks copied from lower tiers and to them while the step was planned.
+	CopiedUp, CopiedDown int
+	Plan                 time.Duration // to plan it
+	Notes                []Note
 }
 
 // maxNotes bounds a step's notes.
@@ -105,7 +130,7 @@ func (p *planner) startTrace(st *step) {
 
 func (p *planner) note(why Reason, s *sequence, n int) {
 	if len(p.trace.Notes) < maxNotes {
-		p.trace.Notes = append(p.trace.Notes, Note{RequestID: s.id, Choice: s.choice, Reason: why, N: n})
+		p.trace.Notes = append(p.trace.Notes, Note{RequestID: s.id, Choice: s.choice, Reason: why, N: n, For: p.cause})
 	}
 }
 
@@ -117,6 +142,7 @@ func (p *planner) endTrace(st *step) {
 			t.Decodes++
 		} else {
 			t.Prefills++
+			p.note(notePrefill, s, s.rows)
 		}
 	}
 	t.Rows, t.Running, t.Waiting, t.FreeBlocks = st.rows, len(p.running), len(p.waiting), p.pool.Free()

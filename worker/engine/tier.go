@@ -134,6 +134,7 @@ func (p *planner) lift(s *sequence, first, n int) int {
 	if len(s.lifted) == 0 {
 		return 0
 	}
+	p.note(noteLifting, s, len(s.lifted))
 	s.loadFirst, s.loadAfter = first, p.number
 	l.loading = append(l.loading, s)
 	return len(s.lifted)
@@ -178,6 +179,7 @@ func (p *planner) copyUp() {
 			}
 			l.Cache.Unpin(s.kv.Hashes()[s.loadFirst+n])
 			left--
+			p.trace.CopiedUp++
 		}
 		s.loadFirst += n
 		s.lifted = slices.Delete(s.lifted, 0, n)
@@ -223,7 +225,9 @@ func (p *planner) copyDown() {
 		l.Cache.Commit(e.Hash, err == nil)
 		if err != nil {
 			l.failed("down", err)
+			continue
 		}
+		p.trace.CopiedDown++
 	}
 	l.changes = l.Cache.Changes(l.changes[:0])
 	for _, c := range l.changes {
