@@ -72,7 +72,7 @@ func TestImportDirection(t *testing.T) {
 		{"scheduler", []string{"scheduler", "kvcache", "proto"}, "the control plane never links a device or a model"},
 		{"worker", []string{"worker", "kvcache", "model", "device", "proto"}, "a worker knows no gateway and no Raft"},
 		{"worker/grammar", []string{"model/tokenizer"}, "what text may follow depends on the grammar and the tokens alone, so that a stream can go on elsewhere"},
-		{"gateway", []string{"gateway", "proto", "model/tokenizer", "model/chat"}, "the front door turns text into tokens and back; it never loads weights"},
+		{"gateway", []string{"gateway", "proto", "model/tokenizer", "model/chat", "worker/grammar"}, "the front door turns text into tokens and back, and refuses what no grammar can be made of; it never loads weights"},
 		{"bench", []string{"bench"}, "the harness sees Quire as a client does"},
 	}
 	for _, p := range packages(t) {

@@ -18,6 +18,8 @@ type call struct {
 	model   *served
 	prompts []prompt
 	params  *pb.SamplingParams
+	// constraint names the parameter that params.Constraint comes from, in errors.
+	constraint string
 	// whole calls are answered once, at their end.
 	whole       bool
 	skipSpecial bool

@@ -60,7 +60,7 @@ func (g *Gateway) chatCall(f *fields, id string) (*call, writer, *apiError) {
 		}
 		p.Logprobs = &top
 	}
-	c := &call{id: id, model: m, params: p}
+	c := &call{id: id, model: m, params: p, constraint: f.responseFormat(p)}
 	usage := f.common(c)
 	if f.err != nil {
 		return nil, nil, f.err

@@ -121,6 +121,7 @@ type served struct {
 	Model
 	meters      *meters
 	fingerprint string
+	grammars    grammars
 }
 
 // Gateway serves clients. Make one with New, keep Run running, and serve Handler over HTTP and

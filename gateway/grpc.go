@@ -76,7 +76,7 @@ func (g *Gateway) generateCall(req *pb.GenerateRequest) (*call, *apiError) {
 	if params.PromptLogprobs != nil {
 		return nil, unsupported("prompt_logprobs", "prompt_logprobs has no place in Generate's answer")
 	}
-	c := &call{id: id, model: m, params: params, skipSpecial: true}
+	c := &call{id: id, model: m, params: params, constraint: "constraint", skipSpecial: true}
 	var ids []int32
 	param := "prompt"
 	switch input := req.Input.(type) {

@@ -297,12 +297,6 @@ func (f *fields) refuseCommon() {
 	for _, name := range []string{"guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"} {
 		f.refuse(name)
 	}
-	if format, ok := f.object("response_format"); ok {
-		kind, _ := format.text("type")
-		if kind != "text" {
-			f.fail(unsupported("response_format", "response_format of type %q is not supported; only \"text\" is", clip(kind, 32)))
-		}
-	}
 }
 
 // maxTokens reads a bound on the output.
@@ -351,6 +345,9 @@ func (g *Gateway) modelOf(f *fields) (*served, *apiError) {
 // errors.
 func (g *Gateway) settle(c *call, param string, explicit bool) *apiError {
 	if e := checkSampling(c.params, c.model.Tokenizer.Size()); e != nil {
+		return e
+	}
+	if e := c.model.checkConstraint(c.params.Constraint, c.constraint); e != nil {
 		return e
 	}
 	if c.params.Seed == nil {

@@ -58,6 +58,7 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 		Tiers:  tiers,
 		Runner: runner, ContextLength: m.Context, Vocab: m.Config.Vocab,
 		EOS: m.Tokenizer.EOGs(), Stops: engine.TextStops(m.Tokenizer),
+		Constrain: engine.Grammars(m.Tokenizer, m.Config.Vocab),
 	}, &pb.WorkerInfo{
 		Model: m.ID, Device: i.Name + " " + i.Path, ModelPath: m.Path, ModelDigest: m.Digest,
 	})

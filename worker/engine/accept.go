@@ -7,12 +7,29 @@ import (
 
 	"github.com/quire-serve/quire/device"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/worker/grammar"
 )
 
 // errStep is reported to requests whose step failed on the device.
 var errStep = errors.New("engine: step failed")
 
-// add takes a request that Engine.Add has checked.
+// join takes a request that Engine.Add has checked, and if it is constrained its grammar or why
+// there is none.
+func (p *planner) join(r *request, g *grammar.Grammar, err error) {
+	if r.live == 0 {
+		return // ended while it was compiled
+	}
+	if r.spec != nil && err == nil {
+		err = r.bind(g)
+	}
+	if err != nil {
+		p.endRequest(r, pb.FinishReason_FINISH_REASON_ERROR, err.Error())
+		return
+	}
+	p.add(r)
+}
+
+// add queues the choices of r.
 func (p *planner) add(r *request) {
 	for _, s := range r.choices {
 		// Tokens from elsewhere may have been the last ones.
@@ -47,6 +64,9 @@ func (p *planner) replay(s *sequence) (reason pb.FinishReason, why string) {
 			s.tokens = s.tokens[:i+1]
 			return reason, why
 		}
+	}
+	if s.constrained() && s.text.Done() {
+		return pb.FinishReason_FINISH_REASON_STOP, ""
 	}
 	return 0, ""
 }
@@ -155,7 +175,17 @@ func (p *planner) take(s *sequence, token int32, logprobs *pb.Logprobs, now int6
 		e.PromptLogprobs, s.scores = s.scores, nil
 		s.scored = s.prompt
 	}
-	if reason, why := s.stop(i, token); reason != 0 {
+	reason, why := s.stop(i, token)
+	if s.constrained() {
+		if err := s.follow(token); err != nil {
+			p.end(s, e, pb.FinishReason_FINISH_REASON_ERROR, "", err.Error())
+			return
+		}
+		if reason == 0 && s.text.Done() {
+			reason = pb.FinishReason_FINISH_REASON_STOP
+		}
+	}
+	if reason != 0 {
 		p.end(s, e, reason, why, "")
 	}
 }

@@ -10,7 +10,7 @@ import (
 func (p *planner) build(st *step) {
 	b := &p.batch
 	b.Tokens, b.Positions, b.Seqs, b.Tables = b.Tokens[:0], b.Positions[:0], b.Seqs[:0], b.Tables[:0]
-	b.Samples, b.History, b.Bias = b.Samples[:0], b.History[:0], b.Bias[:0]
+	b.Samples, b.History, b.Bias, b.Masks = b.Samples[:0], b.History[:0], b.Bias[:0], b.Masks[:0]
 	b.Copies = append(b.Copies[:0], p.copies...)
 	p.copies = p.copies[:0]
 	for _, s := range st.seqs {
@@ -66,7 +66,7 @@ func (p *planner) build(st *step) {
 func (p *planner) draw(st *step, s *sequence, row int) {
 	b := &p.batch
 	s.pending++
-	x := p.sample(s, row, s.computed)
+	x := p.sample(s, row, s.computed, s.mask)
 	if s.penalised {
 		x.HistoryStart = int32(len(b.History))
 		x.HistoryPrompt = x.HistoryStart + int32(s.prompt)
@@ -78,8 +78,9 @@ func (p *planner) draw(st *step, s *sequence, row int) {
 	st.draws = append(st.draws, draw{seq: s})
 }
 
-// sample is how s draws its token at position, but for the history.
-func (p *planner) sample(s *sequence, row, position int) device.Sample {
+// sample is how s draws its token at position, among those of mask if it is constrained, but for the
+// history.
+func (p *planner) sample(s *sequence, row, position int, mask []uint32) device.Sample {
 	b := &p.batch
 	x := s.sample
 	x.Row = int32(row)
@@ -93,6 +94,10 @@ func (p *planner) sample(s *sequence, row, position int) device.Sample {
 		x.BiasStart = int32(len(b.Bias))
 		b.Bias = append(b.Bias, bias...)
 		x.BiasEnd = int32(len(b.Bias))
+	}
+	if s.constrained() {
+		x.Mask = int32(len(b.Masks) / len(mask))
+		b.Masks = append(b.Masks, mask...)
 	}
 	return x
 }

@@ -61,7 +61,7 @@ func (m *real) rig(t *testing.T, s Settings, edit ...func(*Model)) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _, _ = runner.Close(), pages.Close() })
-	em := Model{Runner: runner, ContextLength: m.Context, Vocab: m.Config.Vocab, EOS: m.Tokenizer.EOGs(), Stops: TextStops(m.Tokenizer)}
+	em := Model{Runner: runner, ContextLength: m.Context, Vocab: m.Config.Vocab, EOS: m.Tokenizer.EOGs(), Stops: TextStops(m.Tokenizer), Constrain: Grammars(m.Tokenizer, m.Config.Vocab)}
 	for _, e := range edit {
 		e(&em)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/quire-serve/quire/device"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/worker/grammar"
 )
 
 // Engine runs requests on one device. Add, Abort and the rest may be called from any goroutine;
@@ -19,6 +20,8 @@ type Engine struct {
 	model    Model
 	sink     Sink
 	wake     chan struct{}
+	// uncompiled has room for every request that may wait.
+	uncompiled chan *request
 
 	// Owned by Run.
 	plan   *planner
@@ -31,18 +34,24 @@ type Engine struct {
 	queuedTokens   int
 	number         uint64
 	closed         bool // refuses everything new
-	waiters        []waiter
-	stats          Stats
+	// Requests whose constraint is being compiled, and their prompt tokens.
+	compiling       int
+	compilingTokens int64
+	waiters         []waiter
+	stats           Stats
 }
 
 // command is something for the loop to do, in order.
 type command struct {
-	add    *request
-	abort  string
-	reason string
-	hold   *holdCommand
-	trace  chan<- []StepTrace
-	traceN int
+	add *request
+	// of a constrained request: its grammar, or why there is none
+	grammar *grammar.Grammar
+	err     error
+	abort   string
+	reason  string
+	hold    *holdCommand
+	trace   chan<- []StepTrace
+	traceN  int
 }
 
 type holdCommand struct {
@@ -75,7 +84,7 @@ func New(s Settings, m Model, sink Sink) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("engine: %w", err)
 	}
-	e := &Engine{settings: s, model: m, sink: sink, wake: make(chan struct{}, 1), plan: p, live: map[string]*request{}}
+	e := &Engine{settings: s, model: m, sink: sink, wake: make(chan struct{}, 1), uncompiled: make(chan *request, s.QueueRequests), plan: p, live: map[string]*request{}}
 	e.stats = e.plan.stats()
 	return e, nil
 }
@@ -107,12 +116,23 @@ func (e *Engine) Add(r *pb.Request) error {
 	case e.queuedTokens > 0 && e.queuedTokens+q.prompt > e.settings.QueueTokens:
 		return fmt.Errorf("%w: %d prompt tokens wait, the limit is %d", ErrQueueFull, e.queuedTokens, e.settings.QueueTokens)
 	}
+	if q.spec != nil {
+		select {
+		case e.uncompiled <- q:
+		default: // aborted ones still stand there
+			return fmt.Errorf("%w: %d constraints wait to be compiled", ErrQueueFull, cap(e.uncompiled))
+		}
+		e.compiling++
+		e.compilingTokens += int64(q.prompt)
+	}
 	e.number++
 	q.number = e.number
 	e.live[q.id] = q
 	e.queuedRequests++
 	e.queuedTokens += q.prompt
-	e.send(command{add: q})
+	if q.spec == nil {
+		e.send(command{add: q})
+	}
 	return nil
 }
 
@@ -144,6 +164,8 @@ func (e *Engine) Stats() Stats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	s := e.stats
+	s.Waiting += e.compiling
+	s.PendingPrefill += e.compilingTokens
 	// Requests that the loop has not seen yet wait too.
 	for _, c := range e.inbox {
 		if c.add != nil {
@@ -258,6 +280,7 @@ func (e *Engine) signal() {
 // live then get no further events: [Engine.Live] names them, for others to go on with. It returns an
 // error if the device is gone for good, and leaves the requests in the same way. Run is called once.
 func (e *Engine) Run(ctx context.Context) error {
+	defer e.startCompilers(ctx)()
 	var commands []command
 	var timer *time.Timer
 	p := e.plan
@@ -321,7 +344,7 @@ func (e *Engine) obey(buffer []command) []command {
 	for _, c := range commands {
 		switch {
 		case c.add != nil:
-			e.plan.add(c.add)
+			e.plan.join(c.add, c.grammar, c.err)
 		case c.abort != "":
 			e.mu.Lock()
 			r := e.live[c.abort]

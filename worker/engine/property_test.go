@@ -110,12 +110,17 @@ func drawRequest(t *rapid.T, i, context, vocab int) *pb.Request {
 		sp.Temperature = &one
 	}
 	q.Priority = rapid.SampledFrom([]int32{0, 0, 0, -1, 2}).Draw(t, "priority")
+	if rapid.IntRange(0, 4).Draw(t, "constrained") == 0 {
+		// a is in every vocabulary.
+		matching(rapid.SampledFrom([]string{"a{3,9}", "(a|b|cd)*", "[a-m]{0,20}aa"}).Draw(t, "expression"))(q)
+	}
 	switch rapid.IntRange(0, 9).Draw(t, "kind") {
 	case 0:
 		sp.N = int32(rapid.IntRange(2, 5).Draw(t, "n"))
 	case 1:
 		sp.PresencePenalty = 0.5
 	case 2:
+		sp.Constraint = nil // together they could leave nothing to draw
 		sp.MinTokens = int32(rapid.IntRange(0, int(sp.MaxTokens)).Draw(t, "min tokens"))
 		sp.StopTokenIds = []int32{1, 2, 4, 5, 6, 7, 8, 9}
 		if vocab < 10 {
@@ -137,7 +142,7 @@ func drawRequest(t *rapid.T, i, context, vocab int) *pb.Request {
 	case 8:
 		// Generated elsewhere: a prefix of what it would give.
 		sp.N = int32(rapid.IntRange(1, 3).Draw(t, "n"))
-		m := Model{EOS: endings(vocab), Stops: letters, Vocab: vocab}
+		m := Model{EOS: endings(vocab), Stops: letters, Vocab: vocab, Constrain: Grammars(letterTokens{vocab, endings(vocab)}, vocab)}
 		for c := range int(sp.N) {
 			out, _ := undisturbed(q, c, &m, context)
 			out = out[:rapid.IntRange(0, len(out)).Draw(t, "given")]

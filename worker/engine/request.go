@@ -8,6 +8,7 @@ import (
 	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/kvcache"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/worker/grammar"
 )
 
 // Limits of a request's fields.
@@ -41,7 +42,8 @@ type request struct {
 	eos       []int32
 	stopIDs   []int32
 	stops     []string
-	score     int32 // prompt log-probabilities wanted, as Sample.Logprobs
+	spec      *grammar.Spec // what the output must be, nil for anything
+	score     int32         // prompt log-probabilities wanted, as Sample.Logprobs
 
 	choices []*sequence
 	live    int   // choices without a terminal event
@@ -84,6 +86,10 @@ type sequence struct {
 	loadAfter uint64 // step after which that may be done
 	fetched   int    // pages read from disk for it
 	forgone   int    // blocks up to which what it generated is not copied down, 0 without any
+
+	text  grammar.State // of a constrained sequence, after its tokens
+	mask  []uint32      // what may follow them
+	masks [][]uint32    // what may follow each draft
 
 	repeats repeats
 	drafts  []int32 // guesses in the newest step, not verified yet
@@ -142,7 +148,7 @@ func (s *sequence) generated() int { return len(s.tokens) - s.prompt }
 // its pages are under way, or the result of a step in flight must say first which token is next.
 func (s *sequence) want() int {
 	n := len(s.tokens) + s.pending
-	if n >= s.limit || s.loading() || len(s.drafts) > 0 {
+	if n >= s.limit || s.loading() || len(s.drafts) > 0 || s.constrained() && s.pending > 0 {
 		return 0
 	}
 	return n - s.computed
@@ -226,6 +232,8 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		return nil, invalid("logprobs is %d, must be 0 to %d", *sp.Logprobs, maxLogprobs)
 	case logprobs(sp.PromptLogprobs) < -1 || logprobs(sp.PromptLogprobs) > maxLogprobs:
 		return nil, invalid("prompt_logprobs is %d, must be 0 to %d", *sp.PromptLogprobs, maxLogprobs)
+	case sp.Constraint != nil && m.Constrain == nil:
+		return nil, invalid("constraint needs a tokenizer, and the model has none")
 	case len(r.Generated) > n:
 		return nil, invalid("generated has %d lists for n = %d", len(r.Generated), n)
 	}
@@ -270,6 +278,13 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 			RepetitionPenalty: repetition, PresencePenalty: sp.PresencePenalty, FrequencyPenalty: sp.FrequencyPenalty,
 			Mask: -1, Seed: sp.GetSeed(), Logprobs: logprobs(sp.Logprobs),
 		},
+	}
+	if sp.Constraint != nil {
+		spec, err := SpecOf(sp.Constraint)
+		if err != nil {
+			return nil, invalid("%v", err)
+		}
+		q.spec = &spec
 	}
 	if !sp.IgnoreEos {
 		q.eos = m.EOS

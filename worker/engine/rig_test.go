@@ -2,6 +2,7 @@ package engine
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"log/slog"
 	"math"
@@ -11,9 +12,12 @@ import (
 	"github.com/quire-serve/quire/device"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/worker/engine/enginetest"
+	"github.com/quire-serve/quire/worker/grammar"
 )
 
 const testVocab = 101
+
+var background = context.Background()
 
 // rig runs a planner over the fake device, one loop iteration at a time.
 type rig struct {
@@ -73,6 +77,9 @@ func newRig(t tb, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
 		e(&c, &m)
 	}
 	c.Vocab = m.Vocab
+	if m.Constrain == nil {
+		m.Constrain = Grammars(letterTokens{m.Vocab, m.EOS}, m.Vocab)
+	}
 	runner := enginetest.NewRunner(c)
 	m.Runner = runner
 	p, err := newPlanner(s, m)
@@ -134,7 +141,12 @@ func (r *rig) add(reqs ...*pb.Request) {
 		}
 		r.number++
 		n.number, n.added = r.number, r.now
-		r.p.add(n)
+		if n.spec == nil {
+			r.p.add(n)
+			continue
+		}
+		g, err := r.model.Constrain(background, *n.spec)
+		r.p.join(n, g, err)
 	}
 	r.hear()
 }
@@ -341,6 +353,31 @@ func undisturbed(q *pb.Request, c int, m *Model, context int) (out []int32, fini
 		}
 		return 0
 	}
+	var text grammar.State
+	if sp.Constraint != nil {
+		spec, err := SpecOf(sp.Constraint)
+		if err != nil {
+			panic(err)
+		}
+		g, err := m.Constrain(background, spec)
+		if err != nil {
+			panic(err)
+		}
+		text = g.NewState()
+		unconstrained := stops
+		stops = func(i int) pb.FinishReason {
+			if err := text.Accept(tokens[i]); err != nil {
+				panic(err)
+			}
+			if f := unconstrained(i); f != 0 {
+				return f
+			}
+			if text.Done() {
+				return pb.FinishReason_FINISH_REASON_STOP
+			}
+			return 0
+		}
+	}
 	for i := len(q.Prompt); i < len(tokens); i++ {
 		if f := stops(i); f != 0 {
 			return nil, f
@@ -359,7 +396,14 @@ func undisturbed(q *pb.Request, c int, m *Model, context int) (out []int32, fini
 		if sp.PresencePenalty != 0 || sp.FrequencyPenalty != 0 {
 			history = tokens
 		}
-		tokens = append(tokens, enginetest.Predict(tokens, x, history, len(q.Prompt), b, cmp.Or(m.Vocab, testVocab)))
+		var mask []uint32
+		if sp.Constraint != nil {
+			var err error
+			if mask, err = text.Mask(); err != nil {
+				panic(err)
+			}
+		}
+		tokens = append(tokens, enginetest.Predict(tokens, x, history, len(q.Prompt), b, mask, cmp.Or(m.Vocab, testVocab)))
 		if f := stops(len(tokens) - 1); f != 0 {
 			return tokens[len(q.Prompt)+given:], f
 		}

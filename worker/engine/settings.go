@@ -1,11 +1,13 @@
 package engine
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/quire-serve/quire/device"
+	"github.com/quire-serve/quire/worker/grammar"
 )
 
 // Settings bound the engine. Zero values of fields with a default mean the default.
@@ -61,6 +63,9 @@ type Model struct {
 	EOS           []int32 // tokens that end generation
 	// Stops makes a finder of stop strings. Without it, requests with stop strings are refused.
 	Stops func(stops []string) StopFinder
+	// Constrain compiles what an output must be, for masks of Vocab bits. It is called beside the
+	// loop, from several goroutines. Without it, constrained requests are refused.
+	Constrain func(context.Context, grammar.Spec) (*grammar.Grammar, error)
 	// Tiers take what the pool evicts; nil is none. They need Settings.PrefixCache.
 	Tiers *Tiers
 }

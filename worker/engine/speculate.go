@@ -45,6 +45,9 @@ func (p *planner) speculate(st *step, budget int) (rows int) {
 		}
 		s.repeats.add(s.tokens)
 		s.drafts = s.repeats.propose(s.drafts[:0], s.tokens, unknown, k)
+		if s.constrained() {
+			s.lawful()
+		}
 		end := s.computed + len(s.drafts)
 		if end > s.room && len(p.waiting) == 0 && s.kv.Grow(end) == nil {
 			s.room = len(s.kv.Table()) * p.BlockTokens
@@ -93,7 +96,11 @@ func (p *planner) drawDrafts(st *step, s *sequence, row int) {
 		b.History = append(b.History, s.drafts...)
 	}
 	for i := 1; i <= len(s.drafts); i++ {
-		x := p.sample(s, row+i, s.computed+i)
+		var mask []uint32
+		if s.constrained() {
+			mask = s.masks[i-1]
+		}
+		x := p.sample(s, row+i, s.computed+i, mask)
 		if s.penalised {
 			x.HistoryStart, x.HistoryPrompt, x.HistoryEnd = from, prompt, to+int32(i)
 		}

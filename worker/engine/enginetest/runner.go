@@ -259,7 +259,7 @@ func (r *Runner) compute(b *device.Batch) (out result) {
 		case c.Token != nil:
 			token = c.Token(seen, x)
 		default:
-			token = Predict(seen, x, history, int(x.HistoryPrompt-x.HistoryStart), b.Bias[x.BiasStart:x.BiasEnd], c.Vocab)
+			token = Predict(seen, x, history, int(x.HistoryPrompt-x.HistoryStart), b.Bias[x.BiasStart:x.BiasEnd], r.mask(b, x), c.Vocab)
 		}
 		tokens = append(tokens, token)
 		out.Tokens = append(out.Tokens, token)
@@ -328,12 +328,25 @@ func (r *Runner) free(page int32, bytes int, verb string, bad func(use) bool) bo
 // use is what a step does with a page.
 type use struct{ written bool }
 
+// mask is the sample's, or nil.
+func (r *Runner) mask(b *device.Batch, x device.Sample) []uint32 {
+	if x.Mask < 0 {
+		return nil
+	}
+	words := (r.config.Vocab + 31) / 32
+	if end := (int(x.Mask) + 1) * words; end <= len(b.Masks) {
+		return b.Masks[end-words : end]
+	}
+	r.wrong("mask %d of %d words", x.Mask, len(b.Masks))
+	return nil
+}
+
 func (r *Runner) page(id int32) bool { return id >= 0 && int(id) < len(r.pages) }
 
 // Predict is the token that the fake model draws after seen: the same for the same tokens, sampling
 // parameters, history (its first prompt tokens are the prompt's) and bias; among the candidates in
-// their order the first that bias does not forbid.
-func Predict(seen []int32, s device.Sample, history []int32, prompt int, bias []device.TokenBias, vocab int) int32 {
+// their order the first that neither bias nor mask (nil allows all) forbids.
+func Predict(seen []int32, s device.Sample, history []int32, prompt int, bias []device.TokenBias, mask []uint32, vocab int) int32 {
 	h := fnv.New64a()
 	var buf [8]byte
 	add := func(v uint64) {
@@ -355,7 +368,7 @@ func Predict(seen []int32, s device.Sample, history []int32, prompt int, bias []
 	}
 	for k := uint64(0); ; k++ {
 		t := int32((h.Sum64()>>11 + k) % uint64(vocab))
-		ok := true
+		ok := mask == nil || mask[t>>5]>>(t&31)&1 == 1
 		for _, b := range bias {
 			switch {
 			case b.Token == t && math.IsInf(float64(b.Bias), -1):

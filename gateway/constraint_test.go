@@ -1,0 +1,71 @@
+package gateway_test
+
+import (
+	"strings"
+	"sync"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/quire-serve/quire/gateway/gatewaytest"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// TestConstraints: what the client asks for reaches the worker, and text and gRPC alike refuse what
+// cannot be had.
+func TestConstraints(t *testing.T) {
+	var mu sync.Mutex
+	asked := map[string]*pb.Constraint{}
+	d := open(t, gatewaytest.Options{Reply: func(req *pb.Request, _, _ int) int32 {
+		mu.Lock()
+		defer mu.Unlock()
+		asked[req.Id] = req.Sampling.Constraint
+		return 'x'
+	}})
+	ask := func(path, body, format string) *pb.Constraint {
+		t.Helper()
+		r := d.post(path, `{"model":"test","max_tokens":1,`+body+`,"response_format":`+format+`}`)
+		if r.status != 200 {
+			t.Fatalf("%d %s", r.status, r.body)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for id, c := range asked {
+			delete(asked, id)
+			return c
+		}
+		return nil
+	}
+	const chat, text = `"messages":[{"role":"user","content":"hi"}]`, `"prompt":"hi"`
+	if c := ask(chatPath, chat, `{"type":"json_object"}`); !c.GetJsonObject() {
+		t.Errorf("json_object arrived as %v", c)
+	}
+	const schema = `{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]}`
+	if c := ask(textPath, text, `{"type":"json_schema","json_schema":{"name":"x","strict":true,"schema":`+schema+`}}`); c.GetJsonSchema() != schema {
+		t.Errorf("json_schema arrived as %v", c)
+	}
+	if c := ask(chatPath, chat, `{"type":"text"}`); c != nil {
+		t.Errorf("text arrived as %v", c)
+	}
+
+	client := pb.NewInferenceClient(d.grpc())
+	generate := func(c *pb.Constraint) error {
+		stream, err := client.Generate(t.Context(), &pb.GenerateRequest{Model: "test", Input: &pb.GenerateRequest_Prompt{Prompt: "hi"},
+			Sampling: &pb.SamplingParams{MaxTokens: 1, Constraint: c}, RequestId: "g-1"})
+		if err != nil {
+			return err
+		}
+		_, _, err = collect(stream)
+		return err
+	}
+	if err := generate(&pb.Constraint{Kind: &pb.Constraint_Regex{Regex: "[a-z]+"}}); err != nil || asked["g-1"].GetRegex() != "[a-z]+" {
+		t.Errorf("a regular expression arrived as %v, %v", asked["g-1"], err)
+	}
+	for _, c := range []*pb.Constraint{{}, {Kind: &pb.Constraint_Regex{Regex: "a("}}, {Kind: &pb.Constraint_JsonObject{}}} {
+		err := generate(c)
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(status.Convert(err).Message(), "constraint") {
+			t.Errorf("%v: %v", c, err)
+		}
+	}
+}

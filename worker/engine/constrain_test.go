@@ -1,0 +1,223 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/quire-serve/quire/device"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/worker/engine/enginetest"
+	"github.com/quire-serve/quire/worker/grammar"
+)
+
+// letterTokens are the fake model's tokens as a grammar sees them.
+type letterTokens struct {
+	size int
+	ends []int32
+}
+
+func (l letterTokens) Size() int            { return l.size }
+func (l letterTokens) Bytes(t int32) []byte { return []byte(letter(t)) }
+func (l letterTokens) IsSpecial(int32) bool { return false }
+func (l letterTokens) EOGs() []int32        { return l.ends }
+
+func matching(expr string) func(*pb.Request) {
+	return func(q *pb.Request) {
+		q.Sampling.Constraint = &pb.Constraint{Kind: &pb.Constraint_Regex{Regex: expr}}
+	}
+}
+
+// spoken is a choice's text without what ends it.
+func (r *rig) spoken(k string) (text string) {
+	for _, t := range r.got[k].tokens {
+		if !slices.Contains(r.model.EOS, t) {
+			text += letter(t)
+		}
+	}
+	return text
+}
+
+// TestConstrained: every choice of every request matches, whatever runs beside it.
+func TestConstrained(t *testing.T) {
+	expr := regexp.MustCompile(`^(abc|de{1,5}f|g[h-k]*l)$`)
+	for _, speculate := range []int{0, 4} {
+		r := newRig(t, Settings{Blocks: 24, BlockTokens: 4, MaxSequences: 6, Speculate: speculate, PrefixCache: true},
+			func(_ *enginetest.Config, m *Model) { m.EOS = []int32{100} })
+		var reqs []*pb.Request
+		for i := range 12 {
+			q := ask(string(rune('A'+i)), prompt(i%3, 9+i), 60)
+			switch i % 3 {
+			case 0:
+				matching(expr.String()[1 : len(expr.String())-1])(q)
+				q.Sampling.N = int32(1 + i%4)
+				one, seed := float32(1), uint64(i)
+				q.Sampling.Temperature, q.Sampling.Seed = &one, &seed
+			case 1:
+				matching(`(ab){3,9}c`)(q)
+			}
+			reqs = append(reqs, q)
+		}
+		r.add(reqs...)
+		r.finish()
+		for i, q := range reqs {
+			r.want(q)
+			for c := range max(1, int(q.Sampling.N)) {
+				text := r.spoken(key(q.Id, c))
+				if i%3 == 0 && !expr.MatchString(text) || i%3 == 1 && (strings.Trim(text, "ab") != "c" || len(text) < 7) {
+					t.Errorf("%s/%d wrote %q", q.Id, c, text)
+				}
+				if h := r.got[key(q.Id, c)]; i%3 != 2 && h.finish != stop {
+					t.Errorf("%s/%d ended with %v", q.Id, c, h.finish)
+				}
+			}
+		}
+		// (ab){3,9} repeats itself.
+		if s := r.p.stats(); speculate > 0 && s.AcceptedTokens[0] == 0 {
+			t.Error("no draft of constrained text was right")
+		}
+	}
+}
+
+// TestConstrainedResumes: tokens generated elsewhere bring the grammar to where it was.
+func TestConstrainedResumes(t *testing.T) {
+	eos := func(_ *enginetest.Config, m *Model) { m.EOS = []int32{100} }
+	q := ask("a", prompt(1, 10), 40, matching(`(abc){4,6}d`))
+	r := newRig(t, Settings{Blocks: 24}, eos)
+	r.add(q)
+	r.finish()
+	whole := r.tokens("a")
+	for n := range len(whole) + 1 {
+		r := newRig(t, Settings{Blocks: 24}, eos)
+		q.Generated = []*pb.TokenIds{{Ids: whole[:n]}}
+		r.add(q)
+		r.finish()
+		if got := slices.Concat(whole[:n], r.tokens("a")); !slices.Equal(got, whole) || r.got["a/0"].finish != stop {
+			t.Errorf("resumed after %d: %v, want %v", n, got, whole)
+		}
+	}
+}
+
+func TestScenarioE7(t *testing.T) {
+	// The device draws what the mask forbids: only that request fails.
+	r := newRig(t, Settings{Blocks: 24}, func(c *enginetest.Config, m *Model) {
+		m.EOS = []int32{100}
+		c.Token = func(seen []int32, s device.Sample) int32 { return 5 }
+	})
+	r.add(ask("bad", prompt(1, 5), 10, matching("abc")), ask("good", prompt(2, 5), 3))
+	r.finish()
+	if h := r.got["bad/0"]; h.finish != failed || len(h.tokens) != 1 || !strings.Contains(h.message, "refused") {
+		t.Errorf("%v after %v: %q", h.finish, h.tokens, h.message)
+	}
+	if h := r.got["good/0"]; h.finish != length || len(h.tokens) != 3 {
+		t.Errorf("its neighbour: %v after %v", h.finish, h.tokens)
+	}
+	// What does not compile never gets a row.
+	before := r.runner.Rows()
+	r.add(ask("broken", prompt(1, 5), 10, matching("a(")))
+	if h := r.got["broken/0"]; h == nil || h.finish != failed || !h.done || h.message == "" {
+		t.Fatalf("a broken expression: %+v", h)
+	}
+	r.add(ask("next", prompt(2, 5), 3))
+	r.finish()
+	if n := r.runner.Rows() - before; n != 5+2 {
+		t.Errorf("%d rows", n)
+	}
+}
+
+// TestScenarioD7: a request whose constraint is being compiled waits without holding up others, is
+// counted, can be aborted, and then goes on in its place.
+func TestScenarioD7(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		compiling, release := make(chan string, 4), make(chan struct{})
+		var compile func(context.Context, grammar.Spec) (*grammar.Grammar, error)
+		r := run(t, Settings{Blocks: 24}, func(_ *enginetest.Config, m *Model) {
+			m.EOS = []int32{100}
+			compile = Grammars(letterTokens{testVocab, m.EOS}, testVocab)
+			m.Constrain = func(ctx context.Context, s grammar.Spec) (*grammar.Grammar, error) {
+				compiling <- s.Source
+				select {
+				case <-release:
+					return compile(ctx, s)
+				case <-ctx.Done():
+					return nil, errors.New("given up")
+				}
+			}
+		})
+		r.ok(ask("slow", prompt(1, 5), 10, matching("abc")))
+		r.ok(ask("gone", prompt(1, 5), 10, matching("abd")))
+		<-compiling
+		<-compiling
+		r.ok(ask("quick", prompt(2, 5), 3))
+		time.Sleep(time.Second)
+		if e := r.end("quick"); e.Finish != length {
+			t.Errorf("quick ended with %v", e.Finish)
+		}
+		if s := r.Stats(); s.Waiting != 2 || s.PendingPrefill != 10 {
+			t.Errorf("%d wait with %d tokens while two compile", s.Waiting, s.PendingPrefill)
+		}
+		r.Abort("gone", "no longer wanted")
+		time.Sleep(time.Second)
+		if e := r.end("gone"); e.Finish != abort {
+			t.Errorf("gone ended with %v", e.Finish)
+		}
+		close(release)
+		time.Sleep(time.Second)
+		if e := r.end("slow"); e.Finish != stop {
+			t.Errorf("slow ended with %v: %s", e.Finish, e.Error)
+		}
+		r.close()
+	})
+}
+
+// TestConstrainedReal: the embedded model, which never learnt JSON, writes what it must.
+func TestConstrainedReal(t *testing.T) {
+	m := loadTiny(t)
+	schema := `{"type":"object","properties":{"name":{"type":"string","maxLength":8},"age":{"type":"integer","minimum":0,"maximum":99}},"required":["name","age"],"additionalProperties":false}`
+	constraints := map[string]*pb.Constraint{
+		"object": {Kind: &pb.Constraint_JsonObject{JsonObject: true}},
+		"schema": {Kind: &pb.Constraint_JsonSchema{JsonSchema: schema}},
+		"regex":  {Kind: &pb.Constraint_Regex{Regex: `[a-z]{2,6} [0-9]{3}`}},
+	}
+	for _, s := range []Settings{{Blocks: 96}, {Blocks: 24, PrefixCache: true, Speculate: 4}} {
+		r := m.rig(t, s)
+		for name, c := range constraints {
+			temperature := float32(0.8)
+			r.add(m.ask(name, conversation("Hello!"), 120, func(q *pb.Request) {
+				q.Sampling.Constraint, q.Sampling.N, q.Sampling.Temperature = c, 3, &temperature
+			}))
+		}
+		r.finish()
+		for k, h := range r.got {
+			text := m.Tokenizer.Decode(h.tokens, true)
+			var person struct {
+				Name *string
+				Age  *int
+			}
+			switch {
+			case h.finish == length && strings.HasPrefix(k, "object"):
+				continue // nothing bounds it
+			case h.finish != stop:
+				t.Errorf("%s ended with %v (%s): %q", k, h.finish, h.message, text)
+			case strings.HasPrefix(k, "object"):
+				if err := json.Unmarshal([]byte(text), &map[string]any{}); err != nil {
+					t.Errorf("%s: %v: %q", k, err, text)
+				}
+			case strings.HasPrefix(k, "schema"):
+				if err := json.Unmarshal([]byte(text), &person); err != nil || person.Name == nil || person.Age == nil || *person.Age > 99 {
+					t.Errorf("%s: %v: %q", k, err, text)
+				}
+			default:
+				if !regexp.MustCompile(`^[a-z]{2,6} [0-9]{3}$`).MatchString(text) {
+					t.Errorf("%s: %q", k, text)
+				}
+			}
+		}
+	}
+}
