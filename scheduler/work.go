@@ -26,6 +26,8 @@ type session struct {
 	heard    time.Time
 	missing  map[string]time.Time
 	draining bool
+	// unhealthy is whether the newest heartbeat says so of a device.
+	unhealthy bool
 
 	mu      sync.Mutex
 	waiting []*pb.WorkResponse
@@ -264,10 +266,20 @@ func (l *leader) heartbeat(s *session, h *pb.Heartbeat, now time.Time) {
 		return
 	}
 	s.heard = now
-	l.batcher.Report(s.info.GetId(), batch.Load{
+	load := batch.Load{
 		Sequence: h.GetSequence(), Running: int(h.GetRunning()), Waiting: int(h.GetWaiting()), FreeBlocks: int(h.GetFreeBlocks()),
-		PendingPrefill: h.GetPendingPrefillTokens(), DispatchIndex: h.GetDispatchIndex(),
-	}, now.UnixMilli())
+		PendingPrefill: h.GetPendingPrefillTokens(), DispatchIndex: h.GetDispatchIndex(), Derate: 1000,
+	}
+	// A worker steps at the pace of its slowest device, and needs all of them.
+	for _, d := range h.GetDevices() {
+		load.Unhealthy = load.Unhealthy || len(d.GetUnhealthy()) > 0
+		load.Derate = max(1, min(load.Derate, int(d.GetDeratePermille())))
+	}
+	if load.Unhealthy && !s.unhealthy {
+		l.s.settings.Logger.Warn("a worker's device is unhealthy; it gets nothing new", "worker", s.info.GetId(), "devices", h.GetDevices())
+	}
+	s.unhealthy = load.Unhealthy
+	l.batcher.Report(s.info.GetId(), load, now.UnixMilli())
 	if h.GetDraining() && !s.draining {
 		s.draining = true
 		l.batcher.Drain(s.info.GetId())

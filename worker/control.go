@@ -222,8 +222,8 @@ func (w *Worker) heartbeat(sequence uint64) *pb.Heartbeat {
 	return &pb.Heartbeat{
 		Sequence: sequence, DispatchIndex: index, Draining: w.draining.Load(),
 		Running: int32(s.Running), Waiting: int32(s.Waiting), FreeBlocks: int32(s.FreeBlocks),
-		PendingPrefillTokens: s.PendingPrefill,
-		HostBlocks:           int32(s.Tiers.Pages), DiskBlocks: int32(s.Disk.Pages),
+		PendingPrefillTokens: s.PendingPrefill, Devices: w.devices.latest(),
+		HostBlocks: int32(s.Tiers.Pages), DiskBlocks: int32(s.Disk.Pages),
 	}
 }
 

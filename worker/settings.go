@@ -8,6 +8,7 @@ import (
 
 	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/worker/engine"
+	"github.com/quire-serve/quire/worker/telemetry"
 )
 
 // Settings is what a worker is made with. Zero values mean the defaults stated per field.
@@ -45,6 +46,10 @@ type Settings struct {
 	// OutboxRequests and OutboxBytes bound what the outbox keeps. Defaults 16,384 and 256 MiB.
 	OutboxRequests int
 	OutboxBytes    int64
+
+	// Telemetry reads the devices that the worker computes on, once a second; heartbeats carry what
+	// it read. Default none. Run closes it.
+	Telemetry telemetry.Reader
 
 	// Logger gets the worker's log. Default slog.Default().
 	Logger *slog.Logger

@@ -31,6 +31,7 @@ type Worker struct {
 	engine   *engine.Engine
 	outbox   *outbox
 	reports  *reports
+	devices  devices
 	listener net.Listener
 	server   *grpc.Server
 	health   *health.Server
@@ -173,6 +174,9 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 	served := make(chan error, 1)
 	wg.Go(func() { computed <- w.engine.Run(compute) })
 	wg.Go(func() { served <- w.server.Serve(w.listener) })
+	if w.settings.Telemetry != nil {
+		wg.Go(func() { w.devices.watch(run, w.settings.Telemetry, w.log) })
+	}
 	control.Go(func() { w.control(run) })
 	w.health.SetServingStatus(pb.Worker_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_SERVING)
 	w.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)

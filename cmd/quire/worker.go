@@ -14,6 +14,7 @@ import (
 	"github.com/quire-serve/quire/model"
 	"github.com/quire-serve/quire/worker"
 	"github.com/quire-serve/quire/worker/engine"
+	"github.com/quire-serve/quire/worker/telemetry"
 )
 
 // workerFlags are what a worker needs, in `quire worker` and in `quire dev`.
@@ -90,6 +91,7 @@ func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Durati
 		DiskKVDir:    w.kvDisk,
 		DiskKVBytes:  w.kvDiskBytes,
 		DrainTimeout: drain,
+		Telemetry:    telemetry.OpenHost(),
 		Engine: engine.Settings{
 			MaxSequences:   w.maxSequences,
 			MaxBatchTokens: w.batchTokens,

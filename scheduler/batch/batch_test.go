@@ -491,3 +491,27 @@ func BenchmarkPlan(b *testing.B) {
 		})
 	}
 }
+
+// TestDevicesSteerPlacement: an unhealthy worker gets nothing new until it is healthy again; one that
+// is held down gets its share less.
+func TestDevicesSteerPlacement(t *testing.T) {
+	b := New(Settings{})
+	for _, w := range []string{"hot", "sick", "well"} {
+		b.Join(worker(w), true, 0)
+	}
+	b.Report("hot", Load{Sequence: 1, FreeBlocks: 256, Derate: 250}, 1)
+	b.Report("sick", Load{Sequence: 1, FreeBlocks: 256, Derate: 1000, Unhealthy: true}, 1)
+	b.Report("well", Load{Sequence: 1, FreeBlocks: 256, Derate: 1000}, 1)
+	for i := range 5 {
+		b.Push(request(fmt.Sprint("r", i), 10))
+	}
+	got := plan(b, 1, 1)
+	if strings.Count(got, ">well") != 4 || strings.Count(got, ">hot") != 1 || strings.Contains(got, ">sick") {
+		t.Errorf("placed %s; want four at the well one for one at the hot one", got)
+	}
+	b.Report("sick", Load{Sequence: 2, FreeBlocks: 256, Derate: 1000}, 2)
+	b.Push(request("late", 10))
+	if got := plan(b, 2, 2); got != "late>sick" {
+		t.Errorf("after its recovery: %q, want late>sick, which is idle", got)
+	}
+}

@@ -23,6 +23,11 @@ type Load struct {
 	PendingPrefill int64
 	// DispatchIndex is the newest dispatch that the numbers above include.
 	DispatchIndex uint64
+	// Unhealthy workers get no new requests.
+	Unhealthy bool
+	// Derate is the share of its rated speed that the worker gives, in thousandths; 0 is unknown and
+	// counts as all of it.
+	Derate int
 }
 
 // holds says whether the worker could run a request of so many tokens if it had nothing else.
@@ -104,7 +109,7 @@ func (m *member) shortage(r *Request, trust int64, stepsAhead int) int64 {
 
 // open says whether there is room for anything at all.
 func (m *member) open(stepsAhead int) bool {
-	return m.known && !m.draining &&
+	return m.known && !m.draining && !m.load.Unhealthy &&
 		m.sequences() < m.MaxSequences && m.reportedBlocks() > int64(m.charged.blocks) &&
 		(m.tokens() == 0 || m.tokens() < int64(stepsAhead*m.MaxBatchTokens))
 }
@@ -133,7 +138,12 @@ func (m *member) drop(gone func(charge) bool) {
 }
 
 // rank orders workers by the work that a new request would find: the share of a step's tokens that
-// is pending, and the share of sequences in use.
+// is pending, and the share of sequences in use, the new one's among them. A worker that is held down
+// takes longer for the same work.
 func (m *member) rank() int64 {
-	return m.tokens()*1024/int64(m.MaxBatchTokens) + int64(m.sequences())*1024/int64(m.MaxSequences)
+	load := m.tokens()*1024/int64(m.MaxBatchTokens) + int64(m.sequences()+1)*1024/int64(m.MaxSequences)
+	if m.load.Derate > 0 {
+		load = load * 1000 / int64(m.load.Derate)
+	}
+	return load
 }

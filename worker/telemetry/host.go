@@ -18,6 +18,10 @@ type host struct {
 
 func openHost() *host { return &host{root: os.DirFS("/")} }
 
+// OpenHost returns a reader of the machine's own processors and memory, for workers that compute on
+// them.
+func OpenHost() Reader { return openHost() }
+
 // Read implements [Reader]: one frame for the host. Utilisation covers the time since the last Read.
 func (h *host) Read() []Frame {
 	f := Frame{UUID: "host", Name: h.cpuName()}

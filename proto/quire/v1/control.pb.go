@@ -829,8 +829,10 @@ type Heartbeat struct {
 	// The worker finishes what runs and takes nothing new.
 	Draining bool `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
 	// KV blocks in host memory and on disk, which a dispatch with the same prefix would find.
-	HostBlocks    int32 `protobuf:"varint,8,opt,name=host_blocks,json=hostBlocks,proto3" json:"host_blocks,omitempty"`
-	DiskBlocks    int32 `protobuf:"varint,9,opt,name=disk_blocks,json=diskBlocks,proto3" json:"disk_blocks,omitempty"`
+	HostBlocks int32 `protobuf:"varint,8,opt,name=host_blocks,json=hostBlocks,proto3" json:"host_blocks,omitempty"`
+	DiskBlocks int32 `protobuf:"varint,9,opt,name=disk_blocks,json=diskBlocks,proto3" json:"disk_blocks,omitempty"`
+	// The devices that the worker computes on, as last read.
+	Devices       []*DeviceFrame `protobuf:"bytes,10,rep,name=devices,proto3" json:"devices,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -928,6 +930,199 @@ func (x *Heartbeat) GetDiskBlocks() int32 {
 	return 0
 }
 
+func (x *Heartbeat) GetDevices() []*DeviceFrame {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+// DeviceFrame is the state of one device. What a device does not report is 0 and named in missing.
+type DeviceFrame struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Index            int32                  `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Uuid             string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Name             string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	MemoryTotalBytes uint64                 `protobuf:"varint,4,opt,name=memory_total_bytes,json=memoryTotalBytes,proto3" json:"memory_total_bytes,omitempty"`
+	MemoryUsedBytes  uint64                 `protobuf:"varint,5,opt,name=memory_used_bytes,json=memoryUsedBytes,proto3" json:"memory_used_bytes,omitempty"`
+	UtilisationPct   uint32                 `protobuf:"varint,6,opt,name=utilisation_pct,json=utilisationPct,proto3" json:"utilisation_pct,omitempty"`
+	TemperatureC     uint32                 `protobuf:"varint,7,opt,name=temperature_c,json=temperatureC,proto3" json:"temperature_c,omitempty"`
+	PowerMw          uint32                 `protobuf:"varint,8,opt,name=power_mw,json=powerMw,proto3" json:"power_mw,omitempty"`
+	PowerLimitMw     uint32                 `protobuf:"varint,9,opt,name=power_limit_mw,json=powerLimitMw,proto3" json:"power_limit_mw,omitempty"`
+	// Since the driver was loaded.
+	EnergyMj    uint64 `protobuf:"varint,10,opt,name=energy_mj,json=energyMj,proto3" json:"energy_mj,omitempty"`
+	ClockMhz    uint32 `protobuf:"varint,11,opt,name=clock_mhz,json=clockMhz,proto3" json:"clock_mhz,omitempty"`
+	ClockMaxMhz uint32 `protobuf:"varint,12,opt,name=clock_max_mhz,json=clockMaxMhz,proto3" json:"clock_max_mhz,omitempty"`
+	// Why clocks are held down.
+	Throttle       []string `protobuf:"bytes,13,rep,name=throttle,proto3" json:"throttle,omitempty"`
+	EccUncorrected uint64   `protobuf:"varint,14,opt,name=ecc_uncorrected,json=eccUncorrected,proto3" json:"ecc_uncorrected,omitempty"`
+	// Critical errors of the driver, newest last.
+	Xids    []uint64 `protobuf:"varint,15,rep,packed,name=xids,proto3" json:"xids,omitempty"`
+	Missing []string `protobuf:"bytes,16,rep,name=missing,proto3" json:"missing,omitempty"`
+	// Why the device must get no new work; empty when it is healthy.
+	Unhealthy []string `protobuf:"bytes,17,rep,name=unhealthy,proto3" json:"unhealthy,omitempty"`
+	// Share of its rated speed that it gives, in thousandths, 1 to 1000.
+	DeratePermille int32 `protobuf:"varint,18,opt,name=derate_permille,json=deratePermille,proto3" json:"derate_permille,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DeviceFrame) Reset() {
+	*x = DeviceFrame{}
+	mi := &file_quire_v1_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceFrame) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceFrame) ProtoMessage() {}
+
+func (x *DeviceFrame) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceFrame.ProtoReflect.Descriptor instead.
+func (*DeviceFrame) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DeviceFrame) GetIndex() int32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *DeviceFrame) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *DeviceFrame) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeviceFrame) GetMemoryTotalBytes() uint64 {
+	if x != nil {
+		return x.MemoryTotalBytes
+	}
+	return 0
+}
+
+func (x *DeviceFrame) GetMemoryUsedBytes() uint64 {
+	if x != nil {
+		return x.MemoryUsedBytes
+	}
+	return 0
+}
+
+func (x *DeviceFrame) GetUtilisationPct() uint32 {
+	if x != nil {
+		return x.UtilisationPct
+	}
+	return 0
+}
+
+func (x *DeviceFrame) GetTemperatureC() uint32 {
+	if x != nil {
+		return x.TemperatureC
+	}
+	return 0
+}
+
+func (x *DeviceFrame) GetPowerMw() uint32 {
+	if x != nil {
+		return x.PowerMw
+	}
+	return 0
+}
+
+func (x *DeviceFrame) GetPowerLimitMw() uint32 {
+	if x != nil {
+		return x.PowerLimitMw
+	}
+	return 0
+}
+
+func (x *DeviceFrame) GetEnergyMj() uint64 {
+	if x != nil {
+		return x.EnergyMj
+	}
+	return 0
+}
+
+func (x *DeviceFrame) GetClockMhz() uint32 {
+	if x != nil {
+		return x.ClockMhz
+	}
+	return 0
+}
+
+func (x *DeviceFrame) GetClockMaxMhz() uint32 {
+	if x != nil {
+		return x.ClockMaxMhz
+	}
+	return 0
+}
+
+func (x *DeviceFrame) GetThrottle() []string {
+	if x != nil {
+		return x.Throttle
+	}
+	return nil
+}
+
+func (x *DeviceFrame) GetEccUncorrected() uint64 {
+	if x != nil {
+		return x.EccUncorrected
+	}
+	return 0
+}
+
+func (x *DeviceFrame) GetXids() []uint64 {
+	if x != nil {
+		return x.Xids
+	}
+	return nil
+}
+
+func (x *DeviceFrame) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *DeviceFrame) GetUnhealthy() []string {
+	if x != nil {
+		return x.Unhealthy
+	}
+	return nil
+}
+
+func (x *DeviceFrame) GetDeratePermille() int32 {
+	if x != nil {
+		return x.DeratePermille
+	}
+	return 0
+}
+
 type Finished struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Requests      []*FinishedRequest     `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
@@ -937,7 +1132,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_quire_v1_control_proto_msgTypes[12]
+	mi := &file_quire_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -949,7 +1144,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[12]
+	mi := &file_quire_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -962,7 +1157,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Finished) GetRequests() []*FinishedRequest {
@@ -990,7 +1185,7 @@ type FinishedRequest struct {
 
 func (x *FinishedRequest) Reset() {
 	*x = FinishedRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[13]
+	mi := &file_quire_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1197,7 @@ func (x *FinishedRequest) String() string {
 func (*FinishedRequest) ProtoMessage() {}
 
 func (x *FinishedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[13]
+	mi := &file_quire_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1210,7 @@ func (x *FinishedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishedRequest.ProtoReflect.Descriptor instead.
 func (*FinishedRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FinishedRequest) GetRequestId() string {
@@ -1082,7 +1277,7 @@ type WorkResponse struct {
 
 func (x *WorkResponse) Reset() {
 	*x = WorkResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[14]
+	mi := &file_quire_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1289,7 @@ func (x *WorkResponse) String() string {
 func (*WorkResponse) ProtoMessage() {}
 
 func (x *WorkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[14]
+	mi := &file_quire_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1302,7 @@ func (x *WorkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse.ProtoReflect.Descriptor instead.
 func (*WorkResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WorkResponse) GetMessage() isWorkResponse_Message {
@@ -1191,7 +1386,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_quire_v1_control_proto_msgTypes[15]
+	mi := &file_quire_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1398,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[15]
+	mi := &file_quire_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1411,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Welcome) GetTerm() uint64 {
@@ -1246,7 +1441,7 @@ type Dispatch struct {
 
 func (x *Dispatch) Reset() {
 	*x = Dispatch{}
-	mi := &file_quire_v1_control_proto_msgTypes[16]
+	mi := &file_quire_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1453,7 @@ func (x *Dispatch) String() string {
 func (*Dispatch) ProtoMessage() {}
 
 func (x *Dispatch) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[16]
+	mi := &file_quire_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1466,7 @@ func (x *Dispatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dispatch.ProtoReflect.Descriptor instead.
 func (*Dispatch) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Dispatch) GetTerm() uint64 {
@@ -1306,7 +1501,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_quire_v1_control_proto_msgTypes[17]
+	mi := &file_quire_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1513,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[17]
+	mi := &file_quire_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1526,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Revoke) GetTerm() uint64 {
@@ -1357,7 +1552,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_quire_v1_control_proto_msgTypes[18]
+	mi := &file_quire_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1564,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[18]
+	mi := &file_quire_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1577,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 type AttachRequest struct {
@@ -1398,7 +1593,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[19]
+	mi := &file_quire_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1410,7 +1605,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[19]
+	mi := &file_quire_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1423,7 +1618,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AttachRequest) GetMessage() isAttachRequest_Message {
@@ -1479,7 +1674,7 @@ type AttachHello struct {
 
 func (x *AttachHello) Reset() {
 	*x = AttachHello{}
-	mi := &file_quire_v1_control_proto_msgTypes[20]
+	mi := &file_quire_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1686,7 @@ func (x *AttachHello) String() string {
 func (*AttachHello) ProtoMessage() {}
 
 func (x *AttachHello) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[20]
+	mi := &file_quire_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1699,7 @@ func (x *AttachHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachHello.ProtoReflect.Descriptor instead.
 func (*AttachHello) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AttachHello) GetGatewayId() string {
@@ -1532,7 +1727,7 @@ type ResumePoint struct {
 
 func (x *ResumePoint) Reset() {
 	*x = ResumePoint{}
-	mi := &file_quire_v1_control_proto_msgTypes[21]
+	mi := &file_quire_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1739,7 @@ func (x *ResumePoint) String() string {
 func (*ResumePoint) ProtoMessage() {}
 
 func (x *ResumePoint) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[21]
+	mi := &file_quire_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1752,7 @@ func (x *ResumePoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumePoint.ProtoReflect.Descriptor instead.
 func (*ResumePoint) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResumePoint) GetRequestId() string {
@@ -1585,7 +1780,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[22]
+	mi := &file_quire_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +1792,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[22]
+	mi := &file_quire_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +1805,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AttachResponse) GetEvents() []*TokenEvent {
@@ -1665,7 +1860,7 @@ type WorkerStats struct {
 
 func (x *WorkerStats) Reset() {
 	*x = WorkerStats{}
-	mi := &file_quire_v1_control_proto_msgTypes[23]
+	mi := &file_quire_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +1872,7 @@ func (x *WorkerStats) String() string {
 func (*WorkerStats) ProtoMessage() {}
 
 func (x *WorkerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[23]
+	mi := &file_quire_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +1885,7 @@ func (x *WorkerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStats.ProtoReflect.Descriptor instead.
 func (*WorkerStats) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WorkerStats) GetRunning() int32 {
@@ -1864,7 +2059,7 @@ type TokenEvent struct {
 
 func (x *TokenEvent) Reset() {
 	*x = TokenEvent{}
-	mi := &file_quire_v1_control_proto_msgTypes[24]
+	mi := &file_quire_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +2071,7 @@ func (x *TokenEvent) String() string {
 func (*TokenEvent) ProtoMessage() {}
 
 func (x *TokenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[24]
+	mi := &file_quire_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +2084,7 @@ func (x *TokenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenEvent.ProtoReflect.Descriptor instead.
 func (*TokenEvent) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TokenEvent) GetRequestId() string {
@@ -2064,7 +2259,7 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\amessage\"O\n" +
 	"\x05Hello\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.quire.v1.WorkerInfoR\x06worker\x12\x18\n" +
-	"\arunning\x18\x02 \x03(\tR\arunning\"\xb7\x02\n" +
+	"\arunning\x18\x02 \x03(\tR\arunning\"\xe8\x02\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x18\n" +
 	"\arunning\x18\x02 \x01(\x05R\arunning\x12\x18\n" +
@@ -2077,7 +2272,29 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\vhost_blocks\x18\b \x01(\x05R\n" +
 	"hostBlocks\x12\x1f\n" +
 	"\vdisk_blocks\x18\t \x01(\x05R\n" +
-	"diskBlocks\"A\n" +
+	"diskBlocks\x12/\n" +
+	"\adevices\x18\n" +
+	" \x03(\v2\x15.quire.v1.DeviceFrameR\adevices\"\xcc\x04\n" +
+	"\vDeviceFrame\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x05R\x05index\x12\x12\n" +
+	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12,\n" +
+	"\x12memory_total_bytes\x18\x04 \x01(\x04R\x10memoryTotalBytes\x12*\n" +
+	"\x11memory_used_bytes\x18\x05 \x01(\x04R\x0fmemoryUsedBytes\x12'\n" +
+	"\x0futilisation_pct\x18\x06 \x01(\rR\x0eutilisationPct\x12#\n" +
+	"\rtemperature_c\x18\a \x01(\rR\ftemperatureC\x12\x19\n" +
+	"\bpower_mw\x18\b \x01(\rR\apowerMw\x12$\n" +
+	"\x0epower_limit_mw\x18\t \x01(\rR\fpowerLimitMw\x12\x1b\n" +
+	"\tenergy_mj\x18\n" +
+	" \x01(\x04R\benergyMj\x12\x1b\n" +
+	"\tclock_mhz\x18\v \x01(\rR\bclockMhz\x12\"\n" +
+	"\rclock_max_mhz\x18\f \x01(\rR\vclockMaxMhz\x12\x1a\n" +
+	"\bthrottle\x18\r \x03(\tR\bthrottle\x12'\n" +
+	"\x0fecc_uncorrected\x18\x0e \x01(\x04R\x0eeccUncorrected\x12\x12\n" +
+	"\x04xids\x18\x0f \x03(\x04R\x04xids\x12\x18\n" +
+	"\amissing\x18\x10 \x03(\tR\amissing\x12\x1c\n" +
+	"\tunhealthy\x18\x11 \x03(\tR\tunhealthy\x12'\n" +
+	"\x0fderate_permille\x18\x12 \x01(\x05R\x0ederatePermille\"A\n" +
 	"\bFinished\x125\n" +
 	"\brequests\x18\x01 \x03(\v2\x19.quire.v1.FinishedRequestR\brequests\"\xf0\x01\n" +
 	"\x0fFinishedRequest\x12\x1d\n" +
@@ -2191,7 +2408,7 @@ func file_quire_v1_control_proto_rawDescGZIP() []byte {
 	return file_quire_v1_control_proto_rawDescData
 }
 
-var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_quire_v1_control_proto_goTypes = []any{
 	(*Request)(nil),         // 0: quire.v1.Request
 	(*SubmitRequest)(nil),   // 1: quire.v1.SubmitRequest
@@ -2205,68 +2422,70 @@ var file_quire_v1_control_proto_goTypes = []any{
 	(*WorkRequest)(nil),     // 9: quire.v1.WorkRequest
 	(*Hello)(nil),           // 10: quire.v1.Hello
 	(*Heartbeat)(nil),       // 11: quire.v1.Heartbeat
-	(*Finished)(nil),        // 12: quire.v1.Finished
-	(*FinishedRequest)(nil), // 13: quire.v1.FinishedRequest
-	(*WorkResponse)(nil),    // 14: quire.v1.WorkResponse
-	(*Welcome)(nil),         // 15: quire.v1.Welcome
-	(*Dispatch)(nil),        // 16: quire.v1.Dispatch
-	(*Revoke)(nil),          // 17: quire.v1.Revoke
-	(*Drain)(nil),           // 18: quire.v1.Drain
-	(*AttachRequest)(nil),   // 19: quire.v1.AttachRequest
-	(*AttachHello)(nil),     // 20: quire.v1.AttachHello
-	(*ResumePoint)(nil),     // 21: quire.v1.ResumePoint
-	(*AttachResponse)(nil),  // 22: quire.v1.AttachResponse
-	(*WorkerStats)(nil),     // 23: quire.v1.WorkerStats
-	(*TokenEvent)(nil),      // 24: quire.v1.TokenEvent
-	(*SamplingParams)(nil),  // 25: quire.v1.SamplingParams
-	(*TokenIds)(nil),        // 26: quire.v1.TokenIds
-	(FinishReason)(0),       // 27: quire.v1.FinishReason
-	(*Usage)(nil),           // 28: quire.v1.Usage
-	(*Logprobs)(nil),        // 29: quire.v1.Logprobs
+	(*DeviceFrame)(nil),     // 12: quire.v1.DeviceFrame
+	(*Finished)(nil),        // 13: quire.v1.Finished
+	(*FinishedRequest)(nil), // 14: quire.v1.FinishedRequest
+	(*WorkResponse)(nil),    // 15: quire.v1.WorkResponse
+	(*Welcome)(nil),         // 16: quire.v1.Welcome
+	(*Dispatch)(nil),        // 17: quire.v1.Dispatch
+	(*Revoke)(nil),          // 18: quire.v1.Revoke
+	(*Drain)(nil),           // 19: quire.v1.Drain
+	(*AttachRequest)(nil),   // 20: quire.v1.AttachRequest
+	(*AttachHello)(nil),     // 21: quire.v1.AttachHello
+	(*ResumePoint)(nil),     // 22: quire.v1.ResumePoint
+	(*AttachResponse)(nil),  // 23: quire.v1.AttachResponse
+	(*WorkerStats)(nil),     // 24: quire.v1.WorkerStats
+	(*TokenEvent)(nil),      // 25: quire.v1.TokenEvent
+	(*SamplingParams)(nil),  // 26: quire.v1.SamplingParams
+	(*TokenIds)(nil),        // 27: quire.v1.TokenIds
+	(FinishReason)(0),       // 28: quire.v1.FinishReason
+	(*Usage)(nil),           // 29: quire.v1.Usage
+	(*Logprobs)(nil),        // 30: quire.v1.Logprobs
 }
 var file_quire_v1_control_proto_depIdxs = []int32{
-	25, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
-	26, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
+	26, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
+	27, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
 	0,  // 2: quire.v1.SubmitRequest.request:type_name -> quire.v1.Request
-	27, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
+	28, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
 	6,  // 4: quire.v1.WatchResponse.workers:type_name -> quire.v1.WorkerInfo
 	8,  // 5: quire.v1.WatchResponse.ended:type_name -> quire.v1.Ended
-	27, // 6: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
+	28, // 6: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
 	10, // 7: quire.v1.WorkRequest.hello:type_name -> quire.v1.Hello
 	11, // 8: quire.v1.WorkRequest.heartbeat:type_name -> quire.v1.Heartbeat
-	12, // 9: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
+	13, // 9: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
 	6,  // 10: quire.v1.Hello.worker:type_name -> quire.v1.WorkerInfo
-	13, // 11: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
-	27, // 12: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
-	28, // 13: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
-	15, // 14: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
-	16, // 15: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
-	17, // 16: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
-	18, // 17: quire.v1.WorkResponse.drain:type_name -> quire.v1.Drain
-	0,  // 18: quire.v1.Dispatch.requests:type_name -> quire.v1.Request
-	20, // 19: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
-	3,  // 20: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
-	21, // 21: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
-	24, // 22: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
-	23, // 23: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
-	29, // 24: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
-	29, // 25: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
-	27, // 26: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
-	1,  // 27: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
-	3,  // 28: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
-	5,  // 29: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
-	9,  // 30: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
-	19, // 31: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
-	2,  // 32: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
-	4,  // 33: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
-	7,  // 34: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
-	14, // 35: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
-	22, // 36: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
-	32, // [32:37] is the sub-list for method output_type
-	27, // [27:32] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	12, // 11: quire.v1.Heartbeat.devices:type_name -> quire.v1.DeviceFrame
+	14, // 12: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
+	28, // 13: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
+	29, // 14: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
+	16, // 15: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
+	17, // 16: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
+	18, // 17: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
+	19, // 18: quire.v1.WorkResponse.drain:type_name -> quire.v1.Drain
+	0,  // 19: quire.v1.Dispatch.requests:type_name -> quire.v1.Request
+	21, // 20: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
+	3,  // 21: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
+	22, // 22: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
+	25, // 23: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
+	24, // 24: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
+	30, // 25: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
+	30, // 26: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
+	28, // 27: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
+	1,  // 28: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
+	3,  // 29: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
+	5,  // 30: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
+	9,  // 31: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
+	20, // 32: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
+	2,  // 33: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
+	4,  // 34: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
+	7,  // 35: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
+	15, // 36: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
+	23, // 37: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
+	33, // [33:38] is the sub-list for method output_type
+	28, // [28:33] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_control_proto_init() }
@@ -2280,24 +2499,24 @@ func file_quire_v1_control_proto_init() {
 		(*WorkRequest_Heartbeat)(nil),
 		(*WorkRequest_Finished)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[14].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[15].OneofWrappers = []any{
 		(*WorkResponse_Welcome)(nil),
 		(*WorkResponse_Dispatch)(nil),
 		(*WorkResponse_Revoke)(nil),
 		(*WorkResponse_Drain)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[19].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[20].OneofWrappers = []any{
 		(*AttachRequest_Hello)(nil),
 		(*AttachRequest_Abort)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[24].OneofWrappers = []any{}
+	file_quire_v1_control_proto_msgTypes[25].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_control_proto_rawDesc), len(file_quire_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
