@@ -210,24 +210,27 @@ static void attend_crowd(const qc_exec *e, const qc_phase *ph, const qc_seq *seq
 // What a query costs, in tokens: its context and what does not depend on it.
 INLINE int64_t query_cost(int32_t position) { return position + 64; }
 
-// attend_share computes the queries whose costs, all being lined up by sequence, KV head, row and
-// head, begin in this thread's share.
-static void attend_share(const qc_exec *e, const qc_phase *ph, int thread, int threads) {
+// attend_part computes the queries whose costs, all being lined up by sequence, KV head, row and
+// head, begin in parts from to to of parts. Heads that read the same keys stay together, unless that
+// leaves too little for a thread.
+static void attend_part(const qc_exec *e, const qc_phase *ph, int thread, int apart, int from_part, int to_part, int parts) {
 	const qc_buffer *dst = &e->buffer[ph->dst];
 	const int per_kv = ph->heads / ph->kv_heads;
 	const desk k = desk_at(e->scratch + thread * e->scratch_bytes, ph->head_dim);
 	int64_t total = 0;
 	for (int32_t r = 0; r < e->rows; r++)
 		total += query_cost(e->positions[r]) * ph->heads;
-	const int64_t from = share(total, thread, threads), to = share(total, thread + 1, threads);
+	const int64_t from = share(total, from_part, parts), to = share(total, to_part, parts);
 	int64_t cost = 0;
 	for (const qc_seq *seq = e->seq; seq < e->seq + e->seqs && cost < to; seq++) {
 		for (int32_t kv = 0; kv < ph->kv_heads; kv++) {
 			crowd c = {.count = 0};
 			for (int32_t r = seq->row; r < seq->row + seq->rows; r++) {
 				const int64_t each = query_cost(e->positions[r]);
+				const int64_t begin = cost;
 				for (int h = 0; h < per_kv; h++, cost += each) {
-					if (cost < from || cost >= to)
+					const int64_t at = apart ? cost : begin;
+					if (at < from || at >= to)
 						continue;
 					const int32_t head = kv * per_kv + h;
 					c.at[c.count] = e->positions[r];
@@ -287,5 +290,12 @@ static void attention(const qc_exec *e, const qc_phase *ph, int thread, int thre
 		store_share(e, ph, thread, threads);
 		qc_pool_barrier(e->pool);
 	}
-	attend_share(e, ph, thread, threads);
+	const int apart = (int64_t)e->rows * ph->kv_heads < 8 * threads;
+	if (apart) {
+		attend_part(e, ph, thread, apart, thread, thread + 1, threads);
+		return;
+	}
+	const int32_t parts = 8 * threads;
+	for (int32_t from, to; (to = take(e, ph, parts, 1, threads, &from)) > from;)
+		attend_part(e, ph, thread, apart, from, to, parts);
 }

@@ -5,7 +5,7 @@ package cpu
 // -std=c11 keeps products and sums apart: the compiler must not fuse what the numerics round twice.
 
 /*
-#cgo CFLAGS: -std=c11 -O3
+#cgo CFLAGS: -std=c11 -O3 -g0
 #cgo LDFLAGS: -lm -lpthread
 #include <stdlib.h>
 #include "native.h"
@@ -178,6 +178,7 @@ func (e *cExecutor) build(p *plan, kv []byte) error {
 	exec.pool = e.k.pool
 	phases, buffers := table[C.qc_phase](e, len(p.phases)), table[C.qc_buffer](e, len(p.widths))
 	exec.phases, exec.phase = C.int32_t(len(p.phases)), &phases[0]
+	exec.taken = ints(table[int32](e, len(p.phases)*C.QC_LINE))
 	exec.buffers, exec.buffer, exec.logits = C.int32_t(len(p.widths)), &buffers[0], C.int32_t(p.logits)
 	gated := gatedPhases(p)
 	exec.cache = C.qc_cache{data: (*C.uint8_t)(unsafe.SliceData(kv)), page: C.int64_t(p.kv.PageBytes() / int64(p.kv.Type.BlockBytes())),

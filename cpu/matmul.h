@@ -327,7 +327,9 @@ static void matmul(const qc_exec *e, const qc_phase *ph, int thread, int threads
 		qc_pool_barrier(e->pool);
 	}
 	const int32_t strips = ph->swiglu_out ? m->strips / 2 : m->strips;
-	multiply_strips(e, ph, &in, (int)share(strips, thread, threads), (int)share(strips, thread + 1, threads));
+	const int32_t least = rows < 4 ? 4 : 1;
+	for (int32_t from, to; (to = take(e, ph, strips, least, threads, &from)) > from;)
+		multiply_strips(e, ph, &in, from, to);
 }
 
 // embed looks a token up in the packed matrix.

@@ -35,6 +35,7 @@ void qc_step(const qc_path *path, qc_exec *e, float *logits, int32_t rows, const
 	e->tables = tables;
 	e->samples = samples;
 	e->sample_rows = sample_rows;
+	memset(e->taken, 0, sizeof *e->taken * QC_LINE * (size_t)e->phases);
 	job j = {path, e};
 	qc_pool_run(e->pool, in_thread, &j);
 	e->buffer[e->logits].data = NULL;

@@ -68,6 +68,8 @@ typedef struct {
 
 typedef struct qc_pool qc_pool;
 
+enum { QC_LINE = 16 }; // numbers in a line of a cache
+
 typedef struct {
 	qc_pool *pool;
 	int32_t phases, buffers, logits;
@@ -77,6 +79,7 @@ typedef struct {
 	// Input of a matmul, shared and one for each thread; queries of each thread.
 	uint8_t *input, *own_input, *scratch;
 	int64_t own_bytes, scratch_bytes;
+	int32_t *taken; // [phases][QC_LINE]: how much of each phase's work threads have taken in this step
 
 	// The step that runs.
 	int32_t rows, seqs, samples;

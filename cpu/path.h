@@ -15,7 +15,7 @@
 
 // QC_AHEAD is how far before its use a weight is asked for, in bytes: threads read one stream each,
 // and what fetches ahead in hardware stops at every page of 4 KiB.
-#define QC_AHEAD 2048
+#define QC_AHEAD 8192
 
 // The lanes say QC_ACCUMULATORS, how many vectors an inner loop may hold; QC_GROUP, the most rows of a
 // group; QC_WIDTHS, the width of kernel for what is left of fewer; and EACH_WIDTH, X for each width.

@@ -3,6 +3,21 @@
 // share is where part i of n parts of total begins.
 INLINE int64_t share(int64_t total, int64_t i, int64_t n) { return total * i / n; }
 
+// take claims work of a phase for a thread: units from *from to the result, which are equal when none
+// is left. Threads take less and less, so that they end together although one of them may have lost
+// its core for a while to another process. least is the fewest units worth the trip.
+INLINE int32_t take(const qc_exec *e, const qc_phase *ph, int32_t total, int32_t least, int threads, int32_t *from) {
+	int32_t *taken = e->taken + (ph - e->phase) * QC_LINE;
+	int32_t at = __atomic_load_n(taken, __ATOMIC_RELAXED), n;
+	do {
+		n = (total - at) / (threads == 1 ? 1 : 2 * threads);
+		n = n > least ? n : least;
+		n = n < total - at ? n : total - at;
+		*from = at;
+	} while (n > 0 && !__atomic_compare_exchange_n(taken, &at, at + n, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+	return *from + n;
+}
+
 INLINE v16 v_exp(v16 x) {
 	x = v_min(v_max(x, v_set(-87)), v_set(88));
 	const v16 n = v_round(v_mul(x, v_set(0x1.715476p+0f)));
