@@ -40,7 +40,10 @@ func (g *Gateway) Handler() http.Handler {
 		(&apiError{status: http.StatusNotFound, kind: typeInvalid, name: "unknown_url",
 			message: "there is nothing at " + clip(r.URL.Path, 128)}).write(w)
 	})
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		echoLabel(w, r, newID())
+		mux.ServeHTTP(w, r)
+	})
 }
 
 // Server returns an HTTP server for Handler with the gateway's limits on headers and idle connections.
@@ -81,12 +84,17 @@ func identify(w http.ResponseWriter, r *http.Request) (string, *apiError) {
 			e = invalid("Idempotency-Key", "Idempotency-Key must be 1 to %d printable ASCII characters without spaces", maxIDBytes)
 		}
 	}
+	echoLabel(w, r, id)
+	return id, e
+}
+
+// echoLabel answers with the client's x-request-id if it is valid, else with ours.
+func echoLabel(w http.ResponseWriter, r *http.Request, ours string) {
 	label := r.Header.Get("X-Request-Id")
 	if !validID(label) {
-		label = id
+		label = ours
 	}
 	w.Header().Set("X-Request-Id", label)
-	return id, e
 }
 
 // body reads and splits a request's JSON body.

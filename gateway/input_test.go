@@ -162,3 +162,13 @@ func TestHarmlessParameters(t *testing.T) {
 		t.Errorf("sampling is %v", p)
 	}
 }
+
+// TestEveryResponseHasARequestID: also those of pages without requests, and of none.
+func TestEveryResponseHasARequestID(t *testing.T) {
+	d := open(t, gatewaytest.Options{})
+	for _, path := range []string{"/health", "/metrics", "/version", "/v1/models", "/nowhere"} {
+		if page := d.do("GET", path, ""); len(page.header.Get("X-Request-Id")) < 16 {
+			t.Errorf("%s answers with x-request-id %q", path, page.header.Get("X-Request-Id"))
+		}
+	}
+}

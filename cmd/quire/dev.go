@@ -39,7 +39,7 @@ serves until Ctrl-C.`,
 	f := cmd.Flags()
 	f.StringVar(&name, "model", "auto", "name or path of the model; auto: smollm2-135m if pulled, else tiny")
 	f.BoolVar(&pull, "pull", false, "first get smollm2-135m, if it is not there and can be had")
-	f.StringVar(&prompt, "prompt", "What can you do?", "first prompt to answer; empty: none")
+	f.StringVar(&prompt, "prompt", "What is the capital of France?", "first prompt to answer; empty: none")
 	return cmd
 }
 
