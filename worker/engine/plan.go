@@ -298,15 +298,19 @@ func (p *planner) branch(st *step, s *sequence) {
 	}
 }
 
-// fork gives the sequences that drew beside their sibling a share of its blocks.
+// fork gives the sequences that drew beside their sibling a share of its blocks, in a plan in which
+// they get a row: a copy must not wait for a later step, when its blocks may have gone to others.
 func (p *planner) fork(st *step) {
-	if len(p.forking) == 0 {
+	if len(p.forking) == 0 || p.hold == holdAll {
 		return
 	}
+	kept := p.forking[:0]
 	for _, c := range p.forking {
 		parent := c.choices[0]
 		switch {
 		case c.state != stateForking:
+		case c.constrained() && c.pending > 0:
+			kept = append(kept, c)
 		case len(c.tokens)+c.pending >= c.limit:
 			c.state = stateParked
 		case parent.kv == nil || parent.state != stateRunning:
@@ -326,8 +330,8 @@ func (p *planner) fork(st *step) {
 			p.running.insert(c)
 		}
 	}
-	clear(p.forking)
-	p.forking = p.forking[:0]
+	clear(p.forking[len(kept):])
+	p.forking = kept
 }
 
 // admit starts waiting sequences while budget, slots and blocks last.

@@ -182,6 +182,9 @@ func (r *rig) step() bool {
 		}
 	}
 	planned := r.p.plan(r.now)
+	if !planned && len(r.p.copies) > 0 {
+		r.t.Errorf("copies of pages wait for a later step, when the pages may be others'")
+	}
 	if planned {
 		if err := r.device.Submit(&r.p.batch); err != nil {
 			r.t.Fatal(err)
