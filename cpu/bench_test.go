@@ -39,7 +39,7 @@ func BenchmarkSample(b *testing.B) {
 }
 
 // BenchmarkStep runs steps of a model of SmolLM2-135M's shape with random weights, on every path:
-// one new token for each of 1, 4 and 16 sequences of 192 tokens, and a prompt of 128 tokens.
+// one new token for each of 1, 4 and 16 sequences of 192 tokens, and prompts of 128 and 512 tokens.
 func BenchmarkStep(b *testing.B) {
 	types := []device.Type{device.Q8_0} // the embedding; then
 	m := newTestModel(1, testModel{layers: 30, hidden: 576, ffn: 1536, heads: 9, kvHeads: 3, headDim: 64, vocab: 49152, positions: 2048, tied: true, eps: 1e-5},
@@ -55,7 +55,7 @@ func BenchmarkStep(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		r, err := d.Compile(p, kv, device.Limits{Rows: 128, Sequences: 16, Samples: 16, Depth: 1})
+		r, err := d.Compile(p, kv, device.Limits{Rows: 512, Sequences: 16, Samples: 16, Depth: 1})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -84,20 +84,25 @@ func BenchmarkStep(b *testing.B) {
 				b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "tok/s")
 			})
 		}
-		b.Run(path+"/prefill-128", func(b *testing.B) {
-			batch := &device.Batch{Tokens: make([]int32, 128), Seqs: []device.Seq{{Rows: 128, Context: 128}}, Tables: []int32{0, 1, 2, 3, 4, 5, 6, 7}}
-			for i := range int32(128) {
-				batch.Tokens[i] = i * 300
-				batch.Positions = append(batch.Positions, i)
-			}
-			last := plain(0)
-			last.Row = 127
-			batch.Samples = []device.Sample{last}
-			for b.Loop() {
-				step(b, batch)
-			}
-			b.ReportMetric(float64(128*b.N)/b.Elapsed().Seconds(), "tok/s")
-		})
+		for _, n := range []int32{128, 512} {
+			b.Run(fmt.Sprintf("%s/prefill-%d", path, n), func(b *testing.B) {
+				batch := &device.Batch{Tokens: make([]int32, n), Seqs: []device.Seq{{Rows: n, Context: n}}}
+				for i := range n {
+					batch.Tokens[i] = i * 90
+					batch.Positions = append(batch.Positions, i)
+				}
+				for page := range n / 16 {
+					batch.Tables = append(batch.Tables, page)
+				}
+				last := plain(0)
+				last.Row = n - 1
+				batch.Samples = []device.Sample{last}
+				for b.Loop() {
+					step(b, batch)
+				}
+				b.ReportMetric(float64(int(n)*b.N)/b.Elapsed().Seconds(), "tok/s")
+			})
+		}
 		r.Close()
 		kv.Close()
 		d.Close()

@@ -67,7 +67,7 @@ func openNative(path string, threads int) (kernels, error) {
 }
 
 func (k *cKernels) path() string { return k.name }
-func (k *cKernels) threads() int  { return k.n }
+func (k *cKernels) threads() int { return k.n }
 
 func (k *cKernels) close() {
 	k.mu.Lock()

@@ -96,3 +96,26 @@ func unfuse(t *testing.T, d *Device, p *device.Program) *device.Program {
 	}
 	return &apart
 }
+
+// TestLayersShareBuffers: more layers take no more buffers.
+func TestLayersShareBuffers(t *testing.T) {
+	d := openPathFor(t, Options{Path: "go"})
+	defer d.Close()
+	var bytes []int64
+	for _, layers := range []int{2, 8} {
+		shape := llama(testModel{hidden: 32, ffn: 32})
+		shape.layers = layers
+		m := newTestModel(5, shape, func() device.Type { return device.Q8_0 })
+		plan, err := compile(m.program(t, d), m.kv(1, 16, device.F32), device.Limits{Rows: 4, Sequences: 1, Samples: 1, Depth: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(plan.phases) < 5*layers {
+			t.Fatalf("%d phases for %d layers", len(plan.phases), layers)
+		}
+		bytes = append(bytes, plan.bufferBytes())
+	}
+	if bytes[0] != bytes[1] || bytes[0] == 0 {
+		t.Errorf("buffers of 2 layers take %d bytes, of 8 layers %d", bytes[0], bytes[1])
+	}
+}

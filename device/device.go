@@ -29,7 +29,7 @@ type Device interface {
 type Info struct {
 	Name        string // "cpu", "cuda:0"
 	Description string // the processor's own name
-	Path        string // which kernels run: "avx512-vnni", "avx2", "generic", "go"
+	Path        string // which kernels run: "avx512", "avx2", "generic" or "go" on processors
 	Threads     int
 	MemoryBytes int64 // what the device may use in total
 }
