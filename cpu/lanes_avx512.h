@@ -3,9 +3,9 @@
 #include <string.h>
 
 #define QC_ACCUMULATORS 24
-#define QC_GROUP 8
-#define QC_WIDTHS {0, 1, 2, 3, 4, 6, 6, 8}
-#define EACH_WIDTH(X, ...) X(__VA_ARGS__, 1) X(__VA_ARGS__, 2) X(__VA_ARGS__, 3) X(__VA_ARGS__, 4) X(__VA_ARGS__, 6) X(__VA_ARGS__, 8)
+#define QC_GROUP 12
+#define QC_WIDTHS {0, 1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12}
+#define EACH_WIDTH(X, ...) X(__VA_ARGS__, 1) X(__VA_ARGS__, 2) X(__VA_ARGS__, 3) X(__VA_ARGS__, 4) X(__VA_ARGS__, 6) X(__VA_ARGS__, 8) X(__VA_ARGS__, 12)
 
 typedef __m512 v16;
 typedef __m512i v16i;

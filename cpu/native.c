@@ -41,9 +41,10 @@ void qc_step(const qc_path *path, qc_exec *e, float *logits, int32_t rows, const
 	e->buffer[e->logits].data = NULL;
 }
 
-// qc_input_bytes is what the input of a matmul takes at most: see matmul.h.
+// qc_input_bytes is what the input of a matmul takes at most: see matmul.h. Paths fill up groups of at
+// most 12 rows.
 int64_t qc_input_bytes(const qc_matrix *m, int64_t rows) {
-	return (rows + 7) / 8 * 8 * ((int64_t)m->cols / 32 * 15 * 4 + (int64_t)m->cols * 4) + 64;
+	return (rows + 12) * ((int64_t)m->cols / 32 * 15 * 4 + (int64_t)m->cols * 4) + 64;
 }
 
 // qc_scratch_bytes is what a thread takes to attend: see desk in attention.h.
