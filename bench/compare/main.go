@@ -114,7 +114,7 @@ func run(ctx context.Context) error {
 		rows = append(rows, summarise(n, ours, theirs))
 	}
 	fmt.Fprintln(os.Stderr)
-	print(rows)
+	printTable(rows)
 	fmt.Printf("peak memory of quire: %.0f MB; model file × 2.5 + KV cache: %.0f MB\n", server.peakMB(), 2.5*fileMB(file)+kvBytes/1e6)
 	if *alone {
 		return nil
@@ -122,6 +122,9 @@ func run(ctx context.Context) error {
 	text, err := json.MarshalIndent(map[string]any{"cpu": cpuName(), "threads": runtime.NumCPU(), "kernels": server.kernels,
 		"model": filepath.Base(file), "date": time.Now().UTC().Format(time.DateOnly), "peak_mb": server.peakMB(), "rows": rows}, "", "  ")
 	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(*out), 0o755); err != nil {
 		return err
 	}
 	return os.WriteFile(*out, append(text, '\n'), 0o644)
@@ -164,7 +167,7 @@ func middle(v []float64) median {
 	return median{(v[(len(v)-1)/2] + v[len(v)/2]) / 2, v[0], v[len(v)-1]}
 }
 
-func print(rows []row) {
+func printTable(rows []row) {
 	fmt.Println("streams  what      quire tok/s  llama.cpp tok/s  ratio (min–max)")
 	for _, r := range rows {
 		line := func(what string, a, b float64, m median) {
