@@ -279,6 +279,3 @@ func (a *automaton) intern() int32 {
 	a.allowed -= a.classes / 8
 	return id
 }
-
-// live reports whether any byte can follow.
-func (a *automaton) live(id int32) bool { return len(a.states[id].configs) > 0 }

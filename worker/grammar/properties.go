@@ -3,7 +3,7 @@ package grammar
 import (
 	"fmt"
 	"slices"
-	"strings"
+	"unicode/utf8"
 )
 
 // object adds an object: its properties in the schema's order, those that are not required
@@ -162,13 +162,14 @@ func (b *builder) otherText(from, to int32, names []string) {
 		rests := map[rune][]string{}
 		var firsts []rune
 		for _, name := range names {
-			for _, c := range name {
-				if rests[c] == nil {
-					firsts = append(firsts, c)
-				}
-				rests[c] = append(rests[c], strings.TrimPrefix(name, string(c)))
-				break
+			c, n := utf8.DecodeRuneInString(name)
+			if n == 0 {
+				continue
 			}
+			if rests[c] == nil {
+				firsts = append(firsts, c)
+			}
+			rests[c] = append(rests[c], name[n:])
 		}
 		b.chars(n, free, without(firsts), quoted)
 		for _, c := range firsts {

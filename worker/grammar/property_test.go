@@ -42,7 +42,7 @@ func drawSchema(t *rapid.T, depth int, self string) sample {
 		kinds = append(kinds, "object", "object", "object", "map", "array", "array", "any", "anyOf", "types", "recursion")
 	}
 	literal := func(r *rand.Rand) string {
-		return spell(any([]any{"x y", json.Number("12.50"), nil, true, &object{names: []string{"k"}, values: map[string]any{"k": []any{json.Number("1")}}}}[r.IntN(5)]))
+		return spell([]any{"x y", json.Number("12.50"), nil, true, &object{names: []string{"k"}, values: map[string]any{"k": []any{json.Number("1")}}}}[r.IntN(5)])
 	}
 	switch rapid.SampledFrom(kinds).Draw(t, "kind") {
 	case "length":
