@@ -318,7 +318,7 @@ func (p *planner) fail(cause error) {
 			p.preempt(s)
 		}
 	}
-	p.copies = p.copies[:0]
+	p.copies, p.copiers = p.copies[:0], p.copiers[:0]
 	p.pool.Completed(p.accepted)
 	for i := 0; i < len(p.waiting); {
 		if s := p.waiting[i]; s.faults >= maxFaults {

@@ -12,7 +12,8 @@ func (p *planner) build(st *step) {
 	b.Tokens, b.Positions, b.Seqs, b.Tables = b.Tokens[:0], b.Positions[:0], b.Seqs[:0], b.Tables[:0]
 	b.Samples, b.History, b.Bias, b.Masks = b.Samples[:0], b.History[:0], b.Bias[:0], b.Masks[:0]
 	b.Copies = append(b.Copies[:0], p.copies...)
-	p.copies = p.copies[:0]
+	clear(p.copiers)
+	p.copies, p.copiers = p.copies[:0], p.copiers[:0]
 	for _, s := range st.seqs {
 		row := len(b.Tokens)
 		b.Seqs = append(b.Seqs, device.Seq{

@@ -24,7 +24,8 @@ type planner struct {
 	waiting order
 	forking []*sequence // drawn their first token beside their sibling; fork with the next step
 	copies  []device.PageCopy
-	lower   *lower // nil without tiers below the device
+	copiers []*sequence // whom each of copies is for
+	lower   *lower      // nil without tiers below the device
 
 	number    uint64  // of the newest step planned
 	accepted  uint64  // of the newest step accepted
@@ -116,6 +117,9 @@ func (p *planner) plan(now int64) bool {
 		if !preempted {
 			p.admit(st, budget, now)
 		}
+	}
+	if st.rows == 0 {
+		p.undoCopies()
 	}
 	p.copyDown()
 	if st.rows == 0 {
@@ -218,6 +222,7 @@ func (p *planner) preempt(s *sequence) {
 		}
 	}
 	p.running.remove(s)
+	p.dropCopies(s)
 	p.lower.drop(s)
 	p.choose(s)
 	if p.writing(s.fence) {
@@ -322,7 +327,7 @@ func (p *planner) fork(st *step) {
 				continue
 			}
 			if has {
-				p.copies = append(p.copies, device.PageCopy{From: int32(cp.From), To: int32(cp.To)})
+				p.copy(c, cp)
 			}
 			c.kv, c.state, c.rows, c.fence = kv, stateRunning, 0, st.number
 			c.room = len(kv.Table()) * p.BlockTokens
@@ -420,6 +425,33 @@ func (p *planner) start(st *step, s *sequence, budget int, now int64) int {
 	return n
 }
 
+// copy has the next step copy a page for s before anything else.
+func (p *planner) copy(s *sequence, cp kvcache.Copy) {
+	p.copies = append(p.copies, device.PageCopy{From: int32(cp.From), To: int32(cp.To)})
+	p.copiers = append(p.copiers, s)
+}
+
+// dropCopies forgets the copies for s, whose pages it gives up: they may soon be others'.
+func (p *planner) dropCopies(s *sequence) {
+	for i := len(p.copiers) - 1; i >= 0; i-- {
+		if p.copiers[i] == s {
+			p.copies, p.copiers = slices.Delete(p.copies, i, i+1), slices.Delete(p.copiers, i, i+1)
+		}
+	}
+}
+
+// undoCopies ends a plan without rows, which carries no copies. Were they to wait for a later step,
+// the pages they read could be others' by then: who needs one starts over.
+func (p *planner) undoCopies() {
+	for len(p.copiers) > 0 {
+		s := p.copiers[0]
+		if s.state == stateRunning {
+			p.preempt(s)
+		}
+		p.dropCopies(s)
+	}
+}
+
 // begin takes blocks for all tokens of s, or nothing. below is how many after the cached ones are
 // being copied up from a lower tier.
 func (p *planner) begin(s *sequence) (cached, below int, ok bool) {
@@ -446,7 +478,7 @@ func (p *planner) begin(s *sequence) (cached, below int, ok bool) {
 		return 0, 0, false
 	}
 	if has {
-		p.copies = append(p.copies, device.PageCopy{From: int32(cp.From), To: int32(cp.To)})
+		p.copy(s, cp)
 	}
 	s.room = len(s.kv.Table()) * p.BlockTokens
 	if below > 0 {
