@@ -24,6 +24,116 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type CacheEvent_Kind int32
+
+const (
+	CacheEvent_KIND_UNSPECIFIED CacheEvent_Kind = 0
+	// hashes can be found on the medium; the first follows parent, each other the one before it.
+	CacheEvent_KIND_STORED  CacheEvent_Kind = 1
+	CacheEvent_KIND_REMOVED CacheEvent_Kind = 2
+	// Nothing is on the medium any more.
+	CacheEvent_KIND_CLEARED CacheEvent_Kind = 3
+	// What the worker said before counts no more, on any medium; a snapshot follows.
+	CacheEvent_KIND_RESET CacheEvent_Kind = 4
+)
+
+// Enum value maps for CacheEvent_Kind.
+var (
+	CacheEvent_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "KIND_STORED",
+		2: "KIND_REMOVED",
+		3: "KIND_CLEARED",
+		4: "KIND_RESET",
+	}
+	CacheEvent_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"KIND_STORED":      1,
+		"KIND_REMOVED":     2,
+		"KIND_CLEARED":     3,
+		"KIND_RESET":       4,
+	}
+)
+
+func (x CacheEvent_Kind) Enum() *CacheEvent_Kind {
+	p := new(CacheEvent_Kind)
+	*p = x
+	return p
+}
+
+func (x CacheEvent_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CacheEvent_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_quire_v1_control_proto_enumTypes[0].Descriptor()
+}
+
+func (CacheEvent_Kind) Type() protoreflect.EnumType {
+	return &file_quire_v1_control_proto_enumTypes[0]
+}
+
+func (x CacheEvent_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CacheEvent_Kind.Descriptor instead.
+func (CacheEvent_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{20, 0}
+}
+
+type CacheEvent_Medium int32
+
+const (
+	CacheEvent_MEDIUM_UNSPECIFIED CacheEvent_Medium = 0
+	CacheEvent_MEDIUM_DEVICE      CacheEvent_Medium = 1
+	CacheEvent_MEDIUM_HOST        CacheEvent_Medium = 2
+	CacheEvent_MEDIUM_DISK        CacheEvent_Medium = 3
+)
+
+// Enum value maps for CacheEvent_Medium.
+var (
+	CacheEvent_Medium_name = map[int32]string{
+		0: "MEDIUM_UNSPECIFIED",
+		1: "MEDIUM_DEVICE",
+		2: "MEDIUM_HOST",
+		3: "MEDIUM_DISK",
+	}
+	CacheEvent_Medium_value = map[string]int32{
+		"MEDIUM_UNSPECIFIED": 0,
+		"MEDIUM_DEVICE":      1,
+		"MEDIUM_HOST":        2,
+		"MEDIUM_DISK":        3,
+	}
+)
+
+func (x CacheEvent_Medium) Enum() *CacheEvent_Medium {
+	p := new(CacheEvent_Medium)
+	*p = x
+	return p
+}
+
+func (x CacheEvent_Medium) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CacheEvent_Medium) Descriptor() protoreflect.EnumDescriptor {
+	return file_quire_v1_control_proto_enumTypes[1].Descriptor()
+}
+
+func (CacheEvent_Medium) Type() protoreflect.EnumType {
+	return &file_quire_v1_control_proto_enumTypes[1]
+}
+
+func (x CacheEvent_Medium) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CacheEvent_Medium.Descriptor instead.
+func (CacheEvent_Medium) EnumDescriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{20, 1}
+}
+
 // Request is what a worker needs to generate: a pure function of weights and this message.
 type Request struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -157,8 +267,11 @@ func (x *Request) GetGenerated() []*TokenIds {
 }
 
 type SubmitRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Request       *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Request *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	// If the request is known and has ended, run it again: the caller needs of its output what is not
+	// kept. The output is the same.
+	Rerun         bool `protobuf:"varint,2,opt,name=rerun,proto3" json:"rerun,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -198,6 +311,13 @@ func (x *SubmitRequest) GetRequest() *Request {
 		return x.Request
 	}
 	return nil
+}
+
+func (x *SubmitRequest) GetRerun() bool {
+	if x != nil {
+		return x.Rerun
+	}
+	return false
 }
 
 type SubmitResponse struct {
@@ -281,9 +401,11 @@ func (x *SubmitResponse) GetFinishReason() FinishReason {
 }
 
 type AbortRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Reason    string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// If set, abort only while the request streams to this gateway.
+	GatewayId     string `protobuf:"bytes,3,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -328,6 +450,13 @@ func (x *AbortRequest) GetRequestId() string {
 func (x *AbortRequest) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *AbortRequest) GetGatewayId() string {
+	if x != nil {
+		return x.GatewayId
 	}
 	return ""
 }
@@ -553,8 +682,14 @@ type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The complete set of workers now in session.
 	Workers []*WorkerInfo `protobuf:"bytes,1,rep,name=workers,proto3" json:"workers,omitempty"`
-	// Requests that ended without a worker saying so to the gateway: refused, aborted while queued.
-	Ended         []*Ended `protobuf:"bytes,2,rep,name=ended,proto3" json:"ended,omitempty"`
+	// Requests that ended without a worker saying so to the gateway: refused, aborted while queued, or
+	// finished on a worker that is gone.
+	Ended []*Ended `protobuf:"bytes,2,rep,name=ended,proto3" json:"ended,omitempty"`
+	// Requests of this gateway whose worker is gone. Their output up to the named dispatch counts no
+	// more unless the gateway has it already; it answers with Recall.
+	Lost []*Lost `protobuf:"bytes,3,rep,name=lost,proto3" json:"lost,omitempty"`
+	// Requests that another gateway has adopted.
+	Adopted       []string `protobuf:"bytes,4,rep,name=adopted,proto3" json:"adopted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -603,6 +738,554 @@ func (x *WatchResponse) GetEnded() []*Ended {
 	return nil
 }
 
+func (x *WatchResponse) GetLost() []*Lost {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetAdopted() []string {
+	if x != nil {
+		return x.Adopted
+	}
+	return nil
+}
+
+type Lost struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The dispatch that was lost.
+	Term          uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Index         uint64 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lost) Reset() {
+	*x = Lost{}
+	mi := &file_quire_v1_control_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lost) ProtoMessage() {}
+
+func (x *Lost) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lost.ProtoReflect.Descriptor instead.
+func (*Lost) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Lost) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *Lost) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *Lost) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+// Output is what is known of a choice.
+type Output struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	TokenIds []int32                `protobuf:"varint,1,rep,packed,name=token_ids,json=tokenIds,proto3" json:"token_ids,omitempty"`
+	// Set once the choice has ended.
+	FinishReason  FinishReason `protobuf:"varint,2,opt,name=finish_reason,json=finishReason,proto3,enum=quire.v1.FinishReason" json:"finish_reason,omitempty"`
+	StopReason    string       `protobuf:"bytes,3,opt,name=stop_reason,json=stopReason,proto3" json:"stop_reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Output) Reset() {
+	*x = Output{}
+	mi := &file_quire_v1_control_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Output) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Output) ProtoMessage() {}
+
+func (x *Output) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Output.ProtoReflect.Descriptor instead.
+func (*Output) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Output) GetTokenIds() []int32 {
+	if x != nil {
+		return x.TokenIds
+	}
+	return nil
+}
+
+func (x *Output) GetFinishReason() FinishReason {
+	if x != nil {
+		return x.FinishReason
+	}
+	return FinishReason_FINISH_REASON_UNSPECIFIED
+}
+
+func (x *Output) GetStopReason() string {
+	if x != nil {
+		return x.StopReason
+	}
+	return ""
+}
+
+// ChoiceProgress is news of a choice.
+type ChoiceProgress struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Choice int32                  `protobuf:"varint,1,opt,name=choice,proto3" json:"choice,omitempty"`
+	// Position of token_ids[0] among the choice's generated tokens.
+	First    int32   `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
+	TokenIds []int32 `protobuf:"varint,3,rep,packed,name=token_ids,json=tokenIds,proto3" json:"token_ids,omitempty"`
+	// Set once the choice has ended.
+	FinishReason  FinishReason `protobuf:"varint,4,opt,name=finish_reason,json=finishReason,proto3,enum=quire.v1.FinishReason" json:"finish_reason,omitempty"`
+	StopReason    string       `protobuf:"bytes,5,opt,name=stop_reason,json=stopReason,proto3" json:"stop_reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChoiceProgress) Reset() {
+	*x = ChoiceProgress{}
+	mi := &file_quire_v1_control_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChoiceProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChoiceProgress) ProtoMessage() {}
+
+func (x *ChoiceProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChoiceProgress.ProtoReflect.Descriptor instead.
+func (*ChoiceProgress) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ChoiceProgress) GetChoice() int32 {
+	if x != nil {
+		return x.Choice
+	}
+	return 0
+}
+
+func (x *ChoiceProgress) GetFirst() int32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *ChoiceProgress) GetTokenIds() []int32 {
+	if x != nil {
+		return x.TokenIds
+	}
+	return nil
+}
+
+func (x *ChoiceProgress) GetFinishReason() FinishReason {
+	if x != nil {
+		return x.FinishReason
+	}
+	return FinishReason_FINISH_REASON_UNSPECIFIED
+}
+
+func (x *ChoiceProgress) GetStopReason() string {
+	if x != nil {
+		return x.StopReason
+	}
+	return ""
+}
+
+type RequestProgress struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The dispatch that it belongs to.
+	Term          uint64            `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Index         uint64            `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	Choices       []*ChoiceProgress `protobuf:"bytes,4,rep,name=choices,proto3" json:"choices,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestProgress) Reset() {
+	*x = RequestProgress{}
+	mi := &file_quire_v1_control_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestProgress) ProtoMessage() {}
+
+func (x *RequestProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestProgress.ProtoReflect.Descriptor instead.
+func (*RequestProgress) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RequestProgress) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RequestProgress) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *RequestProgress) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *RequestProgress) GetChoices() []*ChoiceProgress {
+	if x != nil {
+		return x.Choices
+	}
+	return nil
+}
+
+type AdoptRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	GatewayId     string                 `protobuf:"bytes,2,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptRequest) Reset() {
+	*x = AdoptRequest{}
+	mi := &file_quire_v1_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptRequest) ProtoMessage() {}
+
+func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
+func (*AdoptRequest) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AdoptRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *AdoptRequest) GetGatewayId() string {
+	if x != nil {
+		return x.GatewayId
+	}
+	return ""
+}
+
+type AdoptResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False for a request that is unknown, or whose end has been forgotten.
+	Found bool `protobuf:"varint,1,opt,name=found,proto3" json:"found,omitempty"`
+	// Without prompt, salt and generated.
+	Request      *Request `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
+	PromptTokens int32    `protobuf:"varint,3,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
+	// A list a choice, as far as the log knows; empty if an ended request's are no longer kept.
+	Outputs []*Output `protobuf:"bytes,4,rep,name=outputs,proto3" json:"outputs,omitempty"`
+	// Empty while it waits in the queue.
+	WorkerId string `protobuf:"bytes,5,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	// Its newest dispatch; output of older ones counts no more.
+	Term  uint64 `protobuf:"varint,6,opt,name=term,proto3" json:"term,omitempty"`
+	Index uint64 `protobuf:"varint,7,opt,name=index,proto3" json:"index,omitempty"`
+	// Set if it has ended.
+	FinishReason  FinishReason `protobuf:"varint,8,opt,name=finish_reason,json=finishReason,proto3,enum=quire.v1.FinishReason" json:"finish_reason,omitempty"`
+	Error         string       `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
+	Usage         *Usage       `protobuf:"bytes,10,opt,name=usage,proto3" json:"usage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptResponse) Reset() {
+	*x = AdoptResponse{}
+	mi := &file_quire_v1_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptResponse) ProtoMessage() {}
+
+func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptResponse.ProtoReflect.Descriptor instead.
+func (*AdoptResponse) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *AdoptResponse) GetFound() bool {
+	if x != nil {
+		return x.Found
+	}
+	return false
+}
+
+func (x *AdoptResponse) GetRequest() *Request {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *AdoptResponse) GetPromptTokens() int32 {
+	if x != nil {
+		return x.PromptTokens
+	}
+	return 0
+}
+
+func (x *AdoptResponse) GetOutputs() []*Output {
+	if x != nil {
+		return x.Outputs
+	}
+	return nil
+}
+
+func (x *AdoptResponse) GetWorkerId() string {
+	if x != nil {
+		return x.WorkerId
+	}
+	return ""
+}
+
+func (x *AdoptResponse) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *AdoptResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *AdoptResponse) GetFinishReason() FinishReason {
+	if x != nil {
+		return x.FinishReason
+	}
+	return FinishReason_FINISH_REASON_UNSPECIFIED
+}
+
+func (x *AdoptResponse) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *AdoptResponse) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+type RecallRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	GatewayId string                 `protobuf:"bytes,1,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	// term and index are those of the Lost that this answers. token_ids begin with the first token.
+	Requests      []*RequestProgress `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecallRequest) Reset() {
+	*x = RecallRequest{}
+	mi := &file_quire_v1_control_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecallRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecallRequest) ProtoMessage() {}
+
+func (x *RecallRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecallRequest.ProtoReflect.Descriptor instead.
+func (*RecallRequest) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RecallRequest) GetGatewayId() string {
+	if x != nil {
+		return x.GatewayId
+	}
+	return ""
+}
+
+func (x *RecallRequest) GetRequests() []*RequestProgress {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+type RecallResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecallResponse) Reset() {
+	*x = RecallResponse{}
+	mi := &file_quire_v1_control_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecallResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecallResponse) ProtoMessage() {}
+
+func (x *RecallResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecallResponse.ProtoReflect.Descriptor instead.
+func (*RecallResponse) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{15}
+}
+
 type Ended struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -614,7 +1297,7 @@ type Ended struct {
 
 func (x *Ended) Reset() {
 	*x = Ended{}
-	mi := &file_quire_v1_control_proto_msgTypes[8]
+	mi := &file_quire_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +1309,7 @@ func (x *Ended) String() string {
 func (*Ended) ProtoMessage() {}
 
 func (x *Ended) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[8]
+	mi := &file_quire_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +1322,7 @@ func (x *Ended) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ended.ProtoReflect.Descriptor instead.
 func (*Ended) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Ended) GetRequestId() string {
@@ -670,6 +1353,8 @@ type WorkRequest struct {
 	//	*WorkRequest_Hello
 	//	*WorkRequest_Heartbeat
 	//	*WorkRequest_Finished
+	//	*WorkRequest_Progress
+	//	*WorkRequest_CacheEvents
 	Message       isWorkRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -677,7 +1362,7 @@ type WorkRequest struct {
 
 func (x *WorkRequest) Reset() {
 	*x = WorkRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[9]
+	mi := &file_quire_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -689,7 +1374,7 @@ func (x *WorkRequest) String() string {
 func (*WorkRequest) ProtoMessage() {}
 
 func (x *WorkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[9]
+	mi := &file_quire_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -702,7 +1387,7 @@ func (x *WorkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkRequest.ProtoReflect.Descriptor instead.
 func (*WorkRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WorkRequest) GetMessage() isWorkRequest_Message {
@@ -739,6 +1424,24 @@ func (x *WorkRequest) GetFinished() *Finished {
 	return nil
 }
 
+func (x *WorkRequest) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Message.(*WorkRequest_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *WorkRequest) GetCacheEvents() *CacheEvents {
+	if x != nil {
+		if x, ok := x.Message.(*WorkRequest_CacheEvents); ok {
+			return x.CacheEvents
+		}
+	}
+	return nil
+}
+
 type isWorkRequest_Message interface {
 	isWorkRequest_Message()
 }
@@ -755,11 +1458,183 @@ type WorkRequest_Finished struct {
 	Finished *Finished `protobuf:"bytes,3,opt,name=finished,proto3,oneof"`
 }
 
+type WorkRequest_Progress struct {
+	Progress *Progress `protobuf:"bytes,4,opt,name=progress,proto3,oneof"`
+}
+
+type WorkRequest_CacheEvents struct {
+	CacheEvents *CacheEvents `protobuf:"bytes,5,opt,name=cache_events,json=cacheEvents,proto3,oneof"`
+}
+
 func (*WorkRequest_Hello) isWorkRequest_Message() {}
 
 func (*WorkRequest_Heartbeat) isWorkRequest_Message() {}
 
 func (*WorkRequest_Finished) isWorkRequest_Message() {}
+
+func (*WorkRequest_Progress) isWorkRequest_Message() {}
+
+func (*WorkRequest_CacheEvents) isWorkRequest_Message() {}
+
+// Progress says what running requests have generated since the session's last message about them,
+// the first of a session all since their dispatch. It is sent every checkpoint interval.
+type Progress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Requests      []*RequestProgress     `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Progress) Reset() {
+	*x = Progress{}
+	mi := &file_quire_v1_control_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Progress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Progress) ProtoMessage() {}
+
+func (x *Progress) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Progress.ProtoReflect.Descriptor instead.
+func (*Progress) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Progress) GetRequests() []*RequestProgress {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+// CacheEvents say what a worker's KV cache holds. A session's first are a snapshot.
+type CacheEvents struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Events        []*CacheEvent          `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CacheEvents) Reset() {
+	*x = CacheEvents{}
+	mi := &file_quire_v1_control_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CacheEvents) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CacheEvents) ProtoMessage() {}
+
+func (x *CacheEvents) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CacheEvents.ProtoReflect.Descriptor instead.
+func (*CacheEvents) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *CacheEvents) GetEvents() []*CacheEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+type CacheEvent struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Kind   CacheEvent_Kind        `protobuf:"varint,1,opt,name=kind,proto3,enum=quire.v1.CacheEvent_Kind" json:"kind,omitempty"`
+	Medium CacheEvent_Medium      `protobuf:"varint,2,opt,name=medium,proto3,enum=quire.v1.CacheEvent_Medium" json:"medium,omitempty"`
+	// 16 bytes each, one after the other; see kvcache.Hash.
+	Hashes        []byte `protobuf:"bytes,3,opt,name=hashes,proto3" json:"hashes,omitempty"`
+	Parent        []byte `protobuf:"bytes,4,opt,name=parent,proto3" json:"parent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CacheEvent) Reset() {
+	*x = CacheEvent{}
+	mi := &file_quire_v1_control_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CacheEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CacheEvent) ProtoMessage() {}
+
+func (x *CacheEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CacheEvent.ProtoReflect.Descriptor instead.
+func (*CacheEvent) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CacheEvent) GetKind() CacheEvent_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return CacheEvent_KIND_UNSPECIFIED
+}
+
+func (x *CacheEvent) GetMedium() CacheEvent_Medium {
+	if x != nil {
+		return x.Medium
+	}
+	return CacheEvent_MEDIUM_UNSPECIFIED
+}
+
+func (x *CacheEvent) GetHashes() []byte {
+	if x != nil {
+		return x.Hashes
+	}
+	return nil
+}
+
+func (x *CacheEvent) GetParent() []byte {
+	if x != nil {
+		return x.Parent
+	}
+	return nil
+}
 
 type Hello struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -772,7 +1647,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_quire_v1_control_proto_msgTypes[10]
+	mi := &file_quire_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +1659,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[10]
+	mi := &file_quire_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +1672,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Hello) GetWorker() *WorkerInfo {
@@ -839,7 +1714,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_quire_v1_control_proto_msgTypes[11]
+	mi := &file_quire_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +1726,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[11]
+	mi := &file_quire_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +1739,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -969,7 +1844,7 @@ type DeviceFrame struct {
 
 func (x *DeviceFrame) Reset() {
 	*x = DeviceFrame{}
-	mi := &file_quire_v1_control_proto_msgTypes[12]
+	mi := &file_quire_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +1856,7 @@ func (x *DeviceFrame) String() string {
 func (*DeviceFrame) ProtoMessage() {}
 
 func (x *DeviceFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[12]
+	mi := &file_quire_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +1869,7 @@ func (x *DeviceFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceFrame.ProtoReflect.Descriptor instead.
 func (*DeviceFrame) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DeviceFrame) GetIndex() int32 {
@@ -1132,7 +2007,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_quire_v1_control_proto_msgTypes[13]
+	mi := &file_quire_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +2019,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[13]
+	mi := &file_quire_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +2032,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Finished) GetRequests() []*FinishedRequest {
@@ -1177,15 +2052,17 @@ type FinishedRequest struct {
 	// reason is set then.
 	Returned bool `protobuf:"varint,5,opt,name=returned,proto3" json:"returned,omitempty"`
 	// The dispatch that this ends: one that is not the request's newest ends nothing.
-	Term          uint64 `protobuf:"varint,6,opt,name=term,proto3" json:"term,omitempty"`
-	Index         uint64 `protobuf:"varint,7,opt,name=index,proto3" json:"index,omitempty"`
+	Term  uint64 `protobuf:"varint,6,opt,name=term,proto3" json:"term,omitempty"`
+	Index uint64 `protobuf:"varint,7,opt,name=index,proto3" json:"index,omitempty"`
+	// What the session's Progress messages have not said yet.
+	Choices       []*ChoiceProgress `protobuf:"bytes,8,rep,name=choices,proto3" json:"choices,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FinishedRequest) Reset() {
 	*x = FinishedRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[14]
+	mi := &file_quire_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +2074,7 @@ func (x *FinishedRequest) String() string {
 func (*FinishedRequest) ProtoMessage() {}
 
 func (x *FinishedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[14]
+	mi := &file_quire_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +2087,7 @@ func (x *FinishedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishedRequest.ProtoReflect.Descriptor instead.
 func (*FinishedRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *FinishedRequest) GetRequestId() string {
@@ -1262,6 +2139,13 @@ func (x *FinishedRequest) GetIndex() uint64 {
 	return 0
 }
 
+func (x *FinishedRequest) GetChoices() []*ChoiceProgress {
+	if x != nil {
+		return x.Choices
+	}
+	return nil
+}
+
 type WorkResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -1270,6 +2154,7 @@ type WorkResponse struct {
 	//	*WorkResponse_Dispatch
 	//	*WorkResponse_Revoke
 	//	*WorkResponse_Drain
+	//	*WorkResponse_Redirect
 	Message       isWorkResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1277,7 +2162,7 @@ type WorkResponse struct {
 
 func (x *WorkResponse) Reset() {
 	*x = WorkResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[15]
+	mi := &file_quire_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1289,7 +2174,7 @@ func (x *WorkResponse) String() string {
 func (*WorkResponse) ProtoMessage() {}
 
 func (x *WorkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[15]
+	mi := &file_quire_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1302,7 +2187,7 @@ func (x *WorkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse.ProtoReflect.Descriptor instead.
 func (*WorkResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WorkResponse) GetMessage() isWorkResponse_Message {
@@ -1348,6 +2233,15 @@ func (x *WorkResponse) GetDrain() *Drain {
 	return nil
 }
 
+func (x *WorkResponse) GetRedirect() *Redirect {
+	if x != nil {
+		if x, ok := x.Message.(*WorkResponse_Redirect); ok {
+			return x.Redirect
+		}
+	}
+	return nil
+}
+
 type isWorkResponse_Message interface {
 	isWorkResponse_Message()
 }
@@ -1368,6 +2262,10 @@ type WorkResponse_Drain struct {
 	Drain *Drain `protobuf:"bytes,4,opt,name=drain,proto3,oneof"`
 }
 
+type WorkResponse_Redirect struct {
+	Redirect *Redirect `protobuf:"bytes,5,opt,name=redirect,proto3,oneof"`
+}
+
 func (*WorkResponse_Welcome) isWorkResponse_Message() {}
 
 func (*WorkResponse_Dispatch) isWorkResponse_Message() {}
@@ -1376,17 +2274,21 @@ func (*WorkResponse_Revoke) isWorkResponse_Message() {}
 
 func (*WorkResponse_Drain) isWorkResponse_Message() {}
 
+func (*WorkResponse_Redirect) isWorkResponse_Message() {}
+
 type Welcome struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	Term                uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
 	HeartbeatIntervalMs int32                  `protobuf:"varint,2,opt,name=heartbeat_interval_ms,json=heartbeatIntervalMs,proto3" json:"heartbeat_interval_ms,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// How often Progress is wanted.
+	CheckpointIntervalMs int32 `protobuf:"varint,3,opt,name=checkpoint_interval_ms,json=checkpointIntervalMs,proto3" json:"checkpoint_interval_ms,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_quire_v1_control_proto_msgTypes[16]
+	mi := &file_quire_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1398,7 +2300,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[16]
+	mi := &file_quire_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1411,7 +2313,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Welcome) GetTerm() uint64 {
@@ -1428,6 +2330,74 @@ func (x *Welcome) GetHeartbeatIntervalMs() int32 {
 	return 0
 }
 
+func (x *Welcome) GetCheckpointIntervalMs() int32 {
+	if x != nil {
+		return x.CheckpointIntervalMs
+	}
+	return 0
+}
+
+// Redirect sends a request's output to another gateway, from its first token on.
+type Redirect struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
+	RequestId     string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	GatewayId     string                 `protobuf:"bytes,3,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redirect) Reset() {
+	*x = Redirect{}
+	mi := &file_quire_v1_control_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redirect) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redirect) ProtoMessage() {}
+
+func (x *Redirect) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
+func (*Redirect) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Redirect) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *Redirect) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *Redirect) GetGatewayId() string {
+	if x != nil {
+		return x.GatewayId
+	}
+	return ""
+}
+
 // Dispatch hands requests to a worker. A worker refuses a term older than the newest it has seen.
 type Dispatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1441,7 +2411,7 @@ type Dispatch struct {
 
 func (x *Dispatch) Reset() {
 	*x = Dispatch{}
-	mi := &file_quire_v1_control_proto_msgTypes[17]
+	mi := &file_quire_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +2423,7 @@ func (x *Dispatch) String() string {
 func (*Dispatch) ProtoMessage() {}
 
 func (x *Dispatch) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[17]
+	mi := &file_quire_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +2436,7 @@ func (x *Dispatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dispatch.ProtoReflect.Descriptor instead.
 func (*Dispatch) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Dispatch) GetTerm() uint64 {
@@ -1501,7 +2471,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_quire_v1_control_proto_msgTypes[18]
+	mi := &file_quire_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1513,7 +2483,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[18]
+	mi := &file_quire_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1526,7 +2496,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Revoke) GetTerm() uint64 {
@@ -1552,7 +2522,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_quire_v1_control_proto_msgTypes[19]
+	mi := &file_quire_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +2534,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[19]
+	mi := &file_quire_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +2547,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 type AttachRequest struct {
@@ -1586,6 +2556,7 @@ type AttachRequest struct {
 	//
 	//	*AttachRequest_Hello
 	//	*AttachRequest_Abort
+	//	*AttachRequest_Resume
 	Message       isAttachRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1593,7 +2564,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[20]
+	mi := &file_quire_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +2576,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[20]
+	mi := &file_quire_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +2589,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AttachRequest) GetMessage() isAttachRequest_Message {
@@ -1646,6 +2617,15 @@ func (x *AttachRequest) GetAbort() *AbortRequest {
 	return nil
 }
 
+func (x *AttachRequest) GetResume() *ResumePoint {
+	if x != nil {
+		if x, ok := x.Message.(*AttachRequest_Resume); ok {
+			return x.Resume
+		}
+	}
+	return nil
+}
+
 type isAttachRequest_Message interface {
 	isAttachRequest_Message()
 }
@@ -1659,9 +2639,16 @@ type AttachRequest_Abort struct {
 	Abort *AbortRequest `protobuf:"bytes,2,opt,name=abort,proto3,oneof"`
 }
 
+type AttachRequest_Resume struct {
+	// Send again what comes after this.
+	Resume *ResumePoint `protobuf:"bytes,3,opt,name=resume,proto3,oneof"`
+}
+
 func (*AttachRequest_Hello) isAttachRequest_Message() {}
 
 func (*AttachRequest_Abort) isAttachRequest_Message() {}
+
+func (*AttachRequest_Resume) isAttachRequest_Message() {}
 
 type AttachHello struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1674,7 +2661,7 @@ type AttachHello struct {
 
 func (x *AttachHello) Reset() {
 	*x = AttachHello{}
-	mi := &file_quire_v1_control_proto_msgTypes[21]
+	mi := &file_quire_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +2673,7 @@ func (x *AttachHello) String() string {
 func (*AttachHello) ProtoMessage() {}
 
 func (x *AttachHello) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[21]
+	mi := &file_quire_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +2686,7 @@ func (x *AttachHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachHello.ProtoReflect.Descriptor instead.
 func (*AttachHello) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AttachHello) GetGatewayId() string {
@@ -1727,7 +2714,7 @@ type ResumePoint struct {
 
 func (x *ResumePoint) Reset() {
 	*x = ResumePoint{}
-	mi := &file_quire_v1_control_proto_msgTypes[22]
+	mi := &file_quire_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1739,7 +2726,7 @@ func (x *ResumePoint) String() string {
 func (*ResumePoint) ProtoMessage() {}
 
 func (x *ResumePoint) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[22]
+	mi := &file_quire_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1752,7 +2739,7 @@ func (x *ResumePoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumePoint.ProtoReflect.Descriptor instead.
 func (*ResumePoint) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ResumePoint) GetRequestId() string {
@@ -1780,7 +2767,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[23]
+	mi := &file_quire_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1792,7 +2779,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[23]
+	mi := &file_quire_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1805,7 +2792,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AttachResponse) GetEvents() []*TokenEvent {
@@ -1860,7 +2847,7 @@ type WorkerStats struct {
 
 func (x *WorkerStats) Reset() {
 	*x = WorkerStats{}
-	mi := &file_quire_v1_control_proto_msgTypes[24]
+	mi := &file_quire_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1872,7 +2859,7 @@ func (x *WorkerStats) String() string {
 func (*WorkerStats) ProtoMessage() {}
 
 func (x *WorkerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[24]
+	mi := &file_quire_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +2872,7 @@ func (x *WorkerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStats.ProtoReflect.Descriptor instead.
 func (*WorkerStats) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *WorkerStats) GetRunning() int32 {
@@ -2059,7 +3046,7 @@ type TokenEvent struct {
 
 func (x *TokenEvent) Reset() {
 	*x = TokenEvent{}
-	mi := &file_quire_v1_control_proto_msgTypes[25]
+	mi := &file_quire_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2071,7 +3058,7 @@ func (x *TokenEvent) String() string {
 func (*TokenEvent) ProtoMessage() {}
 
 func (x *TokenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[25]
+	mi := &file_quire_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2084,7 +3071,7 @@ func (x *TokenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenEvent.ProtoReflect.Descriptor instead.
 func (*TokenEvent) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TokenEvent) GetRequestId() string {
@@ -2211,19 +3198,22 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"cache_salt\x18\n" +
 	" \x01(\fR\tcacheSalt\x120\n" +
-	"\tgenerated\x18\v \x03(\v2\x12.quire.v1.TokenIdsR\tgenerated\"<\n" +
+	"\tgenerated\x18\v \x03(\v2\x12.quire.v1.TokenIdsR\tgenerated\"R\n" +
 	"\rSubmitRequest\x12+\n" +
-	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\"\xb2\x01\n" +
+	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12\x14\n" +
+	"\x05rerun\x18\x02 \x01(\bR\x05rerun\"\xb2\x01\n" +
 	"\x0eSubmitResponse\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1c\n" +
 	"\tduplicate\x18\x03 \x01(\bR\tduplicate\x12\x1b\n" +
 	"\tworker_id\x18\x04 \x01(\tR\bworkerId\x12;\n" +
-	"\rfinish_reason\x18\x05 \x01(\x0e2\x16.quire.v1.FinishReasonR\ffinishReason\"E\n" +
+	"\rfinish_reason\x18\x05 \x01(\x0e2\x16.quire.v1.FinishReasonR\ffinishReason\"d\n" +
 	"\fAbortRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"%\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"gateway_id\x18\x03 \x01(\tR\tgatewayId\"%\n" +
 	"\rAbortResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\"-\n" +
 	"\fWatchRequest\x12\x1d\n" +
@@ -2243,20 +3233,91 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"model_path\x18\n" +
 	" \x01(\tR\tmodelPath\x12!\n" +
-	"\fmodel_digest\x18\v \x01(\tR\vmodelDigest\"f\n" +
+	"\fmodel_digest\x18\v \x01(\tR\vmodelDigest\"\xa4\x01\n" +
 	"\rWatchResponse\x12.\n" +
 	"\aworkers\x18\x01 \x03(\v2\x14.quire.v1.WorkerInfoR\aworkers\x12%\n" +
-	"\x05ended\x18\x02 \x03(\v2\x0f.quire.v1.EndedR\x05ended\"y\n" +
+	"\x05ended\x18\x02 \x03(\v2\x0f.quire.v1.EndedR\x05ended\x12\"\n" +
+	"\x04lost\x18\x03 \x03(\v2\x0e.quire.v1.LostR\x04lost\x12\x18\n" +
+	"\aadopted\x18\x04 \x03(\tR\aadopted\"O\n" +
+	"\x04Lost\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\x83\x01\n" +
+	"\x06Output\x12\x1b\n" +
+	"\ttoken_ids\x18\x01 \x03(\x05R\btokenIds\x12;\n" +
+	"\rfinish_reason\x18\x02 \x01(\x0e2\x16.quire.v1.FinishReasonR\ffinishReason\x12\x1f\n" +
+	"\vstop_reason\x18\x03 \x01(\tR\n" +
+	"stopReason\"\xb9\x01\n" +
+	"\x0eChoiceProgress\x12\x16\n" +
+	"\x06choice\x18\x01 \x01(\x05R\x06choice\x12\x14\n" +
+	"\x05first\x18\x02 \x01(\x05R\x05first\x12\x1b\n" +
+	"\ttoken_ids\x18\x03 \x03(\x05R\btokenIds\x12;\n" +
+	"\rfinish_reason\x18\x04 \x01(\x0e2\x16.quire.v1.FinishReasonR\ffinishReason\x12\x1f\n" +
+	"\vstop_reason\x18\x05 \x01(\tR\n" +
+	"stopReason\"\x8e\x01\n" +
+	"\x0fRequestProgress\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\x122\n" +
+	"\achoices\x18\x04 \x03(\v2\x18.quire.v1.ChoiceProgressR\achoices\"L\n" +
+	"\fAdoptRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1d\n" +
+	"\n" +
+	"gateway_id\x18\x02 \x01(\tR\tgatewayId\"\xe4\x02\n" +
+	"\rAdoptResponse\x12\x14\n" +
+	"\x05found\x18\x01 \x01(\bR\x05found\x12+\n" +
+	"\arequest\x18\x02 \x01(\v2\x11.quire.v1.RequestR\arequest\x12#\n" +
+	"\rprompt_tokens\x18\x03 \x01(\x05R\fpromptTokens\x12*\n" +
+	"\aoutputs\x18\x04 \x03(\v2\x10.quire.v1.OutputR\aoutputs\x12\x1b\n" +
+	"\tworker_id\x18\x05 \x01(\tR\bworkerId\x12\x12\n" +
+	"\x04term\x18\x06 \x01(\x04R\x04term\x12\x14\n" +
+	"\x05index\x18\a \x01(\x04R\x05index\x12;\n" +
+	"\rfinish_reason\x18\b \x01(\x0e2\x16.quire.v1.FinishReasonR\ffinishReason\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\x12%\n" +
+	"\x05usage\x18\n" +
+	" \x01(\v2\x0f.quire.v1.UsageR\x05usage\"e\n" +
+	"\rRecallRequest\x12\x1d\n" +
+	"\n" +
+	"gateway_id\x18\x01 \x01(\tR\tgatewayId\x125\n" +
+	"\brequests\x18\x02 \x03(\v2\x19.quire.v1.RequestProgressR\brequests\"\x10\n" +
+	"\x0eRecallResponse\"y\n" +
 	"\x05Ended\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12;\n" +
 	"\rfinish_reason\x18\x02 \x01(\x0e2\x16.quire.v1.FinishReasonR\ffinishReason\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\xa8\x01\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\x96\x02\n" +
 	"\vWorkRequest\x12'\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0f.quire.v1.HelloH\x00R\x05hello\x123\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x13.quire.v1.HeartbeatH\x00R\theartbeat\x120\n" +
-	"\bfinished\x18\x03 \x01(\v2\x12.quire.v1.FinishedH\x00R\bfinishedB\t\n" +
-	"\amessage\"O\n" +
+	"\bfinished\x18\x03 \x01(\v2\x12.quire.v1.FinishedH\x00R\bfinished\x120\n" +
+	"\bprogress\x18\x04 \x01(\v2\x12.quire.v1.ProgressH\x00R\bprogress\x12:\n" +
+	"\fcache_events\x18\x05 \x01(\v2\x15.quire.v1.CacheEventsH\x00R\vcacheEventsB\t\n" +
+	"\amessage\"A\n" +
+	"\bProgress\x125\n" +
+	"\brequests\x18\x01 \x03(\v2\x19.quire.v1.RequestProgressR\brequests\";\n" +
+	"\vCacheEvents\x12,\n" +
+	"\x06events\x18\x01 \x03(\v2\x14.quire.v1.CacheEventR\x06events\"\xda\x02\n" +
+	"\n" +
+	"CacheEvent\x12-\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x19.quire.v1.CacheEvent.KindR\x04kind\x123\n" +
+	"\x06medium\x18\x02 \x01(\x0e2\x1b.quire.v1.CacheEvent.MediumR\x06medium\x12\x16\n" +
+	"\x06hashes\x18\x03 \x01(\fR\x06hashes\x12\x16\n" +
+	"\x06parent\x18\x04 \x01(\fR\x06parent\"a\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vKIND_STORED\x10\x01\x12\x10\n" +
+	"\fKIND_REMOVED\x10\x02\x12\x10\n" +
+	"\fKIND_CLEARED\x10\x03\x12\x0e\n" +
+	"\n" +
+	"KIND_RESET\x10\x04\"U\n" +
+	"\x06Medium\x12\x16\n" +
+	"\x12MEDIUM_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rMEDIUM_DEVICE\x10\x01\x12\x0f\n" +
+	"\vMEDIUM_HOST\x10\x02\x12\x0f\n" +
+	"\vMEDIUM_DISK\x10\x03\"O\n" +
 	"\x05Hello\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.quire.v1.WorkerInfoR\x06worker\x12\x18\n" +
 	"\arunning\x18\x02 \x03(\tR\arunning\"\xe8\x02\n" +
@@ -2296,7 +3357,7 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\tunhealthy\x18\x11 \x03(\tR\tunhealthy\x12'\n" +
 	"\x0fderate_permille\x18\x12 \x01(\x05R\x0ederatePermille\"A\n" +
 	"\bFinished\x125\n" +
-	"\brequests\x18\x01 \x03(\v2\x19.quire.v1.FinishedRequestR\brequests\"\xf0\x01\n" +
+	"\brequests\x18\x01 \x03(\v2\x19.quire.v1.FinishedRequestR\brequests\"\xa4\x02\n" +
 	"\x0fFinishedRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12;\n" +
@@ -2305,16 +3366,25 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x05usage\x18\x04 \x01(\v2\x0f.quire.v1.UsageR\x05usage\x12\x1a\n" +
 	"\breturned\x18\x05 \x01(\bR\breturned\x12\x12\n" +
 	"\x04term\x18\x06 \x01(\x04R\x04term\x12\x14\n" +
-	"\x05index\x18\a \x01(\x04R\x05index\"\xcf\x01\n" +
+	"\x05index\x18\a \x01(\x04R\x05index\x122\n" +
+	"\achoices\x18\b \x03(\v2\x18.quire.v1.ChoiceProgressR\achoices\"\x81\x02\n" +
 	"\fWorkResponse\x12-\n" +
 	"\awelcome\x18\x01 \x01(\v2\x11.quire.v1.WelcomeH\x00R\awelcome\x120\n" +
 	"\bdispatch\x18\x02 \x01(\v2\x12.quire.v1.DispatchH\x00R\bdispatch\x12*\n" +
 	"\x06revoke\x18\x03 \x01(\v2\x10.quire.v1.RevokeH\x00R\x06revoke\x12'\n" +
-	"\x05drain\x18\x04 \x01(\v2\x0f.quire.v1.DrainH\x00R\x05drainB\t\n" +
-	"\amessage\"Q\n" +
+	"\x05drain\x18\x04 \x01(\v2\x0f.quire.v1.DrainH\x00R\x05drain\x120\n" +
+	"\bredirect\x18\x05 \x01(\v2\x12.quire.v1.RedirectH\x00R\bredirectB\t\n" +
+	"\amessage\"\x87\x01\n" +
 	"\aWelcome\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x122\n" +
-	"\x15heartbeat_interval_ms\x18\x02 \x01(\x05R\x13heartbeatIntervalMs\"c\n" +
+	"\x15heartbeat_interval_ms\x18\x02 \x01(\x05R\x13heartbeatIntervalMs\x124\n" +
+	"\x16checkpoint_interval_ms\x18\x03 \x01(\x05R\x14checkpointIntervalMs\"\\\n" +
+	"\bRedirect\x12\x12\n" +
+	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\x12\x1d\n" +
+	"\n" +
+	"gateway_id\x18\x03 \x01(\tR\tgatewayId\"c\n" +
 	"\bDispatch\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12-\n" +
@@ -2323,10 +3393,11 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1f\n" +
 	"\vrequest_ids\x18\x02 \x03(\tR\n" +
 	"requestIds\"\a\n" +
-	"\x05Drain\"y\n" +
+	"\x05Drain\"\xaa\x01\n" +
 	"\rAttachRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x15.quire.v1.AttachHelloH\x00R\x05hello\x12.\n" +
-	"\x05abort\x18\x02 \x01(\v2\x16.quire.v1.AbortRequestH\x00R\x05abortB\t\n" +
+	"\x05abort\x18\x02 \x01(\v2\x16.quire.v1.AbortRequestH\x00R\x05abort\x12/\n" +
+	"\x06resume\x18\x03 \x01(\v2\x15.quire.v1.ResumePointH\x00R\x06resumeB\t\n" +
 	"\amessage\"[\n" +
 	"\vAttachHello\x12\x1d\n" +
 	"\n" +
@@ -2387,11 +3458,13 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"prefill_us\x18\x0f \x01(\x03H\x01R\tprefillUs\x88\x01\x01B\v\n" +
 	"\t_queue_usB\r\n" +
-	"\v_prefill_us2\xf7\x01\n" +
+	"\v_prefill_us2\xee\x02\n" +
 	"\aControl\x12;\n" +
 	"\x06Submit\x12\x17.quire.v1.SubmitRequest\x1a\x18.quire.v1.SubmitResponse\x128\n" +
 	"\x05Abort\x12\x16.quire.v1.AbortRequest\x1a\x17.quire.v1.AbortResponse\x12:\n" +
-	"\x05Watch\x12\x16.quire.v1.WatchRequest\x1a\x17.quire.v1.WatchResponse0\x01\x129\n" +
+	"\x05Watch\x12\x16.quire.v1.WatchRequest\x1a\x17.quire.v1.WatchResponse0\x01\x128\n" +
+	"\x05Adopt\x12\x16.quire.v1.AdoptRequest\x1a\x17.quire.v1.AdoptResponse\x12;\n" +
+	"\x06Recall\x12\x17.quire.v1.RecallRequest\x1a\x18.quire.v1.RecallResponse\x129\n" +
 	"\x04Work\x12\x15.quire.v1.WorkRequest\x1a\x16.quire.v1.WorkResponse(\x010\x012I\n" +
 	"\x06Worker\x12?\n" +
 	"\x06Attach\x12\x17.quire.v1.AttachRequest\x1a\x18.quire.v1.AttachResponse(\x010\x01B5Z3github.com/quire-serve/quire/proto/quire/v1;quirev1b\x06proto3"
@@ -2408,84 +3481,121 @@ func file_quire_v1_control_proto_rawDescGZIP() []byte {
 	return file_quire_v1_control_proto_rawDescData
 }
 
-var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_quire_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_quire_v1_control_proto_goTypes = []any{
-	(*Request)(nil),         // 0: quire.v1.Request
-	(*SubmitRequest)(nil),   // 1: quire.v1.SubmitRequest
-	(*SubmitResponse)(nil),  // 2: quire.v1.SubmitResponse
-	(*AbortRequest)(nil),    // 3: quire.v1.AbortRequest
-	(*AbortResponse)(nil),   // 4: quire.v1.AbortResponse
-	(*WatchRequest)(nil),    // 5: quire.v1.WatchRequest
-	(*WorkerInfo)(nil),      // 6: quire.v1.WorkerInfo
-	(*WatchResponse)(nil),   // 7: quire.v1.WatchResponse
-	(*Ended)(nil),           // 8: quire.v1.Ended
-	(*WorkRequest)(nil),     // 9: quire.v1.WorkRequest
-	(*Hello)(nil),           // 10: quire.v1.Hello
-	(*Heartbeat)(nil),       // 11: quire.v1.Heartbeat
-	(*DeviceFrame)(nil),     // 12: quire.v1.DeviceFrame
-	(*Finished)(nil),        // 13: quire.v1.Finished
-	(*FinishedRequest)(nil), // 14: quire.v1.FinishedRequest
-	(*WorkResponse)(nil),    // 15: quire.v1.WorkResponse
-	(*Welcome)(nil),         // 16: quire.v1.Welcome
-	(*Dispatch)(nil),        // 17: quire.v1.Dispatch
-	(*Revoke)(nil),          // 18: quire.v1.Revoke
-	(*Drain)(nil),           // 19: quire.v1.Drain
-	(*AttachRequest)(nil),   // 20: quire.v1.AttachRequest
-	(*AttachHello)(nil),     // 21: quire.v1.AttachHello
-	(*ResumePoint)(nil),     // 22: quire.v1.ResumePoint
-	(*AttachResponse)(nil),  // 23: quire.v1.AttachResponse
-	(*WorkerStats)(nil),     // 24: quire.v1.WorkerStats
-	(*TokenEvent)(nil),      // 25: quire.v1.TokenEvent
-	(*SamplingParams)(nil),  // 26: quire.v1.SamplingParams
-	(*TokenIds)(nil),        // 27: quire.v1.TokenIds
-	(FinishReason)(0),       // 28: quire.v1.FinishReason
-	(*Usage)(nil),           // 29: quire.v1.Usage
-	(*Logprobs)(nil),        // 30: quire.v1.Logprobs
+	(CacheEvent_Kind)(0),    // 0: quire.v1.CacheEvent.Kind
+	(CacheEvent_Medium)(0),  // 1: quire.v1.CacheEvent.Medium
+	(*Request)(nil),         // 2: quire.v1.Request
+	(*SubmitRequest)(nil),   // 3: quire.v1.SubmitRequest
+	(*SubmitResponse)(nil),  // 4: quire.v1.SubmitResponse
+	(*AbortRequest)(nil),    // 5: quire.v1.AbortRequest
+	(*AbortResponse)(nil),   // 6: quire.v1.AbortResponse
+	(*WatchRequest)(nil),    // 7: quire.v1.WatchRequest
+	(*WorkerInfo)(nil),      // 8: quire.v1.WorkerInfo
+	(*WatchResponse)(nil),   // 9: quire.v1.WatchResponse
+	(*Lost)(nil),            // 10: quire.v1.Lost
+	(*Output)(nil),          // 11: quire.v1.Output
+	(*ChoiceProgress)(nil),  // 12: quire.v1.ChoiceProgress
+	(*RequestProgress)(nil), // 13: quire.v1.RequestProgress
+	(*AdoptRequest)(nil),    // 14: quire.v1.AdoptRequest
+	(*AdoptResponse)(nil),   // 15: quire.v1.AdoptResponse
+	(*RecallRequest)(nil),   // 16: quire.v1.RecallRequest
+	(*RecallResponse)(nil),  // 17: quire.v1.RecallResponse
+	(*Ended)(nil),           // 18: quire.v1.Ended
+	(*WorkRequest)(nil),     // 19: quire.v1.WorkRequest
+	(*Progress)(nil),        // 20: quire.v1.Progress
+	(*CacheEvents)(nil),     // 21: quire.v1.CacheEvents
+	(*CacheEvent)(nil),      // 22: quire.v1.CacheEvent
+	(*Hello)(nil),           // 23: quire.v1.Hello
+	(*Heartbeat)(nil),       // 24: quire.v1.Heartbeat
+	(*DeviceFrame)(nil),     // 25: quire.v1.DeviceFrame
+	(*Finished)(nil),        // 26: quire.v1.Finished
+	(*FinishedRequest)(nil), // 27: quire.v1.FinishedRequest
+	(*WorkResponse)(nil),    // 28: quire.v1.WorkResponse
+	(*Welcome)(nil),         // 29: quire.v1.Welcome
+	(*Redirect)(nil),        // 30: quire.v1.Redirect
+	(*Dispatch)(nil),        // 31: quire.v1.Dispatch
+	(*Revoke)(nil),          // 32: quire.v1.Revoke
+	(*Drain)(nil),           // 33: quire.v1.Drain
+	(*AttachRequest)(nil),   // 34: quire.v1.AttachRequest
+	(*AttachHello)(nil),     // 35: quire.v1.AttachHello
+	(*ResumePoint)(nil),     // 36: quire.v1.ResumePoint
+	(*AttachResponse)(nil),  // 37: quire.v1.AttachResponse
+	(*WorkerStats)(nil),     // 38: quire.v1.WorkerStats
+	(*TokenEvent)(nil),      // 39: quire.v1.TokenEvent
+	(*SamplingParams)(nil),  // 40: quire.v1.SamplingParams
+	(*TokenIds)(nil),        // 41: quire.v1.TokenIds
+	(FinishReason)(0),       // 42: quire.v1.FinishReason
+	(*Usage)(nil),           // 43: quire.v1.Usage
+	(*Logprobs)(nil),        // 44: quire.v1.Logprobs
 }
 var file_quire_v1_control_proto_depIdxs = []int32{
-	26, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
-	27, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
-	0,  // 2: quire.v1.SubmitRequest.request:type_name -> quire.v1.Request
-	28, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
-	6,  // 4: quire.v1.WatchResponse.workers:type_name -> quire.v1.WorkerInfo
-	8,  // 5: quire.v1.WatchResponse.ended:type_name -> quire.v1.Ended
-	28, // 6: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
-	10, // 7: quire.v1.WorkRequest.hello:type_name -> quire.v1.Hello
-	11, // 8: quire.v1.WorkRequest.heartbeat:type_name -> quire.v1.Heartbeat
-	13, // 9: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
-	6,  // 10: quire.v1.Hello.worker:type_name -> quire.v1.WorkerInfo
-	12, // 11: quire.v1.Heartbeat.devices:type_name -> quire.v1.DeviceFrame
-	14, // 12: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
-	28, // 13: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
-	29, // 14: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
-	16, // 15: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
-	17, // 16: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
-	18, // 17: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
-	19, // 18: quire.v1.WorkResponse.drain:type_name -> quire.v1.Drain
-	0,  // 19: quire.v1.Dispatch.requests:type_name -> quire.v1.Request
-	21, // 20: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
-	3,  // 21: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
-	22, // 22: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
-	25, // 23: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
-	24, // 24: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
-	30, // 25: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
-	30, // 26: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
-	28, // 27: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
-	1,  // 28: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
-	3,  // 29: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
-	5,  // 30: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
-	9,  // 31: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
-	20, // 32: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
-	2,  // 33: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
-	4,  // 34: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
-	7,  // 35: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
-	15, // 36: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
-	23, // 37: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
-	33, // [33:38] is the sub-list for method output_type
-	28, // [28:33] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	40, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
+	41, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
+	2,  // 2: quire.v1.SubmitRequest.request:type_name -> quire.v1.Request
+	42, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
+	8,  // 4: quire.v1.WatchResponse.workers:type_name -> quire.v1.WorkerInfo
+	18, // 5: quire.v1.WatchResponse.ended:type_name -> quire.v1.Ended
+	10, // 6: quire.v1.WatchResponse.lost:type_name -> quire.v1.Lost
+	42, // 7: quire.v1.Output.finish_reason:type_name -> quire.v1.FinishReason
+	42, // 8: quire.v1.ChoiceProgress.finish_reason:type_name -> quire.v1.FinishReason
+	12, // 9: quire.v1.RequestProgress.choices:type_name -> quire.v1.ChoiceProgress
+	2,  // 10: quire.v1.AdoptResponse.request:type_name -> quire.v1.Request
+	11, // 11: quire.v1.AdoptResponse.outputs:type_name -> quire.v1.Output
+	42, // 12: quire.v1.AdoptResponse.finish_reason:type_name -> quire.v1.FinishReason
+	43, // 13: quire.v1.AdoptResponse.usage:type_name -> quire.v1.Usage
+	13, // 14: quire.v1.RecallRequest.requests:type_name -> quire.v1.RequestProgress
+	42, // 15: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
+	23, // 16: quire.v1.WorkRequest.hello:type_name -> quire.v1.Hello
+	24, // 17: quire.v1.WorkRequest.heartbeat:type_name -> quire.v1.Heartbeat
+	26, // 18: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
+	20, // 19: quire.v1.WorkRequest.progress:type_name -> quire.v1.Progress
+	21, // 20: quire.v1.WorkRequest.cache_events:type_name -> quire.v1.CacheEvents
+	13, // 21: quire.v1.Progress.requests:type_name -> quire.v1.RequestProgress
+	22, // 22: quire.v1.CacheEvents.events:type_name -> quire.v1.CacheEvent
+	0,  // 23: quire.v1.CacheEvent.kind:type_name -> quire.v1.CacheEvent.Kind
+	1,  // 24: quire.v1.CacheEvent.medium:type_name -> quire.v1.CacheEvent.Medium
+	8,  // 25: quire.v1.Hello.worker:type_name -> quire.v1.WorkerInfo
+	25, // 26: quire.v1.Heartbeat.devices:type_name -> quire.v1.DeviceFrame
+	27, // 27: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
+	42, // 28: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
+	43, // 29: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
+	12, // 30: quire.v1.FinishedRequest.choices:type_name -> quire.v1.ChoiceProgress
+	29, // 31: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
+	31, // 32: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
+	32, // 33: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
+	33, // 34: quire.v1.WorkResponse.drain:type_name -> quire.v1.Drain
+	30, // 35: quire.v1.WorkResponse.redirect:type_name -> quire.v1.Redirect
+	2,  // 36: quire.v1.Dispatch.requests:type_name -> quire.v1.Request
+	35, // 37: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
+	5,  // 38: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
+	36, // 39: quire.v1.AttachRequest.resume:type_name -> quire.v1.ResumePoint
+	36, // 40: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
+	39, // 41: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
+	38, // 42: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
+	44, // 43: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
+	44, // 44: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
+	42, // 45: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
+	3,  // 46: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
+	5,  // 47: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
+	7,  // 48: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
+	14, // 49: quire.v1.Control.Adopt:input_type -> quire.v1.AdoptRequest
+	16, // 50: quire.v1.Control.Recall:input_type -> quire.v1.RecallRequest
+	19, // 51: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
+	34, // 52: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
+	4,  // 53: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
+	6,  // 54: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
+	9,  // 55: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
+	15, // 56: quire.v1.Control.Adopt:output_type -> quire.v1.AdoptResponse
+	17, // 57: quire.v1.Control.Recall:output_type -> quire.v1.RecallResponse
+	28, // 58: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
+	37, // 59: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
+	53, // [53:60] is the sub-list for method output_type
+	46, // [46:53] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_control_proto_init() }
@@ -2494,34 +3604,39 @@ func file_quire_v1_control_proto_init() {
 		return
 	}
 	file_quire_v1_inference_proto_init()
-	file_quire_v1_control_proto_msgTypes[9].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[17].OneofWrappers = []any{
 		(*WorkRequest_Hello)(nil),
 		(*WorkRequest_Heartbeat)(nil),
 		(*WorkRequest_Finished)(nil),
+		(*WorkRequest_Progress)(nil),
+		(*WorkRequest_CacheEvents)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[15].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[26].OneofWrappers = []any{
 		(*WorkResponse_Welcome)(nil),
 		(*WorkResponse_Dispatch)(nil),
 		(*WorkResponse_Revoke)(nil),
 		(*WorkResponse_Drain)(nil),
+		(*WorkResponse_Redirect)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[20].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[32].OneofWrappers = []any{
 		(*AttachRequest_Hello)(nil),
 		(*AttachRequest_Abort)(nil),
+		(*AttachRequest_Resume)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[25].OneofWrappers = []any{}
+	file_quire_v1_control_proto_msgTypes[37].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_control_proto_rawDesc), len(file_quire_v1_control_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   26,
+			NumEnums:      2,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
 		GoTypes:           file_quire_v1_control_proto_goTypes,
 		DependencyIndexes: file_quire_v1_control_proto_depIdxs,
+		EnumInfos:         file_quire_v1_control_proto_enumTypes,
 		MessageInfos:      file_quire_v1_control_proto_msgTypes,
 	}.Build()
 	File_quire_v1_control_proto = out.File

@@ -25,6 +25,8 @@ const (
 	Control_Submit_FullMethodName = "/quire.v1.Control/Submit"
 	Control_Abort_FullMethodName  = "/quire.v1.Control/Abort"
 	Control_Watch_FullMethodName  = "/quire.v1.Control/Watch"
+	Control_Adopt_FullMethodName  = "/quire.v1.Control/Adopt"
+	Control_Recall_FullMethodName = "/quire.v1.Control/Recall"
 	Control_Work_FullMethodName   = "/quire.v1.Control/Work"
 )
 
@@ -42,6 +44,12 @@ type ControlClient interface {
 	Abort(ctx context.Context, in *AbortRequest, opts ...grpc.CallOption) (*AbortResponse, error)
 	// Watch streams the workers that gateways must attach to: first all, then each change.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
+	// Adopt makes a gateway the one that a request streams to, and says how far the request is. Output
+	// that the log does not have yet comes from the worker, to that gateway.
+	Adopt(ctx context.Context, in *AdoptRequest, opts ...grpc.CallOption) (*AdoptResponse, error)
+	// Recall answers a WatchResponse.lost: what the gateway has of requests that were lost with their
+	// worker. They go on after that.
+	Recall(ctx context.Context, in *RecallRequest, opts ...grpc.CallOption) (*RecallResponse, error)
 	// Work is a worker's session with the leader: hello and heartbeats up, dispatches down.
 	Work(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WorkRequest, WorkResponse], error)
 }
@@ -93,6 +101,26 @@ func (c *controlClient) Watch(ctx context.Context, in *WatchRequest, opts ...grp
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Control_WatchClient = grpc.ServerStreamingClient[WatchResponse]
 
+func (c *controlClient) Adopt(ctx context.Context, in *AdoptRequest, opts ...grpc.CallOption) (*AdoptResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AdoptResponse)
+	err := c.cc.Invoke(ctx, Control_Adopt_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) Recall(ctx context.Context, in *RecallRequest, opts ...grpc.CallOption) (*RecallResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RecallResponse)
+	err := c.cc.Invoke(ctx, Control_Recall_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controlClient) Work(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WorkRequest, WorkResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Control_ServiceDesc.Streams[1], Control_Work_FullMethodName, cOpts...)
@@ -120,6 +148,12 @@ type ControlServer interface {
 	Abort(context.Context, *AbortRequest) (*AbortResponse, error)
 	// Watch streams the workers that gateways must attach to: first all, then each change.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
+	// Adopt makes a gateway the one that a request streams to, and says how far the request is. Output
+	// that the log does not have yet comes from the worker, to that gateway.
+	Adopt(context.Context, *AdoptRequest) (*AdoptResponse, error)
+	// Recall answers a WatchResponse.lost: what the gateway has of requests that were lost with their
+	// worker. They go on after that.
+	Recall(context.Context, *RecallRequest) (*RecallResponse, error)
 	// Work is a worker's session with the leader: hello and heartbeats up, dispatches down.
 	Work(grpc.BidiStreamingServer[WorkRequest, WorkResponse]) error
 	mustEmbedUnimplementedControlServer()
@@ -140,6 +174,12 @@ func (UnimplementedControlServer) Abort(context.Context, *AbortRequest) (*AbortR
 }
 func (UnimplementedControlServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedControlServer) Adopt(context.Context, *AdoptRequest) (*AdoptResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Adopt not implemented")
+}
+func (UnimplementedControlServer) Recall(context.Context, *RecallRequest) (*RecallResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Recall not implemented")
 }
 func (UnimplementedControlServer) Work(grpc.BidiStreamingServer[WorkRequest, WorkResponse]) error {
 	return status.Error(codes.Unimplemented, "method Work not implemented")
@@ -212,6 +252,42 @@ func _Control_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Control_WatchServer = grpc.ServerStreamingServer[WatchResponse]
 
+func _Control_Adopt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdoptRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Adopt(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Adopt_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Adopt(ctx, req.(*AdoptRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_Recall_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecallRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Recall(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Recall_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Recall(ctx, req.(*RecallRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Control_Work_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(ControlServer).Work(&grpc.GenericServerStream[WorkRequest, WorkResponse]{ServerStream: stream})
 }
@@ -233,6 +309,14 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Abort",
 			Handler:    _Control_Abort_Handler,
+		},
+		{
+			MethodName: "Adopt",
+			Handler:    _Control_Adopt_Handler,
+		},
+		{
+			MethodName: "Recall",
+			Handler:    _Control_Recall_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -543,7 +543,8 @@ type GenerateRequest struct {
 	//	*GenerateRequest_Chat
 	Input    isGenerateRequest_Input `protobuf_oneof:"input"`
 	Sampling *SamplingParams         `protobuf:"bytes,5,opt,name=sampling,proto3" json:"sampling,omitempty"`
-	// Names the request; the same id twice runs once. Generated if empty. At most 128 bytes.
+	// Names the request; the same id twice runs once, and the second call gets the same answer.
+	// Generated if empty. At most 128 bytes.
 	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -656,6 +657,59 @@ func (*GenerateRequest_PromptTokenIds) isGenerateRequest_Input() {}
 
 func (*GenerateRequest_Chat) isGenerateRequest_Input() {}
 
+type ResumeRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Tokens received, a count a choice; none is from the start.
+	Received      []int32 `protobuf:"varint,2,rep,packed,name=received,proto3" json:"received,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeRequest) Reset() {
+	*x = ResumeRequest{}
+	mi := &file_quire_v1_inference_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeRequest) ProtoMessage() {}
+
+func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_inference_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
+func (*ResumeRequest) Descriptor() ([]byte, []int) {
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ResumeRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ResumeRequest) GetReceived() []int32 {
+	if x != nil {
+		return x.Received
+	}
+	return nil
+}
+
 type TokenLogprob struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TokenId       int32                  `protobuf:"varint,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
@@ -666,7 +720,7 @@ type TokenLogprob struct {
 
 func (x *TokenLogprob) Reset() {
 	*x = TokenLogprob{}
-	mi := &file_quire_v1_inference_proto_msgTypes[6]
+	mi := &file_quire_v1_inference_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +732,7 @@ func (x *TokenLogprob) String() string {
 func (*TokenLogprob) ProtoMessage() {}
 
 func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[6]
+	mi := &file_quire_v1_inference_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +745,7 @@ func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprob.ProtoReflect.Descriptor instead.
 func (*TokenLogprob) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{6}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TokenLogprob) GetTokenId() int32 {
@@ -719,7 +773,7 @@ type Logprobs struct {
 
 func (x *Logprobs) Reset() {
 	*x = Logprobs{}
-	mi := &file_quire_v1_inference_proto_msgTypes[7]
+	mi := &file_quire_v1_inference_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +785,7 @@ func (x *Logprobs) String() string {
 func (*Logprobs) ProtoMessage() {}
 
 func (x *Logprobs) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[7]
+	mi := &file_quire_v1_inference_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +798,7 @@ func (x *Logprobs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Logprobs.ProtoReflect.Descriptor instead.
 func (*Logprobs) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{7}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Logprobs) GetChosen() *TokenLogprob {
@@ -779,7 +833,7 @@ type GenerateResponse struct {
 
 func (x *GenerateResponse) Reset() {
 	*x = GenerateResponse{}
-	mi := &file_quire_v1_inference_proto_msgTypes[8]
+	mi := &file_quire_v1_inference_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -791,7 +845,7 @@ func (x *GenerateResponse) String() string {
 func (*GenerateResponse) ProtoMessage() {}
 
 func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[8]
+	mi := &file_quire_v1_inference_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -804,7 +858,7 @@ func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateResponse.ProtoReflect.Descriptor instead.
 func (*GenerateResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{8}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GenerateResponse) GetRequestId() string {
@@ -882,7 +936,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_quire_v1_inference_proto_msgTypes[9]
+	mi := &file_quire_v1_inference_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +948,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[9]
+	mi := &file_quire_v1_inference_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +961,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{9}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Usage) GetPromptTokens() int32 {
@@ -940,7 +994,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_quire_v1_inference_proto_msgTypes[10]
+	mi := &file_quire_v1_inference_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1006,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[10]
+	mi := &file_quire_v1_inference_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1019,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{10}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CancelRequest) GetRequestId() string {
@@ -983,7 +1037,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_quire_v1_inference_proto_msgTypes[11]
+	mi := &file_quire_v1_inference_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1049,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[11]
+	mi := &file_quire_v1_inference_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1062,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{11}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{12}
 }
 
 type TokenizeRequest struct {
@@ -1023,7 +1077,7 @@ type TokenizeRequest struct {
 
 func (x *TokenizeRequest) Reset() {
 	*x = TokenizeRequest{}
-	mi := &file_quire_v1_inference_proto_msgTypes[12]
+	mi := &file_quire_v1_inference_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1089,7 @@ func (x *TokenizeRequest) String() string {
 func (*TokenizeRequest) ProtoMessage() {}
 
 func (x *TokenizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[12]
+	mi := &file_quire_v1_inference_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1102,7 @@ func (x *TokenizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenizeRequest.ProtoReflect.Descriptor instead.
 func (*TokenizeRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{12}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TokenizeRequest) GetModel() string {
@@ -1081,7 +1135,7 @@ type TokenizeResponse struct {
 
 func (x *TokenizeResponse) Reset() {
 	*x = TokenizeResponse{}
-	mi := &file_quire_v1_inference_proto_msgTypes[13]
+	mi := &file_quire_v1_inference_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1147,7 @@ func (x *TokenizeResponse) String() string {
 func (*TokenizeResponse) ProtoMessage() {}
 
 func (x *TokenizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[13]
+	mi := &file_quire_v1_inference_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1160,7 @@ func (x *TokenizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenizeResponse.ProtoReflect.Descriptor instead.
 func (*TokenizeResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{13}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TokenizeResponse) GetTokenIds() []int32 {
@@ -1126,7 +1180,7 @@ type DetokenizeRequest struct {
 
 func (x *DetokenizeRequest) Reset() {
 	*x = DetokenizeRequest{}
-	mi := &file_quire_v1_inference_proto_msgTypes[14]
+	mi := &file_quire_v1_inference_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1192,7 @@ func (x *DetokenizeRequest) String() string {
 func (*DetokenizeRequest) ProtoMessage() {}
 
 func (x *DetokenizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[14]
+	mi := &file_quire_v1_inference_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1205,7 @@ func (x *DetokenizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetokenizeRequest.ProtoReflect.Descriptor instead.
 func (*DetokenizeRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{14}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DetokenizeRequest) GetModel() string {
@@ -1177,7 +1231,7 @@ type DetokenizeResponse struct {
 
 func (x *DetokenizeResponse) Reset() {
 	*x = DetokenizeResponse{}
-	mi := &file_quire_v1_inference_proto_msgTypes[15]
+	mi := &file_quire_v1_inference_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1243,7 @@ func (x *DetokenizeResponse) String() string {
 func (*DetokenizeResponse) ProtoMessage() {}
 
 func (x *DetokenizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[15]
+	mi := &file_quire_v1_inference_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1256,7 @@ func (x *DetokenizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetokenizeResponse.ProtoReflect.Descriptor instead.
 func (*DetokenizeResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{15}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DetokenizeResponse) GetText() string {
@@ -1220,7 +1274,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_quire_v1_inference_proto_msgTypes[16]
+	mi := &file_quire_v1_inference_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1286,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[16]
+	mi := &file_quire_v1_inference_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1299,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{16}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{17}
 }
 
 type Model struct {
@@ -1259,7 +1313,7 @@ type Model struct {
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_quire_v1_inference_proto_msgTypes[17]
+	mi := &file_quire_v1_inference_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +1325,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[17]
+	mi := &file_quire_v1_inference_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +1338,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{17}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Model) GetId() string {
@@ -1317,7 +1371,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_quire_v1_inference_proto_msgTypes[18]
+	mi := &file_quire_v1_inference_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1383,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_inference_proto_msgTypes[18]
+	mi := &file_quire_v1_inference_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1396,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_inference_proto_rawDescGZIP(), []int{18}
+	return file_quire_v1_inference_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -1416,7 +1470,11 @@ const file_quire_v1_inference_proto_rawDesc = "" +
 	"\bsampling\x18\x05 \x01(\v2\x18.quire.v1.SamplingParamsR\bsampling\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x06 \x01(\tR\trequestIdB\a\n" +
-	"\x05input\"C\n" +
+	"\x05input\"J\n" +
+	"\rResumeRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1a\n" +
+	"\breceived\x18\x02 \x03(\x05R\breceived\"C\n" +
 	"\fTokenLogprob\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\x05R\atokenId\x12\x18\n" +
 	"\alogprob\x18\x02 \x01(\x02R\alogprob\"d\n" +
@@ -1467,9 +1525,10 @@ const file_quire_v1_inference_proto_rawDesc = "" +
 	"\x12FINISH_REASON_STOP\x10\x01\x12\x18\n" +
 	"\x14FINISH_REASON_LENGTH\x10\x02\x12\x17\n" +
 	"\x13FINISH_REASON_ABORT\x10\x03\x12\x17\n" +
-	"\x13FINISH_REASON_ERROR\x10\x042\xe2\x02\n" +
+	"\x13FINISH_REASON_ERROR\x10\x042\xa3\x03\n" +
 	"\tInference\x12C\n" +
-	"\bGenerate\x12\x19.quire.v1.GenerateRequest\x1a\x1a.quire.v1.GenerateResponse0\x01\x12;\n" +
+	"\bGenerate\x12\x19.quire.v1.GenerateRequest\x1a\x1a.quire.v1.GenerateResponse0\x01\x12?\n" +
+	"\x06Resume\x12\x17.quire.v1.ResumeRequest\x1a\x1a.quire.v1.GenerateResponse0\x01\x12;\n" +
 	"\x06Cancel\x12\x17.quire.v1.CancelRequest\x1a\x18.quire.v1.CancelResponse\x12A\n" +
 	"\bTokenize\x12\x19.quire.v1.TokenizeRequest\x1a\x1a.quire.v1.TokenizeResponse\x12G\n" +
 	"\n" +
@@ -1490,7 +1549,7 @@ func file_quire_v1_inference_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_inference_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quire_v1_inference_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_quire_v1_inference_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_quire_v1_inference_proto_goTypes = []any{
 	(FinishReason)(0),          // 0: quire.v1.FinishReason
 	(*SamplingParams)(nil),     // 1: quire.v1.SamplingParams
@@ -1499,46 +1558,49 @@ var file_quire_v1_inference_proto_goTypes = []any{
 	(*Messages)(nil),           // 4: quire.v1.Messages
 	(*TokenIds)(nil),           // 5: quire.v1.TokenIds
 	(*GenerateRequest)(nil),    // 6: quire.v1.GenerateRequest
-	(*TokenLogprob)(nil),       // 7: quire.v1.TokenLogprob
-	(*Logprobs)(nil),           // 8: quire.v1.Logprobs
-	(*GenerateResponse)(nil),   // 9: quire.v1.GenerateResponse
-	(*Usage)(nil),              // 10: quire.v1.Usage
-	(*CancelRequest)(nil),      // 11: quire.v1.CancelRequest
-	(*CancelResponse)(nil),     // 12: quire.v1.CancelResponse
-	(*TokenizeRequest)(nil),    // 13: quire.v1.TokenizeRequest
-	(*TokenizeResponse)(nil),   // 14: quire.v1.TokenizeResponse
-	(*DetokenizeRequest)(nil),  // 15: quire.v1.DetokenizeRequest
-	(*DetokenizeResponse)(nil), // 16: quire.v1.DetokenizeResponse
-	(*ListModelsRequest)(nil),  // 17: quire.v1.ListModelsRequest
-	(*Model)(nil),              // 18: quire.v1.Model
-	(*ListModelsResponse)(nil), // 19: quire.v1.ListModelsResponse
-	nil,                        // 20: quire.v1.SamplingParams.LogitBiasEntry
+	(*ResumeRequest)(nil),      // 7: quire.v1.ResumeRequest
+	(*TokenLogprob)(nil),       // 8: quire.v1.TokenLogprob
+	(*Logprobs)(nil),           // 9: quire.v1.Logprobs
+	(*GenerateResponse)(nil),   // 10: quire.v1.GenerateResponse
+	(*Usage)(nil),              // 11: quire.v1.Usage
+	(*CancelRequest)(nil),      // 12: quire.v1.CancelRequest
+	(*CancelResponse)(nil),     // 13: quire.v1.CancelResponse
+	(*TokenizeRequest)(nil),    // 14: quire.v1.TokenizeRequest
+	(*TokenizeResponse)(nil),   // 15: quire.v1.TokenizeResponse
+	(*DetokenizeRequest)(nil),  // 16: quire.v1.DetokenizeRequest
+	(*DetokenizeResponse)(nil), // 17: quire.v1.DetokenizeResponse
+	(*ListModelsRequest)(nil),  // 18: quire.v1.ListModelsRequest
+	(*Model)(nil),              // 19: quire.v1.Model
+	(*ListModelsResponse)(nil), // 20: quire.v1.ListModelsResponse
+	nil,                        // 21: quire.v1.SamplingParams.LogitBiasEntry
 }
 var file_quire_v1_inference_proto_depIdxs = []int32{
-	20, // 0: quire.v1.SamplingParams.logit_bias:type_name -> quire.v1.SamplingParams.LogitBiasEntry
+	21, // 0: quire.v1.SamplingParams.logit_bias:type_name -> quire.v1.SamplingParams.LogitBiasEntry
 	2,  // 1: quire.v1.SamplingParams.constraint:type_name -> quire.v1.Constraint
 	3,  // 2: quire.v1.Messages.messages:type_name -> quire.v1.Message
 	5,  // 3: quire.v1.GenerateRequest.prompt_token_ids:type_name -> quire.v1.TokenIds
 	4,  // 4: quire.v1.GenerateRequest.chat:type_name -> quire.v1.Messages
 	1,  // 5: quire.v1.GenerateRequest.sampling:type_name -> quire.v1.SamplingParams
-	7,  // 6: quire.v1.Logprobs.chosen:type_name -> quire.v1.TokenLogprob
-	7,  // 7: quire.v1.Logprobs.top:type_name -> quire.v1.TokenLogprob
-	8,  // 8: quire.v1.GenerateResponse.logprobs:type_name -> quire.v1.Logprobs
+	8,  // 6: quire.v1.Logprobs.chosen:type_name -> quire.v1.TokenLogprob
+	8,  // 7: quire.v1.Logprobs.top:type_name -> quire.v1.TokenLogprob
+	9,  // 8: quire.v1.GenerateResponse.logprobs:type_name -> quire.v1.Logprobs
 	0,  // 9: quire.v1.GenerateResponse.finish_reason:type_name -> quire.v1.FinishReason
-	10, // 10: quire.v1.GenerateResponse.usage:type_name -> quire.v1.Usage
-	18, // 11: quire.v1.ListModelsResponse.models:type_name -> quire.v1.Model
+	11, // 10: quire.v1.GenerateResponse.usage:type_name -> quire.v1.Usage
+	19, // 11: quire.v1.ListModelsResponse.models:type_name -> quire.v1.Model
 	6,  // 12: quire.v1.Inference.Generate:input_type -> quire.v1.GenerateRequest
-	11, // 13: quire.v1.Inference.Cancel:input_type -> quire.v1.CancelRequest
-	13, // 14: quire.v1.Inference.Tokenize:input_type -> quire.v1.TokenizeRequest
-	15, // 15: quire.v1.Inference.Detokenize:input_type -> quire.v1.DetokenizeRequest
-	17, // 16: quire.v1.Inference.ListModels:input_type -> quire.v1.ListModelsRequest
-	9,  // 17: quire.v1.Inference.Generate:output_type -> quire.v1.GenerateResponse
-	12, // 18: quire.v1.Inference.Cancel:output_type -> quire.v1.CancelResponse
-	14, // 19: quire.v1.Inference.Tokenize:output_type -> quire.v1.TokenizeResponse
-	16, // 20: quire.v1.Inference.Detokenize:output_type -> quire.v1.DetokenizeResponse
-	19, // 21: quire.v1.Inference.ListModels:output_type -> quire.v1.ListModelsResponse
-	17, // [17:22] is the sub-list for method output_type
-	12, // [12:17] is the sub-list for method input_type
+	7,  // 13: quire.v1.Inference.Resume:input_type -> quire.v1.ResumeRequest
+	12, // 14: quire.v1.Inference.Cancel:input_type -> quire.v1.CancelRequest
+	14, // 15: quire.v1.Inference.Tokenize:input_type -> quire.v1.TokenizeRequest
+	16, // 16: quire.v1.Inference.Detokenize:input_type -> quire.v1.DetokenizeRequest
+	18, // 17: quire.v1.Inference.ListModels:input_type -> quire.v1.ListModelsRequest
+	10, // 18: quire.v1.Inference.Generate:output_type -> quire.v1.GenerateResponse
+	10, // 19: quire.v1.Inference.Resume:output_type -> quire.v1.GenerateResponse
+	13, // 20: quire.v1.Inference.Cancel:output_type -> quire.v1.CancelResponse
+	15, // 21: quire.v1.Inference.Tokenize:output_type -> quire.v1.TokenizeResponse
+	17, // 22: quire.v1.Inference.Detokenize:output_type -> quire.v1.DetokenizeResponse
+	20, // 23: quire.v1.Inference.ListModels:output_type -> quire.v1.ListModelsResponse
+	18, // [18:24] is the sub-list for method output_type
+	12, // [12:18] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
 	12, // [12:12] is the sub-list for extension extendee
 	0,  // [0:12] is the sub-list for field type_name
@@ -1566,7 +1628,7 @@ func file_quire_v1_inference_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_inference_proto_rawDesc), len(file_quire_v1_inference_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

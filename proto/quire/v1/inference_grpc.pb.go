@@ -22,6 +22,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Inference_Generate_FullMethodName   = "/quire.v1.Inference/Generate"
+	Inference_Resume_FullMethodName     = "/quire.v1.Inference/Resume"
 	Inference_Cancel_FullMethodName     = "/quire.v1.Inference/Cancel"
 	Inference_Tokenize_FullMethodName   = "/quire.v1.Inference/Tokenize"
 	Inference_Detokenize_FullMethodName = "/quire.v1.Inference/Detokenize"
@@ -40,7 +41,13 @@ const (
 type InferenceClient interface {
 	// Generate streams tokens for one prompt. The last message of each choice carries finish_reason;
 	// the last message of the stream carries usage.
+	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
 	Generate(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GenerateResponse], error)
+	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+	// buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+	// Resume goes on with the stream of a request that was begun here or on another node: what comes
+	// after the tokens that the client has. NOT_FOUND if the request is unknown or forgotten.
+	Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GenerateResponse], error)
 	// Cancel ends a request wherever it is. Cancelling an ended or unknown request does nothing.
 	Cancel(ctx context.Context, in *CancelRequest, opts ...grpc.CallOption) (*CancelResponse, error)
 	Tokenize(ctx context.Context, in *TokenizeRequest, opts ...grpc.CallOption) (*TokenizeResponse, error)
@@ -74,6 +81,25 @@ func (c *inferenceClient) Generate(ctx context.Context, in *GenerateRequest, opt
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Inference_GenerateClient = grpc.ServerStreamingClient[GenerateResponse]
+
+func (c *inferenceClient) Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GenerateResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Inference_ServiceDesc.Streams[1], Inference_Resume_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ResumeRequest, GenerateResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Inference_ResumeClient = grpc.ServerStreamingClient[GenerateResponse]
 
 func (c *inferenceClient) Cancel(ctx context.Context, in *CancelRequest, opts ...grpc.CallOption) (*CancelResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -127,7 +153,13 @@ func (c *inferenceClient) ListModels(ctx context.Context, in *ListModelsRequest,
 type InferenceServer interface {
 	// Generate streams tokens for one prompt. The last message of each choice carries finish_reason;
 	// the last message of the stream carries usage.
+	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
 	Generate(*GenerateRequest, grpc.ServerStreamingServer[GenerateResponse]) error
+	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+	// buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+	// Resume goes on with the stream of a request that was begun here or on another node: what comes
+	// after the tokens that the client has. NOT_FOUND if the request is unknown or forgotten.
+	Resume(*ResumeRequest, grpc.ServerStreamingServer[GenerateResponse]) error
 	// Cancel ends a request wherever it is. Cancelling an ended or unknown request does nothing.
 	Cancel(context.Context, *CancelRequest) (*CancelResponse, error)
 	Tokenize(context.Context, *TokenizeRequest) (*TokenizeResponse, error)
@@ -145,6 +177,9 @@ type UnimplementedInferenceServer struct{}
 
 func (UnimplementedInferenceServer) Generate(*GenerateRequest, grpc.ServerStreamingServer[GenerateResponse]) error {
 	return status.Error(codes.Unimplemented, "method Generate not implemented")
+}
+func (UnimplementedInferenceServer) Resume(*ResumeRequest, grpc.ServerStreamingServer[GenerateResponse]) error {
+	return status.Error(codes.Unimplemented, "method Resume not implemented")
 }
 func (UnimplementedInferenceServer) Cancel(context.Context, *CancelRequest) (*CancelResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Cancel not implemented")
@@ -189,6 +224,17 @@ func _Inference_Generate_Handler(srv interface{}, stream grpc.ServerStream) erro
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Inference_GenerateServer = grpc.ServerStreamingServer[GenerateResponse]
+
+func _Inference_Resume_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ResumeRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(InferenceServer).Resume(m, &grpc.GenericServerStream[ResumeRequest, GenerateResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Inference_ResumeServer = grpc.ServerStreamingServer[GenerateResponse]
 
 func _Inference_Cancel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CancelRequest)
@@ -290,6 +336,11 @@ var Inference_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Generate",
 			Handler:       _Inference_Generate_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Resume",
+			Handler:       _Inference_Resume_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -138,6 +138,10 @@ type Command struct {
 	//	*Command_Finish
 	//	*Command_Worker
 	//	*Command_Requeue
+	//	*Command_Progress
+	//	*Command_Adopt
+	//	*Command_Tenant
+	//	*Command_Node
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -225,6 +229,42 @@ func (x *Command) GetRequeue() *RequeueCommand {
 	return nil
 }
 
+func (x *Command) GetProgress() *ProgressCommand {
+	if x != nil {
+		if x, ok := x.Command.(*Command_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetAdopt() *AdoptCommand {
+	if x != nil {
+		if x, ok := x.Command.(*Command_Adopt); ok {
+			return x.Adopt
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetTenant() *TenantCommand {
+	if x != nil {
+		if x, ok := x.Command.(*Command_Tenant); ok {
+			return x.Tenant
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetNode() *NodeCommand {
+	if x != nil {
+		if x, ok := x.Command.(*Command_Node); ok {
+			return x.Node
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -249,6 +289,22 @@ type Command_Requeue struct {
 	Requeue *RequeueCommand `protobuf:"bytes,5,opt,name=requeue,proto3,oneof"`
 }
 
+type Command_Progress struct {
+	Progress *ProgressCommand `protobuf:"bytes,6,opt,name=progress,proto3,oneof"`
+}
+
+type Command_Adopt struct {
+	Adopt *AdoptCommand `protobuf:"bytes,7,opt,name=adopt,proto3,oneof"`
+}
+
+type Command_Tenant struct {
+	Tenant *TenantCommand `protobuf:"bytes,8,opt,name=tenant,proto3,oneof"`
+}
+
+type Command_Node struct {
+	Node *NodeCommand `protobuf:"bytes,9,opt,name=node,proto3,oneof"`
+}
+
 func (*Command_Submit) isCommand_Command() {}
 
 func (*Command_Assign) isCommand_Command() {}
@@ -259,12 +315,22 @@ func (*Command_Worker) isCommand_Command() {}
 
 func (*Command_Requeue) isCommand_Command() {}
 
+func (*Command_Progress) isCommand_Command() {}
+
+func (*Command_Adopt) isCommand_Command() {}
+
+func (*Command_Tenant) isCommand_Command() {}
+
+func (*Command_Node) isCommand_Command() {}
+
 // SubmitCommand admits a request; a known id changes nothing.
 type SubmitCommand struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Request *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
 	// Names what a retry must repeat: model, tenant, prompt, sampling, salt. It outlives the prompt.
-	Digest        []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Digest []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// An ended request with this id and digest is run again.
+	Rerun         bool `protobuf:"varint,3,opt,name=rerun,proto3" json:"rerun,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -311,6 +377,13 @@ func (x *SubmitCommand) GetDigest() []byte {
 		return x.Digest
 	}
 	return nil
+}
+
+func (x *SubmitCommand) GetRerun() bool {
+	if x != nil {
+		return x.Rerun
+	}
+	return false
 }
 
 // AssignCommand binds a request to a worker. Assigning what is not queued changes nothing.
@@ -386,11 +459,13 @@ func (x *AssignCommand) GetIndex() uint64 {
 
 // FinishCommand ends a request. The first one wins.
 type FinishCommand struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	FinishReason  FinishReason           `protobuf:"varint,2,opt,name=finish_reason,json=finishReason,proto3,enum=quire.v1.FinishReason" json:"finish_reason,omitempty"`
-	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
-	Usage         *Usage                 `protobuf:"bytes,4,opt,name=usage,proto3" json:"usage,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	RequestId    string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	FinishReason FinishReason           `protobuf:"varint,2,opt,name=finish_reason,json=finishReason,proto3,enum=quire.v1.FinishReason" json:"finish_reason,omitempty"`
+	Error        string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	Usage        *Usage                 `protobuf:"bytes,4,opt,name=usage,proto3" json:"usage,omitempty"`
+	// What the log did not have of its output yet.
+	Choices       []*ChoiceProgress `protobuf:"bytes,5,rep,name=choices,proto3" json:"choices,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -453,6 +528,385 @@ func (x *FinishCommand) GetUsage() *Usage {
 	return nil
 }
 
+func (x *FinishCommand) GetChoices() []*ChoiceProgress {
+	if x != nil {
+		return x.Choices
+	}
+	return nil
+}
+
+// ProgressCommand extends what is known of a request's output. What does not follow what is known
+// changes nothing.
+type ProgressCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Choices       []*ChoiceProgress      `protobuf:"bytes,2,rep,name=choices,proto3" json:"choices,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProgressCommand) Reset() {
+	*x = ProgressCommand{}
+	mi := &file_quire_v1_log_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProgressCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProgressCommand) ProtoMessage() {}
+
+func (x *ProgressCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProgressCommand.ProtoReflect.Descriptor instead.
+func (*ProgressCommand) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ProgressCommand) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ProgressCommand) GetChoices() []*ChoiceProgress {
+	if x != nil {
+		return x.Choices
+	}
+	return nil
+}
+
+// AdoptCommand changes the gateway that a request streams to.
+type AdoptCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	GatewayId     string                 `protobuf:"bytes,2,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptCommand) Reset() {
+	*x = AdoptCommand{}
+	mi := &file_quire_v1_log_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptCommand) ProtoMessage() {}
+
+func (x *AdoptCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptCommand.ProtoReflect.Descriptor instead.
+func (*AdoptCommand) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AdoptCommand) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *AdoptCommand) GetGatewayId() string {
+	if x != nil {
+		return x.GatewayId
+	}
+	return ""
+}
+
+// Tenant is who requests are accounted to, with its limits. 0 is no limit.
+type Tenant struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Share of the cluster beside other tenants; 0 counts as 1.
+	Weight int64 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	// Requests admitted and not ended.
+	MaxRequests       int32 `protobuf:"varint,3,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
+	RequestsPerMinute int64 `protobuf:"varint,4,opt,name=requests_per_minute,json=requestsPerMinute,proto3" json:"requests_per_minute,omitempty"`
+	// Prompt tokens and max_tokens of what is admitted.
+	TokensPerMinute int64 `protobuf:"varint,5,opt,name=tokens_per_minute,json=tokensPerMinute,proto3" json:"tokens_per_minute,omitempty"`
+	// Its prefix cache may be shared with other tenants that say so too.
+	SharePrefixes bool `protobuf:"varint,6,opt,name=share_prefixes,json=sharePrefixes,proto3" json:"share_prefixes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tenant) Reset() {
+	*x = Tenant{}
+	mi := &file_quire_v1_log_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tenant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tenant) ProtoMessage() {}
+
+func (x *Tenant) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
+func (*Tenant) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Tenant) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Tenant) GetWeight() int64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *Tenant) GetMaxRequests() int32 {
+	if x != nil {
+		return x.MaxRequests
+	}
+	return 0
+}
+
+func (x *Tenant) GetRequestsPerMinute() int64 {
+	if x != nil {
+		return x.RequestsPerMinute
+	}
+	return 0
+}
+
+func (x *Tenant) GetTokensPerMinute() int64 {
+	if x != nil {
+		return x.TokensPerMinute
+	}
+	return 0
+}
+
+func (x *Tenant) GetSharePrefixes() bool {
+	if x != nil {
+		return x.SharePrefixes
+	}
+	return false
+}
+
+// TenantCommand sets or removes a tenant's limits.
+type TenantCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        *Tenant                `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Removed       bool                   `protobuf:"varint,2,opt,name=removed,proto3" json:"removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TenantCommand) Reset() {
+	*x = TenantCommand{}
+	mi := &file_quire_v1_log_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TenantCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TenantCommand) ProtoMessage() {}
+
+func (x *TenantCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TenantCommand.ProtoReflect.Descriptor instead.
+func (*TenantCommand) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *TenantCommand) GetTenant() *Tenant {
+	if x != nil {
+		return x.Tenant
+	}
+	return nil
+}
+
+func (x *TenantCommand) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
+// Node is a control-plane node.
+type Node struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// host:port of its Raft port and of its gRPC services.
+	RaftAddress    string `protobuf:"bytes,2,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"`
+	ControlAddress string `protobuf:"bytes,3,opt,name=control_address,json=controlAddress,proto3" json:"control_address,omitempty"`
+	Version        string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Node) Reset() {
+	*x = Node{}
+	mi := &file_quire_v1_log_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Node) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Node) ProtoMessage() {}
+
+func (x *Node) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Node.ProtoReflect.Descriptor instead.
+func (*Node) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Node) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Node) GetRaftAddress() string {
+	if x != nil {
+		return x.RaftAddress
+	}
+	return ""
+}
+
+func (x *Node) GetControlAddress() string {
+	if x != nil {
+		return x.ControlAddress
+	}
+	return ""
+}
+
+func (x *Node) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+// NodeCommand records that a node joined (or changed) or was removed.
+type NodeCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Removed       bool                   `protobuf:"varint,2,opt,name=removed,proto3" json:"removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeCommand) Reset() {
+	*x = NodeCommand{}
+	mi := &file_quire_v1_log_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeCommand) ProtoMessage() {}
+
+func (x *NodeCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeCommand.ProtoReflect.Descriptor instead.
+func (*NodeCommand) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *NodeCommand) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *NodeCommand) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
 // WorkerCommand records that a worker joined (or changed) or left.
 type WorkerCommand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -464,7 +918,7 @@ type WorkerCommand struct {
 
 func (x *WorkerCommand) Reset() {
 	*x = WorkerCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[5]
+	mi := &file_quire_v1_log_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -476,7 +930,7 @@ func (x *WorkerCommand) String() string {
 func (*WorkerCommand) ProtoMessage() {}
 
 func (x *WorkerCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[5]
+	mi := &file_quire_v1_log_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -489,7 +943,7 @@ func (x *WorkerCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerCommand.ProtoReflect.Descriptor instead.
 func (*WorkerCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{5}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WorkerCommand) GetWorker() *WorkerInfo {
@@ -517,7 +971,7 @@ type RequeueCommand struct {
 
 func (x *RequeueCommand) Reset() {
 	*x = RequeueCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[6]
+	mi := &file_quire_v1_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +983,7 @@ func (x *RequeueCommand) String() string {
 func (*RequeueCommand) ProtoMessage() {}
 
 func (x *RequeueCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[6]
+	mi := &file_quire_v1_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +996,7 @@ func (x *RequeueCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequeueCommand.ProtoReflect.Descriptor instead.
 func (*RequeueCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{6}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RequeueCommand) GetRequestId() string {
@@ -567,6 +1021,8 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Header
 	//	*SnapshotRecord_Worker
 	//	*SnapshotRecord_Request
+	//	*SnapshotRecord_Tenant
+	//	*SnapshotRecord_Node
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -574,7 +1030,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[7]
+	mi := &file_quire_v1_log_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -586,7 +1042,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[7]
+	mi := &file_quire_v1_log_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -599,7 +1055,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{7}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -636,6 +1092,24 @@ func (x *SnapshotRecord) GetRequest() *RequestRecord {
 	return nil
 }
 
+func (x *SnapshotRecord) GetTenant() *TenantRecord {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Tenant); ok {
+			return x.Tenant
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotRecord) GetNode() *Node {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Node); ok {
+			return x.Node
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -652,11 +1126,110 @@ type SnapshotRecord_Request struct {
 	Request *RequestRecord `protobuf:"bytes,3,opt,name=request,proto3,oneof"`
 }
 
+type SnapshotRecord_Tenant struct {
+	Tenant *TenantRecord `protobuf:"bytes,4,opt,name=tenant,proto3,oneof"`
+}
+
+type SnapshotRecord_Node struct {
+	Node *Node `protobuf:"bytes,5,opt,name=node,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Header) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Worker) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Request) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Tenant) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Node) isSnapshotRecord_Record() {}
+
+// TenantRecord is a tenant's account. One without limits of its own has no tenant.
+type TenantRecord struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Name   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Tenant *Tenant                `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// What is left of each bucket, in thousandths, at refilled_unix_ms.
+	RequestsLeft   int64 `protobuf:"varint,3,opt,name=requests_left,json=requestsLeft,proto3" json:"requests_left,omitempty"`
+	TokensLeft     int64 `protobuf:"varint,4,opt,name=tokens_left,json=tokensLeft,proto3" json:"tokens_left,omitempty"`
+	RefilledUnixMs int64 `protobuf:"varint,5,opt,name=refilled_unix_ms,json=refilledUnixMs,proto3" json:"refilled_unix_ms,omitempty"`
+	// Token cost served so far, for the fair share.
+	Served        int64 `protobuf:"varint,6,opt,name=served,proto3" json:"served,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TenantRecord) Reset() {
+	*x = TenantRecord{}
+	mi := &file_quire_v1_log_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TenantRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TenantRecord) ProtoMessage() {}
+
+func (x *TenantRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TenantRecord.ProtoReflect.Descriptor instead.
+func (*TenantRecord) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *TenantRecord) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TenantRecord) GetTenant() *Tenant {
+	if x != nil {
+		return x.Tenant
+	}
+	return nil
+}
+
+func (x *TenantRecord) GetRequestsLeft() int64 {
+	if x != nil {
+		return x.RequestsLeft
+	}
+	return 0
+}
+
+func (x *TenantRecord) GetTokensLeft() int64 {
+	if x != nil {
+		return x.TokensLeft
+	}
+	return 0
+}
+
+func (x *TenantRecord) GetRefilledUnixMs() int64 {
+	if x != nil {
+		return x.RefilledUnixMs
+	}
+	return 0
+}
+
+func (x *TenantRecord) GetServed() int64 {
+	if x != nil {
+		return x.Served
+	}
+	return 0
+}
 
 type SnapshotHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -669,7 +1242,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_quire_v1_log_proto_msgTypes[8]
+	mi := &file_quire_v1_log_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -681,7 +1254,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[8]
+	mi := &file_quire_v1_log_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -694,7 +1267,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{8}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -733,14 +1306,16 @@ type RequestRecord struct {
 	FinishedUnixMs int64                  `protobuf:"varint,11,opt,name=finished_unix_ms,json=finishedUnixMs,proto3" json:"finished_unix_ms,omitempty"`
 	Digest         []byte                 `protobuf:"bytes,12,opt,name=digest,proto3" json:"digest,omitempty"`
 	// How often the request was bound to a worker.
-	Attempts      uint32 `protobuf:"varint,13,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	Attempts      uint32    `protobuf:"varint,13,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	Outputs       []*Output `protobuf:"bytes,14,rep,name=outputs,proto3" json:"outputs,omitempty"`
+	PromptTokens  int32     `protobuf:"varint,15,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RequestRecord) Reset() {
 	*x = RequestRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[9]
+	mi := &file_quire_v1_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -752,7 +1327,7 @@ func (x *RequestRecord) String() string {
 func (*RequestRecord) ProtoMessage() {}
 
 func (x *RequestRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[9]
+	mi := &file_quire_v1_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -765,7 +1340,7 @@ func (x *RequestRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRecord.ProtoReflect.Descriptor instead.
 func (*RequestRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{9}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RequestRecord) GetRequest() *Request {
@@ -859,6 +1434,20 @@ func (x *RequestRecord) GetAttempts() uint32 {
 	return 0
 }
 
+func (x *RequestRecord) GetOutputs() []*Output {
+	if x != nil {
+		return x.Outputs
+	}
+	return nil
+}
+
+func (x *RequestRecord) GetPromptTokens() int32 {
+	if x != nil {
+		return x.PromptTokens
+	}
+	return 0
+}
+
 var File_quire_v1_log_proto protoreflect.FileDescriptor
 
 const file_quire_v1_log_proto_rawDesc = "" +
@@ -866,46 +1455,89 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x12quire/v1/log.proto\x12\bquire.v1\x1a\x16quire/v1/control.proto\x1a\x18quire/v1/inference.proto\"`\n" +
 	"\x05Entry\x12(\n" +
 	"\x10proposed_unix_ms\x18\x01 \x01(\x03R\x0eproposedUnixMs\x12-\n" +
-	"\bcommands\x18\x02 \x03(\v2\x11.quire.v1.CommandR\bcommands\"\x96\x02\n" +
+	"\bcommands\x18\x02 \x03(\v2\x11.quire.v1.CommandR\bcommands\"\xdf\x03\n" +
 	"\aCommand\x121\n" +
 	"\x06submit\x18\x01 \x01(\v2\x17.quire.v1.SubmitCommandH\x00R\x06submit\x121\n" +
 	"\x06assign\x18\x02 \x01(\v2\x17.quire.v1.AssignCommandH\x00R\x06assign\x121\n" +
 	"\x06finish\x18\x03 \x01(\v2\x17.quire.v1.FinishCommandH\x00R\x06finish\x121\n" +
 	"\x06worker\x18\x04 \x01(\v2\x17.quire.v1.WorkerCommandH\x00R\x06worker\x124\n" +
-	"\arequeue\x18\x05 \x01(\v2\x18.quire.v1.RequeueCommandH\x00R\arequeueB\t\n" +
-	"\acommand\"T\n" +
+	"\arequeue\x18\x05 \x01(\v2\x18.quire.v1.RequeueCommandH\x00R\arequeue\x127\n" +
+	"\bprogress\x18\x06 \x01(\v2\x19.quire.v1.ProgressCommandH\x00R\bprogress\x12.\n" +
+	"\x05adopt\x18\a \x01(\v2\x16.quire.v1.AdoptCommandH\x00R\x05adopt\x121\n" +
+	"\x06tenant\x18\b \x01(\v2\x17.quire.v1.TenantCommandH\x00R\x06tenant\x12+\n" +
+	"\x04node\x18\t \x01(\v2\x15.quire.v1.NodeCommandH\x00R\x04nodeB\t\n" +
+	"\acommand\"j\n" +
 	"\rSubmitCommand\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\fR\x06digest\"u\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x14\n" +
+	"\x05rerun\x18\x03 \x01(\bR\x05rerun\"u\n" +
 	"\rAssignCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1b\n" +
 	"\tworker_id\x18\x02 \x01(\tR\bworkerId\x12\x12\n" +
 	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x14\n" +
-	"\x05index\x18\x04 \x01(\x04R\x05index\"\xa8\x01\n" +
+	"\x05index\x18\x04 \x01(\x04R\x05index\"\xdc\x01\n" +
 	"\rFinishCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12;\n" +
 	"\rfinish_reason\x18\x02 \x01(\x0e2\x16.quire.v1.FinishReasonR\ffinishReason\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\x12%\n" +
-	"\x05usage\x18\x04 \x01(\v2\x0f.quire.v1.UsageR\x05usage\"Q\n" +
+	"\x05usage\x18\x04 \x01(\v2\x0f.quire.v1.UsageR\x05usage\x122\n" +
+	"\achoices\x18\x05 \x03(\v2\x18.quire.v1.ChoiceProgressR\achoices\"d\n" +
+	"\x0fProgressCommand\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x122\n" +
+	"\achoices\x18\x02 \x03(\v2\x18.quire.v1.ChoiceProgressR\achoices\"L\n" +
+	"\fAdoptCommand\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1d\n" +
+	"\n" +
+	"gateway_id\x18\x02 \x01(\tR\tgatewayId\"\xda\x01\n" +
+	"\x06Tenant\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06weight\x18\x02 \x01(\x03R\x06weight\x12!\n" +
+	"\fmax_requests\x18\x03 \x01(\x05R\vmaxRequests\x12.\n" +
+	"\x13requests_per_minute\x18\x04 \x01(\x03R\x11requestsPerMinute\x12*\n" +
+	"\x11tokens_per_minute\x18\x05 \x01(\x03R\x0ftokensPerMinute\x12%\n" +
+	"\x0eshare_prefixes\x18\x06 \x01(\bR\rsharePrefixes\"S\n" +
+	"\rTenantCommand\x12(\n" +
+	"\x06tenant\x18\x01 \x01(\v2\x10.quire.v1.TenantR\x06tenant\x12\x18\n" +
+	"\aremoved\x18\x02 \x01(\bR\aremoved\"|\n" +
+	"\x04Node\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
+	"\fraft_address\x18\x02 \x01(\tR\vraftAddress\x12'\n" +
+	"\x0fcontrol_address\x18\x03 \x01(\tR\x0econtrolAddress\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\"K\n" +
+	"\vNodeCommand\x12\"\n" +
+	"\x04node\x18\x01 \x01(\v2\x0e.quire.v1.NodeR\x04node\x12\x18\n" +
+	"\aremoved\x18\x02 \x01(\bR\aremoved\"Q\n" +
 	"\rWorkerCommand\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.quire.v1.WorkerInfoR\x06worker\x12\x12\n" +
 	"\x04left\x18\x02 \x01(\bR\x04left\"L\n" +
 	"\x0eRequeueCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1b\n" +
-	"\tworker_id\x18\x02 \x01(\tR\bworkerId\"\xb3\x01\n" +
+	"\tworker_id\x18\x02 \x01(\tR\bworkerId\"\x8b\x02\n" +
 	"\x0eSnapshotRecord\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x18.quire.v1.SnapshotHeaderH\x00R\x06header\x12.\n" +
 	"\x06worker\x18\x02 \x01(\v2\x14.quire.v1.WorkerInfoH\x00R\x06worker\x123\n" +
-	"\arequest\x18\x03 \x01(\v2\x17.quire.v1.RequestRecordH\x00R\arequestB\b\n" +
-	"\x06record\"_\n" +
+	"\arequest\x18\x03 \x01(\v2\x17.quire.v1.RequestRecordH\x00R\arequest\x120\n" +
+	"\x06tenant\x18\x04 \x01(\v2\x16.quire.v1.TenantRecordH\x00R\x06tenant\x12$\n" +
+	"\x04node\x18\x05 \x01(\v2\x0e.quire.v1.NodeH\x00R\x04nodeB\b\n" +
+	"\x06record\"\xd4\x01\n" +
+	"\fTenantRecord\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
+	"\x06tenant\x18\x02 \x01(\v2\x10.quire.v1.TenantR\x06tenant\x12#\n" +
+	"\rrequests_left\x18\x03 \x01(\x03R\frequestsLeft\x12\x1f\n" +
+	"\vtokens_left\x18\x04 \x01(\x03R\n" +
+	"tokensLeft\x12(\n" +
+	"\x10refilled_unix_ms\x18\x05 \x01(\x03R\x0erefilledUnixMs\x12\x16\n" +
+	"\x06served\x18\x06 \x01(\x03R\x06served\"_\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1d\n" +
 	"\n" +
-	"chain_hash\x18\x03 \x01(\x04R\tchainHash\"\xfb\x03\n" +
+	"chain_hash\x18\x03 \x01(\x04R\tchainHash\"\xcc\x04\n" +
 	"\rRequestRecord\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.quire.v1.RequestStateR\x05state\x12\x1b\n" +
@@ -920,7 +1552,9 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	" \x01(\v2\x0f.quire.v1.UsageR\x05usage\x12(\n" +
 	"\x10finished_unix_ms\x18\v \x01(\x03R\x0efinishedUnixMs\x12\x16\n" +
 	"\x06digest\x18\f \x01(\fR\x06digest\x12\x1a\n" +
-	"\battempts\x18\r \x01(\rR\battempts*\x7f\n" +
+	"\battempts\x18\r \x01(\rR\battempts\x12*\n" +
+	"\aoutputs\x18\x0e \x03(\v2\x10.quire.v1.OutputR\aoutputs\x12#\n" +
+	"\rprompt_tokens\x18\x0f \x01(\x05R\fpromptTokens*\x7f\n" +
 	"\fRequestState\x12\x1d\n" +
 	"\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REQUEST_STATE_QUEUED\x10\x01\x12\x1a\n" +
@@ -940,47 +1574,68 @@ func file_quire_v1_log_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quire_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_quire_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_quire_v1_log_proto_goTypes = []any{
-	(RequestState)(0),      // 0: quire.v1.RequestState
-	(*Entry)(nil),          // 1: quire.v1.Entry
-	(*Command)(nil),        // 2: quire.v1.Command
-	(*SubmitCommand)(nil),  // 3: quire.v1.SubmitCommand
-	(*AssignCommand)(nil),  // 4: quire.v1.AssignCommand
-	(*FinishCommand)(nil),  // 5: quire.v1.FinishCommand
-	(*WorkerCommand)(nil),  // 6: quire.v1.WorkerCommand
-	(*RequeueCommand)(nil), // 7: quire.v1.RequeueCommand
-	(*SnapshotRecord)(nil), // 8: quire.v1.SnapshotRecord
-	(*SnapshotHeader)(nil), // 9: quire.v1.SnapshotHeader
-	(*RequestRecord)(nil),  // 10: quire.v1.RequestRecord
-	(*Request)(nil),        // 11: quire.v1.Request
-	(FinishReason)(0),      // 12: quire.v1.FinishReason
-	(*Usage)(nil),          // 13: quire.v1.Usage
-	(*WorkerInfo)(nil),     // 14: quire.v1.WorkerInfo
+	(RequestState)(0),       // 0: quire.v1.RequestState
+	(*Entry)(nil),           // 1: quire.v1.Entry
+	(*Command)(nil),         // 2: quire.v1.Command
+	(*SubmitCommand)(nil),   // 3: quire.v1.SubmitCommand
+	(*AssignCommand)(nil),   // 4: quire.v1.AssignCommand
+	(*FinishCommand)(nil),   // 5: quire.v1.FinishCommand
+	(*ProgressCommand)(nil), // 6: quire.v1.ProgressCommand
+	(*AdoptCommand)(nil),    // 7: quire.v1.AdoptCommand
+	(*Tenant)(nil),          // 8: quire.v1.Tenant
+	(*TenantCommand)(nil),   // 9: quire.v1.TenantCommand
+	(*Node)(nil),            // 10: quire.v1.Node
+	(*NodeCommand)(nil),     // 11: quire.v1.NodeCommand
+	(*WorkerCommand)(nil),   // 12: quire.v1.WorkerCommand
+	(*RequeueCommand)(nil),  // 13: quire.v1.RequeueCommand
+	(*SnapshotRecord)(nil),  // 14: quire.v1.SnapshotRecord
+	(*TenantRecord)(nil),    // 15: quire.v1.TenantRecord
+	(*SnapshotHeader)(nil),  // 16: quire.v1.SnapshotHeader
+	(*RequestRecord)(nil),   // 17: quire.v1.RequestRecord
+	(*Request)(nil),         // 18: quire.v1.Request
+	(FinishReason)(0),       // 19: quire.v1.FinishReason
+	(*Usage)(nil),           // 20: quire.v1.Usage
+	(*ChoiceProgress)(nil),  // 21: quire.v1.ChoiceProgress
+	(*WorkerInfo)(nil),      // 22: quire.v1.WorkerInfo
+	(*Output)(nil),          // 23: quire.v1.Output
 }
 var file_quire_v1_log_proto_depIdxs = []int32{
 	2,  // 0: quire.v1.Entry.commands:type_name -> quire.v1.Command
 	3,  // 1: quire.v1.Command.submit:type_name -> quire.v1.SubmitCommand
 	4,  // 2: quire.v1.Command.assign:type_name -> quire.v1.AssignCommand
 	5,  // 3: quire.v1.Command.finish:type_name -> quire.v1.FinishCommand
-	6,  // 4: quire.v1.Command.worker:type_name -> quire.v1.WorkerCommand
-	7,  // 5: quire.v1.Command.requeue:type_name -> quire.v1.RequeueCommand
-	11, // 6: quire.v1.SubmitCommand.request:type_name -> quire.v1.Request
-	12, // 7: quire.v1.FinishCommand.finish_reason:type_name -> quire.v1.FinishReason
-	13, // 8: quire.v1.FinishCommand.usage:type_name -> quire.v1.Usage
-	14, // 9: quire.v1.WorkerCommand.worker:type_name -> quire.v1.WorkerInfo
-	9,  // 10: quire.v1.SnapshotRecord.header:type_name -> quire.v1.SnapshotHeader
-	14, // 11: quire.v1.SnapshotRecord.worker:type_name -> quire.v1.WorkerInfo
-	10, // 12: quire.v1.SnapshotRecord.request:type_name -> quire.v1.RequestRecord
-	11, // 13: quire.v1.RequestRecord.request:type_name -> quire.v1.Request
-	0,  // 14: quire.v1.RequestRecord.state:type_name -> quire.v1.RequestState
-	12, // 15: quire.v1.RequestRecord.finish_reason:type_name -> quire.v1.FinishReason
-	13, // 16: quire.v1.RequestRecord.usage:type_name -> quire.v1.Usage
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	12, // 4: quire.v1.Command.worker:type_name -> quire.v1.WorkerCommand
+	13, // 5: quire.v1.Command.requeue:type_name -> quire.v1.RequeueCommand
+	6,  // 6: quire.v1.Command.progress:type_name -> quire.v1.ProgressCommand
+	7,  // 7: quire.v1.Command.adopt:type_name -> quire.v1.AdoptCommand
+	9,  // 8: quire.v1.Command.tenant:type_name -> quire.v1.TenantCommand
+	11, // 9: quire.v1.Command.node:type_name -> quire.v1.NodeCommand
+	18, // 10: quire.v1.SubmitCommand.request:type_name -> quire.v1.Request
+	19, // 11: quire.v1.FinishCommand.finish_reason:type_name -> quire.v1.FinishReason
+	20, // 12: quire.v1.FinishCommand.usage:type_name -> quire.v1.Usage
+	21, // 13: quire.v1.FinishCommand.choices:type_name -> quire.v1.ChoiceProgress
+	21, // 14: quire.v1.ProgressCommand.choices:type_name -> quire.v1.ChoiceProgress
+	8,  // 15: quire.v1.TenantCommand.tenant:type_name -> quire.v1.Tenant
+	10, // 16: quire.v1.NodeCommand.node:type_name -> quire.v1.Node
+	22, // 17: quire.v1.WorkerCommand.worker:type_name -> quire.v1.WorkerInfo
+	16, // 18: quire.v1.SnapshotRecord.header:type_name -> quire.v1.SnapshotHeader
+	22, // 19: quire.v1.SnapshotRecord.worker:type_name -> quire.v1.WorkerInfo
+	17, // 20: quire.v1.SnapshotRecord.request:type_name -> quire.v1.RequestRecord
+	15, // 21: quire.v1.SnapshotRecord.tenant:type_name -> quire.v1.TenantRecord
+	10, // 22: quire.v1.SnapshotRecord.node:type_name -> quire.v1.Node
+	8,  // 23: quire.v1.TenantRecord.tenant:type_name -> quire.v1.Tenant
+	18, // 24: quire.v1.RequestRecord.request:type_name -> quire.v1.Request
+	0,  // 25: quire.v1.RequestRecord.state:type_name -> quire.v1.RequestState
+	19, // 26: quire.v1.RequestRecord.finish_reason:type_name -> quire.v1.FinishReason
+	20, // 27: quire.v1.RequestRecord.usage:type_name -> quire.v1.Usage
+	23, // 28: quire.v1.RequestRecord.outputs:type_name -> quire.v1.Output
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_log_proto_init() }
@@ -996,11 +1651,17 @@ func file_quire_v1_log_proto_init() {
 		(*Command_Finish)(nil),
 		(*Command_Worker)(nil),
 		(*Command_Requeue)(nil),
+		(*Command_Progress)(nil),
+		(*Command_Adopt)(nil),
+		(*Command_Tenant)(nil),
+		(*Command_Node)(nil),
 	}
-	file_quire_v1_log_proto_msgTypes[7].OneofWrappers = []any{
+	file_quire_v1_log_proto_msgTypes[13].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Request)(nil),
+		(*SnapshotRecord_Tenant)(nil),
+		(*SnapshotRecord_Node)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1008,7 +1669,7 @@ func file_quire_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_log_proto_rawDesc), len(file_quire_v1_log_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
