@@ -325,7 +325,8 @@ type SubmitResponse struct {
 	// Where the admission stands in the log.
 	Term  uint64 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
 	Index uint64 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
-	// The request is known already: this was a retry.
+	// The request is known already: this was a retry. It streams to the gateway that it had; Adopt
+	// changes that.
 	Duplicate bool `protobuf:"varint,3,opt,name=duplicate,proto3" json:"duplicate,omitempty"`
 	// Empty while it waits in the queue.
 	WorkerId string `protobuf:"bytes,4,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
@@ -682,8 +683,8 @@ type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The complete set of workers now in session.
 	Workers []*WorkerInfo `protobuf:"bytes,1,rep,name=workers,proto3" json:"workers,omitempty"`
-	// Requests that ended without a worker saying so to the gateway: refused, aborted while queued, or
-	// finished on a worker that is gone.
+	// Requests of this gateway that ended. One that stopped by itself has its last tokens on the way
+	// from its worker; if they do not come (it may be gone), Adopt has them.
 	Ended []*Ended `protobuf:"bytes,2,rep,name=ended,proto3" json:"ended,omitempty"`
 	// Requests of this gateway whose worker is gone. Their output up to the named dispatch counts no
 	// more unless the gateway has it already; it answers with Recall.
@@ -1082,7 +1083,8 @@ type AdoptResponse struct {
 	// Without prompt, salt and generated.
 	Request      *Request `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
 	PromptTokens int32    `protobuf:"varint,3,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
-	// A list a choice, as far as the log knows; empty if an ended request's are no longer kept.
+	// A list a choice, as far as the log knows; empty if that is nothing yet, or if an ended request's
+	// are no longer kept.
 	Outputs []*Output `protobuf:"bytes,4,rep,name=outputs,proto3" json:"outputs,omitempty"`
 	// Empty while it waits in the queue.
 	WorkerId string `protobuf:"bytes,5,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
@@ -1200,7 +1202,8 @@ func (x *AdoptResponse) GetUsage() *Usage {
 type RecallRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	GatewayId string                 `protobuf:"bytes,1,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
-	// term and index are those of the Lost that this answers. token_ids begin with the first token.
+	// term and index are those of the Lost that this answers. token_ids begin with the first token. A
+	// request that the gateway has nothing of is named without choices, so that nobody waits for it.
 	Requests      []*RequestProgress `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2337,7 +2340,8 @@ func (x *Welcome) GetCheckpointIntervalMs() int32 {
 	return 0
 }
 
-// Redirect sends a request's output to another gateway, from its first token on.
+// Redirect sends a request's output to another gateway, from its dispatch's first token on. To the
+// gateway that it streams to already it changes nothing.
 type Redirect struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`

@@ -1305,10 +1305,14 @@ type RequestRecord struct {
 	Usage          *Usage                 `protobuf:"bytes,10,opt,name=usage,proto3" json:"usage,omitempty"`
 	FinishedUnixMs int64                  `protobuf:"varint,11,opt,name=finished_unix_ms,json=finishedUnixMs,proto3" json:"finished_unix_ms,omitempty"`
 	Digest         []byte                 `protobuf:"bytes,12,opt,name=digest,proto3" json:"digest,omitempty"`
-	// How often the request was bound to a worker.
-	Attempts      uint32    `protobuf:"varint,13,opt,name=attempts,proto3" json:"attempts,omitempty"`
-	Outputs       []*Output `protobuf:"bytes,14,rep,name=outputs,proto3" json:"outputs,omitempty"`
-	PromptTokens  int32     `protobuf:"varint,15,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
+	// How often the request was bound to a worker since its output last grew.
+	Attempts uint32 `protobuf:"varint,13,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	// What the log knows of its output, a list a choice. An ended request keeps it while there is room.
+	Outputs []*Output `protobuf:"bytes,14,rep,name=outputs,proto3" json:"outputs,omitempty"`
+	// Set once the prompt is dropped.
+	PromptTokens int32 `protobuf:"varint,15,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
+	// Another gateway adopted it since its dispatch.
+	Redirected    bool `protobuf:"varint,16,opt,name=redirected,proto3" json:"redirected,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1448,6 +1452,13 @@ func (x *RequestRecord) GetPromptTokens() int32 {
 	return 0
 }
 
+func (x *RequestRecord) GetRedirected() bool {
+	if x != nil {
+		return x.Redirected
+	}
+	return false
+}
+
 var File_quire_v1_log_proto protoreflect.FileDescriptor
 
 const file_quire_v1_log_proto_rawDesc = "" +
@@ -1537,7 +1548,7 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1d\n" +
 	"\n" +
-	"chain_hash\x18\x03 \x01(\x04R\tchainHash\"\xcc\x04\n" +
+	"chain_hash\x18\x03 \x01(\x04R\tchainHash\"\xec\x04\n" +
 	"\rRequestRecord\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.quire.v1.RequestStateR\x05state\x12\x1b\n" +
@@ -1554,7 +1565,10 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x06digest\x18\f \x01(\fR\x06digest\x12\x1a\n" +
 	"\battempts\x18\r \x01(\rR\battempts\x12*\n" +
 	"\aoutputs\x18\x0e \x03(\v2\x10.quire.v1.OutputR\aoutputs\x12#\n" +
-	"\rprompt_tokens\x18\x0f \x01(\x05R\fpromptTokens*\x7f\n" +
+	"\rprompt_tokens\x18\x0f \x01(\x05R\fpromptTokens\x12\x1e\n" +
+	"\n" +
+	"redirected\x18\x10 \x01(\bR\n" +
+	"redirected*\x7f\n" +
 	"\fRequestState\x12\x1d\n" +
 	"\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REQUEST_STATE_QUEUED\x10\x01\x12\x1a\n" +
