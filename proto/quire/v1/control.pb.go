@@ -1025,9 +1025,12 @@ func (x *RequestProgress) GetChoices() []*ChoiceProgress {
 }
 
 type AdoptRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	GatewayId     string                 `protobuf:"bytes,2,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	GatewayId string                 `protobuf:"bytes,2,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	// Only ask how far it is, unless it streams to this gateway already: nothing changes, and the
+	// response's request.gateway_id says who has it.
+	IfMine        bool `protobuf:"varint,3,opt,name=if_mine,json=ifMine,proto3" json:"if_mine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1074,6 +1077,13 @@ func (x *AdoptRequest) GetGatewayId() string {
 		return x.GatewayId
 	}
 	return ""
+}
+
+func (x *AdoptRequest) GetIfMine() bool {
+	if x != nil {
+		return x.IfMine
+	}
+	return false
 }
 
 type AdoptResponse struct {
@@ -3265,12 +3275,13 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x122\n" +
-	"\achoices\x18\x04 \x03(\v2\x18.quire.v1.ChoiceProgressR\achoices\"L\n" +
+	"\achoices\x18\x04 \x03(\v2\x18.quire.v1.ChoiceProgressR\achoices\"e\n" +
 	"\fAdoptRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1d\n" +
 	"\n" +
-	"gateway_id\x18\x02 \x01(\tR\tgatewayId\"\xe4\x02\n" +
+	"gateway_id\x18\x02 \x01(\tR\tgatewayId\x12\x17\n" +
+	"\aif_mine\x18\x03 \x01(\bR\x06ifMine\"\xe4\x02\n" +
 	"\rAdoptResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12+\n" +
 	"\arequest\x18\x02 \x01(\v2\x11.quire.v1.RequestR\arequest\x12#\n" +
