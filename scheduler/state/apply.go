@@ -17,7 +17,7 @@ import (
 var ErrUnknownCommand = errors.New("the log holds a command that this version does not know; run the version that wrote it, or a newer one")
 
 // errIncomplete means that a command lacks the message that it is about. No leader writes such a one.
-var errIncomplete = errors.New("the command has no request or worker")
+var errIncomplete = errors.New("the command has no request, worker or node")
 
 // Result says what one command did.
 type Result struct {
@@ -110,6 +110,11 @@ func (a *application) command(c *pb.Command) (Result, error) {
 		return a.worker(c.Worker), unknownFields(c.Worker)
 	case *pb.Command_Requeue:
 		return a.requeue(c.Requeue), unknownFields(c.Requeue)
+	case *pb.Command_Node:
+		if c.Node.GetNode() == nil {
+			return Result{}, errIncomplete
+		}
+		return a.node(c.Node), unknownFields(c.Node)
 	}
 	return Result{}, ErrUnknownCommand
 }

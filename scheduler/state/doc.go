@@ -1,5 +1,5 @@
-// Package state is what the replicated log means: the tables of workers and requests, and what each
-// command does to them.
+// Package state is what the replicated log means: the tables of nodes, workers and requests, and what
+// each command does to them.
 //
 // A Store is a function of the entries applied to it and of nothing else. Two nodes that applied
 // the same log hold the same tables, byte for byte, and the same chain hash over the entries. So

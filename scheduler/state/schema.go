@@ -11,6 +11,7 @@ import (
 )
 
 const (
+	nodesTable    = "nodes"
 	workersTable  = "workers"
 	requestsTable = "requests"
 )
@@ -19,6 +20,14 @@ const (
 // than the insert.
 func schema() *memdb.DBSchema {
 	return &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
+		nodesTable: {
+			Name: nodesTable,
+			Indexes: map[string]*memdb.IndexSchema{
+				"id": {Name: "id", Unique: true, Indexer: index[*pb.Node](func(n *pb.Node) []byte {
+					return stringKey(n.GetId())
+				})},
+			},
+		},
 		workersTable: {
 			Name: workersTable,
 			Indexes: map[string]*memdb.IndexSchema{

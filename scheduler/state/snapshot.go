@@ -19,8 +19,8 @@ const snapshotVersion = 1
 // hostile length prefix could ask for.
 const maxSnapshotRecord = 4 << 20
 
-// WriteTo writes the view as length-delimited pb.SnapshotRecord messages: the header, the workers
-// by id, the requests by id. The same state gives the same bytes.
+// WriteTo writes the view as length-delimited pb.SnapshotRecord messages: the header, the nodes
+// by id, the workers by id, the requests by id. The same state gives the same bytes.
 func (v *View) WriteTo(w io.Writer) (int64, error) {
 	out := bufio.NewWriterSize(w, 256<<10)
 	options := protodelim.MarshalOptions{}
@@ -36,6 +36,12 @@ func (v *View) WriteTo(w io.Writer) (int64, error) {
 		Index:     v.index,
 		ChainHash: v.chainHash,
 	}}})
+	for node := range v.Nodes() {
+		if err != nil {
+			break
+		}
+		err = write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_Node{Node: node}})
+	}
 	for worker := range v.Workers() {
 		if err != nil {
 			break
@@ -96,6 +102,11 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 			return nil, nil, fmt.Errorf("record %d: %w", n, err)
 		}
 		switch record := record.GetRecord().(type) {
+		case *pb.SnapshotRecord_Node:
+			if first[*pb.Node](txn, nodesTable, record.Node.GetId()) != nil {
+				return nil, nil, fmt.Errorf("record %d: node %q is there twice", n, record.Node.GetId())
+			}
+			err = txn.Insert(nodesTable, record.Node)
 		case *pb.SnapshotRecord_Worker:
 			if first[*pb.WorkerInfo](txn, workersTable, record.Worker.GetId()) != nil {
 				return nil, nil, fmt.Errorf("record %d: worker %q is there twice", n, record.Worker.GetId())

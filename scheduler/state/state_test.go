@@ -214,7 +214,7 @@ func draw(t *rapid.T, label string) (ms int64, commands []*pb.Command) {
 	id := rapid.SampledFrom([]string{"a", "b", "c", "d", "e"})
 	worker := rapid.SampledFrom([]string{"v", "w"})
 	command := rapid.Custom(func(t *rapid.T) *pb.Command {
-		switch rapid.IntRange(0, 5).Draw(t, "kind") {
+		switch rapid.IntRange(0, 6).Draw(t, "kind") {
 		case 0:
 			return submit(id.Draw(t, "id"), rapid.SliceOfN(rapid.Int32Range(0, 300), 1, 5).Draw(t, "prompt")...)
 		case 1:
@@ -225,6 +225,8 @@ func draw(t *rapid.T, label string) (ms int64, commands []*pb.Command) {
 			return finish(id.Draw(t, "id"), pb.FinishReason(rapid.IntRange(1, 4).Draw(t, "reason")))
 		case 4:
 			return join(worker.Draw(t, "worker"))
+		case 5:
+			return node(worker.Draw(t, "node"), id.Draw(t, "address"), rapid.Bool().Draw(t, "removed"))
 		}
 		return leave(worker.Draw(t, "worker"))
 	})

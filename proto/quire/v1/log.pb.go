@@ -792,8 +792,10 @@ type Node struct {
 	RaftAddress    string `protobuf:"bytes,2,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"`
 	ControlAddress string `protobuf:"bytes,3,opt,name=control_address,json=controlAddress,proto3" json:"control_address,omitempty"`
 	Version        string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Drawn when its data folder was new: with another one, the node has lost its log.
+	StoreId       string `protobuf:"bytes,5,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -850,6 +852,13 @@ func (x *Node) GetControlAddress() string {
 func (x *Node) GetVersion() string {
 	if x != nil {
 		return x.Version
+	}
+	return ""
+}
+
+func (x *Node) GetStoreId() string {
+	if x != nil {
+		return x.StoreId
 	}
 	return ""
 }
@@ -1513,12 +1522,13 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x0eshare_prefixes\x18\x06 \x01(\bR\rsharePrefixes\"S\n" +
 	"\rTenantCommand\x12(\n" +
 	"\x06tenant\x18\x01 \x01(\v2\x10.quire.v1.TenantR\x06tenant\x12\x18\n" +
-	"\aremoved\x18\x02 \x01(\bR\aremoved\"|\n" +
+	"\aremoved\x18\x02 \x01(\bR\aremoved\"\x97\x01\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\fraft_address\x18\x02 \x01(\tR\vraftAddress\x12'\n" +
 	"\x0fcontrol_address\x18\x03 \x01(\tR\x0econtrolAddress\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion\"K\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x12\x19\n" +
+	"\bstore_id\x18\x05 \x01(\tR\astoreId\"K\n" +
 	"\vNodeCommand\x12\"\n" +
 	"\x04node\x18\x01 \x01(\v2\x0e.quire.v1.NodeR\x04node\x12\x18\n" +
 	"\aremoved\x18\x02 \x01(\bR\aremoved\"Q\n" +
