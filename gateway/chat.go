@@ -60,7 +60,7 @@ func (g *Gateway) chatCall(f *fields, id string) (*call, writer, *apiError) {
 		}
 		p.Logprobs = &top
 	}
-	c := &call{id: id, model: m, params: p, constraint: f.responseFormat(p)}
+	c := &call{id: id, model: m, params: p, constraint: f.constrained(p)}
 	usage := f.common(c)
 	if f.err != nil {
 		return nil, nil, f.err
@@ -203,7 +203,6 @@ func (f *fields) refuseChat() {
 	f.refuse("audio")
 	f.refuse("prediction")
 	f.refuse("web_search_options")
-	f.refuseCommon()
 }
 
 // chatWriter words a chat answer as OpenAI does.

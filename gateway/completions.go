@@ -38,12 +38,11 @@ func (g *Gateway) completionCall(f *fields, id string) (*call, writer, *apiError
 		return nil, nil, e
 	}
 	f.refuse("suffix", `""`)
-	f.refuseCommon()
 	p := f.samplingFields()
 	if best, ok := f.integer("best_of"); ok && best != int64(p.N) {
 		f.fail(unsupported("best_of", "best_of is supported only where it equals n; n is %d, best_of %d", p.N, best))
 	}
-	c := &call{id: id, model: m, params: p, constraint: f.responseFormat(p)}
+	c := &call{id: id, model: m, params: p, constraint: f.constrained(p)}
 	echo := f.boolean("echo", false)
 	most, explicit := f.completionTokens(echo)
 	c.scoreOnly = explicit && most == 0

@@ -2,6 +2,10 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
+	"regexp"
+	"strconv"
+	"strings"
 	"sync"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -64,6 +68,68 @@ func (m *served) checkConstraint(c *pb.Constraint, param string) *apiError {
 		return invalid(param, "%s: %v", param, err)
 	}
 	return nil
+}
+
+// constrained reads what the output must be into p, in OpenAI's words or in vLLM's; param is where it
+// stands. Two at once are refused.
+func (f *fields) constrained(p *pb.SamplingParams) (param string) {
+	param = f.responseFormat(p)
+	read := func(f *fields, prefix string, kinds ...string) {
+		for _, kind := range kinds {
+			raw, ok := f.get(prefix + kind)
+			if !ok || kind == "json_object" && string(raw) == "false" {
+				continue
+			}
+			at := f.path + prefix + kind
+			if p.Constraint != nil {
+				f.fail(invalid(at, "%s: the output is restricted already, by %s", at, param))
+				return
+			}
+			param, p.Constraint = at, f.restriction(prefix+kind, kind, raw)
+		}
+	}
+	f.refuse("guided_grammar")
+	read(f, "guided_", "json", "regex", "choice")
+	if inner, ok := f.object("structured_outputs"); ok {
+		inner.refuse("grammar")
+		inner.refuse("structural_tag")
+		read(inner, "", "json", "regex", "choice", "json_object")
+		if inner.err != nil {
+			f.fail(inner.err)
+		}
+	}
+	return param
+}
+
+// restriction reads one of vLLM's kinds, found under name.
+func (f *fields) restriction(name, kind string, raw json.RawMessage) *pb.Constraint {
+	switch kind {
+	case "json": // A schema, or its text.
+		schema := string(raw)
+		if raw[0] == '"' {
+			schema, _ = f.text(name)
+		}
+		return &pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: schema}}
+	case "regex":
+		expression, _ := f.text(name)
+		return &pb.Constraint{Kind: &pb.Constraint_Regex{Regex: expression}}
+	case "choice":
+		items, ok := f.list(name)
+		if ok && len(items) == 0 {
+			f.fail(invalid(f.path+name, "%s is empty; it needs at least one text", f.path+name))
+		}
+		texts := make([]string, len(items))
+		for i, item := range items {
+			if item[0] != '"' || json.Unmarshal(item, &texts[i]) != nil {
+				f.wrongType(name+"["+strconv.Itoa(i)+"]", "a string", item)
+				return nil
+			}
+			texts[i] = regexp.QuoteMeta(texts[i])
+		}
+		return &pb.Constraint{Kind: &pb.Constraint_Regex{Regex: strings.Join(texts, "|")}}
+	default: // json_object
+		return &pb.Constraint{Kind: &pb.Constraint_JsonObject{JsonObject: f.boolean(name, false)}}
+	}
 }
 
 // responseFormat reads OpenAI's "response_format" into p; param is where the constraint stands.

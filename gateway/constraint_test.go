@@ -1,12 +1,14 @@
 package gateway_test
 
 import (
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/quire-serve/quire/gateway/gatewaytest"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -47,6 +49,39 @@ func TestConstraints(t *testing.T) {
 	}
 	if c := ask(chatPath, chat, `{"type":"text"}`); c != nil {
 		t.Errorf("text arrived as %v", c)
+	}
+
+	// vLLM's words for the same, and for more.
+	for _, c := range []struct {
+		body string
+		want *pb.Constraint
+	}{
+		{`"guided_regex":"[a-z]+"`, &pb.Constraint{Kind: &pb.Constraint_Regex{Regex: "[a-z]+"}}},
+		{`"guided_json":` + schema, &pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: schema}}},
+		{`"guided_choice":["yes","no.","a|b"]`, &pb.Constraint{Kind: &pb.Constraint_Regex{Regex: `yes|no\.|a\|b`}}},
+		{`"structured_outputs":{"json":` + strconv.Quote(schema) + `}`, &pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: schema}}},
+		{`"structured_outputs":{"json_object":true,"regex":null}`, &pb.Constraint{Kind: &pb.Constraint_JsonObject{JsonObject: true}}},
+		{`"structured_outputs":{"choice":["x"],"json_object":false}`, &pb.Constraint{Kind: &pb.Constraint_Regex{Regex: "x"}}},
+	} {
+		if got := ask(textPath, text+","+c.body, "null"); !proto.Equal(got, c.want) {
+			t.Errorf("%s arrived as %v, want %v", c.body, got, c.want)
+		}
+	}
+	for body, param := range map[string]string{
+		`"guided_regex":"a("`:                                         "guided_regex",
+		`"guided_regex":7`:                                            "guided_regex",
+		`"guided_choice":[]`:                                          "guided_choice",
+		`"guided_choice":["a",1]`:                                     "guided_choice[1]",
+		`"guided_grammar":"root ::= x"`:                               "guided_grammar",
+		`"structured_outputs":{"grammar":"root ::= x"}`:               "structured_outputs.grammar",
+		`"structured_outputs":{"regex":"a","choice":["a"]}`:           "structured_outputs.choice",
+		`"guided_regex":"a","response_format":{"type":"json_object"}`: "guided_regex",
+		`"structured_outputs":{"json":7}`:                             "structured_outputs.json",
+	} {
+		r := d.post(textPath, `{"model":"test","max_tokens":1,`+text+`,`+body+`}`)
+		if r.status != 400 || !strings.Contains(string(r.body), `"param":"`+param+`"`) {
+			t.Errorf("%s: %d %s", body, r.status, r.body)
+		}
 	}
 
 	client := pb.NewInferenceClient(d.grpc())

@@ -292,13 +292,6 @@ func (f *fields) refuse(name string, harmless ...string) {
 	f.fail(unsupported(f.path+name, "%s is not supported", f.path+name))
 }
 
-// refuseCommon refuses what neither chat nor plain completions implement.
-func (f *fields) refuseCommon() {
-	for _, name := range []string{"guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"} {
-		f.refuse(name)
-	}
-}
-
 // maxTokens reads a bound on the output.
 func (f *fields) maxTokens(name string) (most int32, explicit bool) {
 	if _, ok := f.get(name); !ok {
