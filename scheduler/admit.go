@@ -25,6 +25,7 @@ const (
 	phaseNew      phase = iota + 1 // Waits for its first log entry.
 	phaseQueued                    // In the batcher.
 	phaseAssigned                  // With a worker.
+	phaseLost                      // Taken back from a worker, its gateway is asked what it has.
 	phaseReturned                  // Taken back from a worker, waits for a log entry to say so.
 	phaseEnding                    // Its end waits for the log.
 )
@@ -35,11 +36,20 @@ type live struct {
 	digest  []byte
 	bytes   int
 	phase   phase
-	// worker has it while phaseAssigned, and had it while phaseReturned.
+	// worker has it while phaseAssigned, and had it while phaseLost and phaseReturned.
 	worker string
-	// dispatch is the number of its newest dispatch.
-	dispatch uint64
+	// dispatched is its newest dispatch; redirected says that it was adopted since.
+	dispatched state.Position
+	redirected bool
+	// attempts counts dispatches since the output last grew.
 	attempts uint32
+	// rerun says that it has ended before, and must run again.
+	rerun bool
+	// outputs, held tokens of them together, are what is known of each choice; news says that the
+	// request is in leader.progressed.
+	outputs []output
+	held    int
+	news    bool
 
 	// admitted is closed once the log has the request, at submitted, or err says why it has not.
 	admitted  chan struct{}
@@ -49,10 +59,13 @@ type live struct {
 	ended chan struct{}
 }
 
+// tokens must be computed before the next new one, for the longest choice.
 func (r *live) tokens() int {
 	most := 0
-	for _, choice := range r.request.GetGenerated() {
-		most = max(most, len(choice.GetIds()))
+	if r.resumes() {
+		for _, o := range r.outputs {
+			most = max(most, len(o.tokens))
+		}
 	}
 	return len(r.request.GetPrompt()) + most
 }
@@ -83,6 +96,10 @@ func checkRequest(r *pb.Request) error {
 		return invalid("request.gateway_id", "%d bytes; the limit is %d", len(r.GetGatewayId()), maxIDBytes)
 	case len(r.GetPrompt()) == 0:
 		return invalid("request.prompt", "is empty; it needs at least one token")
+	case len(r.GetGenerated()) > 0:
+		return invalid("request.generated", "is for workers; the control plane keeps what a request has generated")
+	case r.GetSampling().GetN() > maxChoices:
+		return invalid("request.sampling.n", "%d; the limit is %d", r.GetSampling().GetN(), maxChoices)
 	case r.GetDeadlineUnixMs() < 0:
 		return invalid("request.deadline_unix_ms", "%d is negative", r.GetDeadlineUnixMs())
 	case proto.Size(r) > maxRequestBytes:
@@ -108,7 +125,7 @@ func (s *Scheduler) Submit(ctx context.Context, in *pb.SubmitRequest) (*pb.Submi
 	if err != nil {
 		return nil, err
 	}
-	request, known, err := l.submit(r, sum)
+	request, known, err := l.submit(r, sum, in.GetRerun())
 	if err != nil || request == nil {
 		return known, err
 	}
@@ -127,7 +144,7 @@ func (s *Scheduler) Submit(ctx context.Context, in *pb.SubmitRequest) (*pb.Submi
 
 // submit finds or enters a request. It returns the live request to wait for, with a response if it
 // was there before, or only the response if it has ended.
-func (l *leader) submit(r *pb.Request, sum []byte) (*live, *pb.SubmitResponse, error) {
+func (l *leader) submit(r *pb.Request, sum []byte, rerun bool) (*live, *pb.SubmitResponse, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if known := l.live[r.GetId()]; known != nil {
@@ -136,23 +153,27 @@ func (l *leader) submit(r *pb.Request, sum []byte) (*live, *pb.SubmitResponse, e
 		}
 		return known, &pb.SubmitResponse{Duplicate: true}, nil
 	}
-	if known := l.s.store.View().Request(r.GetId()); known != nil {
+	known := l.s.store.View().Request(r.GetId())
+	if known != nil {
 		if !bytes.Equal(known.Digest, sum) {
 			return nil, nil, errOtherBody(r.GetId())
 		}
-		return nil, &pb.SubmitResponse{
-			Term: known.Submitted.Term, Index: known.Submitted.Index,
-			Duplicate: true, WorkerId: known.WorkerID, FinishReason: known.FinishReason,
-		}, nil
+		if !rerun {
+			return nil, &pb.SubmitResponse{
+				Term: known.Submitted.Term, Index: known.Submitted.Index,
+				Duplicate: true, WorkerId: known.WorkerID, FinishReason: known.FinishReason,
+			}, nil
+		}
 	}
 	request := &live{
-		request: r, digest: sum, bytes: proto.Size(r), phase: phaseNew,
+		request: r, digest: sum, bytes: proto.Size(r), phase: phaseNew, rerun: known != nil,
 		admitted: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if err := l.accepts(request); err != nil {
 		return nil, nil, err
 	}
 	l.live[r.GetId()] = request
+	l.own(request, time.Now())
 	l.submits = append(l.submits, request)
 	l.submitBytes += int64(request.bytes)
 	l.kick()
@@ -202,7 +223,7 @@ func (l *leader) answer(r *live, duplicate bool) *pb.SubmitResponse {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	response := &pb.SubmitResponse{Term: r.submitted.Term, Index: r.submitted.Index, Duplicate: duplicate}
-	if r.phase != phaseReturned {
+	if r.phase != phaseReturned && r.phase != phaseLost {
 		response.WorkerId = r.worker
 	}
 	return response
@@ -214,7 +235,7 @@ func (s *Scheduler) Abort(ctx context.Context, in *pb.AbortRequest) (*pb.AbortRe
 	if err != nil {
 		return nil, err
 	}
-	ended := l.abort(in.GetRequestId(), in.GetReason())
+	ended := l.abort(in)
 	if ended == nil {
 		return &pb.AbortResponse{}, nil
 	}
@@ -228,34 +249,42 @@ func (s *Scheduler) Abort(ctx context.Context, in *pb.AbortRequest) (*pb.AbortRe
 	}
 }
 
-// abort begins a request's end and returns the channel that tells of it; nil for an unknown one.
-func (l *leader) abort(id, reason string) <-chan struct{} {
+// abort begins a request's end and returns the channel that tells of it; nil for one that is unknown,
+// or that another gateway owns than the one that asks.
+func (l *leader) abort(in *pb.AbortRequest) <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r := l.live[id]
-	if r == nil {
+	r := l.live[in.GetRequestId()]
+	if r == nil || in.GetGatewayId() != "" && in.GetGatewayId() != r.request.GetGatewayId() {
 		return nil
 	}
+	l.stop(r, in.GetReason())
+	return r.ended
+}
+
+// stop aborts a request in any state.
+func (l *leader) stop(r *live, reason string) {
+	id := r.request.GetId()
 	switch r.phase {
 	case phaseEnding:
-		return r.ended
+		return
 	case phaseNew:
 		// The log never hears of it.
 		r.phase = phaseEnding
 		l.submits = slices.DeleteFunc(l.submits, func(x *live) bool { return x == r })
 		l.submitBytes -= int64(r.bytes)
 		delete(l.live, id)
+		l.disown(r)
 		r.err = status.Error(codes.Aborted, "the request was aborted before it was admitted")
 		close(r.admitted)
 		close(r.ended)
-		return r.ended
+		return
 	case phaseAssigned:
 		if session := l.sessions[r.worker]; session != nil {
 			session.send(&pb.WorkResponse{Message: &pb.WorkResponse_Revoke{Revoke: &pb.Revoke{Term: l.term, RequestIds: []string{id}}}})
 		}
 	}
-	l.finish(r, &pb.FinishCommand{FinishReason: pb.FinishReason_FINISH_REASON_ABORT, Error: reason}, true)
-	return r.ended
+	l.finish(r, &pb.FinishCommand{FinishReason: pb.FinishReason_FINISH_REASON_ABORT, Error: reason})
 }
 
 // queued is what the batcher must know of a request.
@@ -263,6 +292,6 @@ func (l *leader) queued(r *live, arrivalMS int64) batch.Request {
 	return batch.Request{
 		ID: r.request.GetId(), Model: r.request.GetModel(), Tenant: r.request.GetTenant(),
 		Priority: r.request.GetPriority(), ArrivalMS: arrivalMS, DeadlineMS: r.request.GetDeadlineUnixMs(),
-		Tokens: r.tokens(), Choices: int(r.request.GetSampling().GetN()), Bytes: r.bytes,
+		Tokens: r.tokens(), Choices: int(r.request.GetSampling().GetN()), Bytes: r.bytes + tokenBytes*r.held,
 	}
 }

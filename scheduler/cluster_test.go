@@ -46,7 +46,7 @@ func newCluster(t testing.TB, size int) *cluster {
 	for i := range size {
 		memory := inMemory()
 		s, err := New(Settings{
-			NodeID: peers[i].ID, Peers: peers, Logger: quiet,
+			NodeID: peers[i].ID, Peers: peers, Logger: quiet, Dial: silent,
 			consensus: func(settings *consensus.Settings) {
 				memory(settings)
 				settings.Transport = c.transports[i]

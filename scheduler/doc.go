@@ -9,6 +9,8 @@
 //
 // Invariants:
 //
+//   - An admitted request's output never changes, whatever dies: the log and the gateways know a part
+//     of it, and the next worker goes on after the longest.
 //   - Submit returns only after the admission is committed; from then on the request ends in the log,
 //     whatever dies. The same id with the same body is one request, on any node, for as long as its
 //     end is remembered.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"slices"
 	"sync"
 	"testing"
@@ -40,6 +41,9 @@ func start(t testing.TB, settings Settings) *Scheduler {
 		settings.consensus = inMemory()
 	}
 	settings.Logger = quiet
+	if settings.Dial == nil {
+		settings.Dial = silent
+	}
 	s, err := New(settings)
 	if err != nil {
 		t.Fatal(err)
@@ -47,6 +51,12 @@ func start(t testing.TB, settings Settings) *Scheduler {
 	t.Cleanup(func() { _ = s.Close() })
 	until(t, "the node leads", s.Ready)
 	return s
+}
+
+// silent is a network in which nobody answers.
+func silent(ctx context.Context, _, _ string) (net.Conn, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
 }
 
 // until waits for a condition, in virtual time where there is a bubble.
@@ -114,6 +124,7 @@ type fakeWorker struct {
 	dispatched []string
 	fences     map[string][2]uint64
 	revoked    []string
+	redirected map[string]string
 	term       uint64
 	index      uint64
 	sequence   uint64
@@ -127,7 +138,7 @@ type fakeWorker struct {
 
 func newWorker(t testing.TB, id string) *fakeWorker {
 	return &fakeWorker{
-		t: t, running: map[string]*pb.Request{}, fences: map[string][2]uint64{},
+		t: t, running: map[string]*pb.Request{}, fences: map[string][2]uint64{}, redirected: map[string]string{},
 		info: &pb.WorkerInfo{
 			Id: id, Address: id + ":1", Model: "m", ContextLength: 4096, BlockTokens: 16, TotalBlocks: 4096,
 			MaxSequences: 64, MaxBatchTokens: 2048,
@@ -227,6 +238,8 @@ func (w *fakeWorker) take(m *pb.WorkResponse) {
 			delete(w.running, id)
 			w.revoked = append(w.revoked, id)
 		}
+	case *pb.WorkResponse_Redirect:
+		w.redirected[m.Redirect.GetRequestId()] = m.Redirect.GetGatewayId()
 	case *pb.WorkResponse_Drain:
 		w.drained = true
 	}
@@ -262,6 +275,41 @@ func (w *fakeWorker) finish(id string, reason pb.FinishReason, text string) {
 	}}}}}:
 	case <-str.ctx.Done():
 	}
+}
+
+// say sends a message, unless the session is over.
+func (w *fakeWorker) say(m *pb.WorkRequest) {
+	w.mu.Lock()
+	str := w.stream
+	w.mu.Unlock()
+	select {
+	case str.up <- m:
+	case <-str.ctx.Done():
+	}
+}
+
+// progress tells the leader of a running request's output.
+func (w *fakeWorker) progress(id string, choices ...*pb.ChoiceProgress) {
+	w.mu.Lock()
+	fence := w.fences[id]
+	w.mu.Unlock()
+	w.say(&pb.WorkRequest{Message: &pb.WorkRequest_Progress{Progress: &pb.Progress{Requests: []*pb.RequestProgress{
+		{RequestId: id, Term: fence[0], Index: fence[1], Choices: choices},
+	}}}})
+}
+
+// got is a running request as it was dispatched.
+func (w *fakeWorker) got(id string) *pb.Request {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.running[id]
+}
+
+// redirectedTo is the gateway that the worker was told to send a request's output to.
+func (w *fakeWorker) redirectedTo(id string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.redirected[id]
 }
 
 // leave breaks the stream, as a crash of the connection does.
@@ -332,6 +380,8 @@ type watchStream struct {
 	mu      sync.Mutex
 	workers []string
 	ended   map[string]*pb.Ended
+	lost    map[string]*pb.Lost
+	adopted []string
 }
 
 func (w *watchStream) Context() context.Context { return w.ctx }
@@ -346,6 +396,10 @@ func (w *watchStream) Send(m *pb.WatchResponse) error {
 	for _, e := range m.GetEnded() {
 		w.ended[e.GetRequestId()] = e
 	}
+	for _, l := range m.GetLost() {
+		w.lost[l.GetRequestId()] = l
+	}
+	w.adopted = append(w.adopted, m.GetAdopted()...)
 	return nil
 }
 
@@ -363,13 +417,30 @@ func (w *watchStream) end(id string) *pb.Ended {
 	return w.ended[id]
 }
 
+// told is the newest loss that the gateway heard of.
+func (w *watchStream) told(id string) *pb.Lost {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lost[id]
+}
+
+func (w *watchStream) gaveUp(id string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Contains(w.adopted, id)
+}
+
 // watch follows the scheduler's news for gateway "g" until stop is called.
 func watch(t testing.TB, s *Scheduler) (w *watchStream, stop func()) {
+	return watchAs(t, s, "g")
+}
+
+func watchAs(t testing.TB, s *Scheduler, gateway string) (w *watchStream, stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
-	w = &watchStream{ctx: ctx, ended: map[string]*pb.Ended{}}
+	w = &watchStream{ctx: ctx, ended: map[string]*pb.Ended{}, lost: map[string]*pb.Lost{}}
 	var done sync.WaitGroup
 	done.Go(func() {
-		if err := s.Watch(&pb.WatchRequest{GatewayId: "g"}, w); err != nil && ctx.Err() == nil && s.leader.Load() != nil {
+		if err := s.Watch(&pb.WatchRequest{GatewayId: gateway}, w); err != nil && ctx.Err() == nil && s.leader.Load() != nil {
 			t.Errorf("watch: %v", err)
 		}
 	})

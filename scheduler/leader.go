@@ -40,7 +40,11 @@ type leader struct {
 	submitBytes int64
 	finishes    []*ending
 	returns     []*live
+	progressed  []*live
+	adopts      []*adoption
 	workerNews  []*pb.WorkerCommand
+	// recalls wait for gateways, in order.
+	recalls []recall
 
 	// workers are those in session and those that may come back; absent holds until when.
 	// attached are those that were in session with this leader and are not lost.
@@ -50,16 +54,19 @@ type leader struct {
 	sessions map[string]*session
 	onWorker map[string]map[string]*live
 	models   map[string]served
-	watchers map[*watcher]struct{}
+	owners   map[string]*owner
 	bindRate rate
+
+	// ctx ends with the leadership; owned are the goroutines that end with it.
+	ctx    context.Context
+	cancel context.CancelFunc
+	owned  sync.WaitGroup
 }
 
 // ending is the end of a request on its way to the log.
 type ending struct {
 	request *live
 	command *pb.FinishCommand
-	// tell says that the gateway will not hear of it from a worker.
-	tell bool
 }
 
 // served is what the workers of one model can do.
@@ -112,8 +119,9 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 		batcher: batch.New(s.settings.Batch), live: map[string]*live{},
 		workers: map[string]*pb.WorkerInfo{}, absent: map[string]time.Time{}, attached: map[string]bool{},
 		sessions: map[string]*session{}, onWorker: map[string]map[string]*live{},
-		models: map[string]served{}, watchers: map[*watcher]struct{}{},
+		models: map[string]served{}, owners: map[string]*owner{},
 	}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
 	// Numbers grow over terms too, so that a worker's newest number means the same to every leader.
 	s.dispatches = max(s.dispatches, term<<32)
 	view := s.store.View()
@@ -128,13 +136,15 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 	for record := range view.Live() {
 		r := &live{
 			request: record.Request, digest: record.Digest, bytes: proto.Size(record.Request),
-			attempts: record.Attempts, submitted: record.Submitted,
+			attempts: record.Attempts, submitted: record.Submitted, redirected: record.Redirected,
 			admitted: admitted, ended: make(chan struct{}),
 		}
+		r.remember(record.Outputs)
 		l.live[record.Request.GetId()] = r
+		l.own(r, now)
 		if record.Phase == state.Assigned {
 			r.phase = phaseAssigned
-			r.worker, r.dispatch = record.WorkerID, record.Dispatched.Index
+			r.worker, r.dispatched = record.WorkerID, record.Dispatched
 			l.place(r)
 			l.absent[r.worker] = back
 			continue
@@ -142,20 +152,29 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 		r.phase = phaseQueued
 		l.batcher.Push(l.queued(r, min(record.Request.GetArrivalUnixMs(), now.UnixMilli())))
 	}
+	for _, id := range slices.Sorted(maps.Keys(l.onWorker)) {
+		if w := l.workers[id]; w != nil {
+			l.probe(w)
+		}
+	}
 	return l
 }
 
 // close ends all that depends on the leadership.
 func (l *leader) close() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	close(l.done)
+	l.cancel()
 	for _, s := range l.sessions {
 		s.close(errLeadershipLost)
 	}
-	for w := range l.watchers {
-		w.close(errLeadershipLost)
+	for _, o := range l.owners {
+		for w := range o.watchers {
+			w.close(errLeadershipLost)
+		}
 	}
+	l.mu.Unlock()
+	l.owned.Wait()
 }
 
 func (l *leader) kick() {
@@ -237,15 +256,17 @@ func (l *leader) compose(now time.Time) *entry {
 	})
 	l.composeReturns(e, nowMS)
 	l.composeFinishes(e)
+	l.composeCheckpoints(e)
 	l.composeSubmits(e, nowMS)
+	l.composeAdopts(e)
 	for _, late := range l.batcher.Expired(nowMS) {
 		l.finish(l.live[late.ID], &pb.FinishCommand{
 			FinishReason: pb.FinishReason_FINISH_REASON_ERROR,
 			Error:        "the deadline passed while the request waited for a worker",
-		}, true)
+		})
 	}
 	l.composeAssigns(e, nowMS)
-	if len(l.submits)+len(l.finishes)+len(l.returns)+len(l.workerNews) > 0 {
+	if len(l.submits)+len(l.finishes)+len(l.returns)+len(l.progressed)+len(l.adopts)+len(l.workerNews) > 0 {
 		l.kick()
 	}
 	if len(e.pb.Commands) == 0 {
@@ -271,7 +292,8 @@ func (l *leader) composeReturns(e *entry, nowMS int64) {
 		if r.phase != phaseReturned {
 			return true // It ended meanwhile.
 		}
-		if e.bytes+commandBytes > settleBytes {
+		// The log must know what the next worker goes on after.
+		if !composeProgress(e, r) || e.bytes+commandBytes > settleBytes {
 			return false
 		}
 		e.add(&pb.Command{Command: &pb.Command_Requeue{Requeue: &pb.RequeueCommand{
@@ -284,16 +306,7 @@ func (l *leader) composeReturns(e *entry, nowMS int64) {
 }
 
 func (l *leader) composeFinishes(e *entry) {
-	l.finishes = take(l.finishes, func(f *ending) bool {
-		size := commandBytes + len(f.command.GetError())
-		if e.bytes+size > settleBytes {
-			return false
-		}
-		e.add(&pb.Command{Command: &pb.Command_Finish{Finish: f.command}}, size, func(result state.Result) {
-			l.ended(f, result)
-		})
-		return true
-	})
+	l.finishes = take(l.finishes, func(f *ending) bool { return l.composeFinish(e, f) })
 }
 
 func (l *leader) composeSubmits(e *entry, nowMS int64) {
@@ -303,7 +316,7 @@ func (l *leader) composeSubmits(e *entry, nowMS int64) {
 			return false
 		}
 		l.submitBytes -= int64(r.bytes)
-		e.add(&pb.Command{Command: &pb.Command_Submit{Submit: &pb.SubmitCommand{Request: r.request, Digest: r.digest}}}, size, func(result state.Result) {
+		e.add(&pb.Command{Command: &pb.Command_Submit{Submit: &pb.SubmitCommand{Request: r.request, Digest: r.digest, Rerun: r.rerun}}}, size, func(result state.Result) {
 			r.submitted = result.Record.Submitted
 			close(r.admitted)
 		})
@@ -329,10 +342,10 @@ func (l *leader) composeAssigns(e *entry, nowMS int64) {
 	requests := map[string][]*pb.Request{}
 	for _, a := range assignments {
 		r := l.live[a.Request.ID]
-		r.phase, r.worker, r.dispatch = phaseAssigned, a.WorkerID, number
+		r.phase, r.worker, r.dispatched, r.redirected = phaseAssigned, a.WorkerID, state.Position{Term: l.term, Index: number}, false
 		r.attempts++
 		l.place(r)
-		requests[a.WorkerID] = append(requests[a.WorkerID], r.request)
+		requests[a.WorkerID] = append(requests[a.WorkerID], r.toDispatch())
 		e.dispatched[a.WorkerID] = append(e.dispatched[a.WorkerID], a.Request.ID)
 		e.add(&pb.Command{Command: &pb.Command_Assign{Assign: &pb.AssignCommand{
 			RequestId: a.Request.ID, WorkerId: a.WorkerID, Term: l.term, Index: number,
@@ -386,30 +399,28 @@ func (l *leader) undo(e *entry, err error) {
 }
 
 // finish begins the end of a request, wherever it is.
-func (l *leader) finish(r *live, command *pb.FinishCommand, tell bool) {
+func (l *leader) finish(r *live, command *pb.FinishCommand) {
 	switch r.phase {
 	case phaseQueued:
 		l.batcher.Remove(r.request.GetId())
 	case phaseAssigned:
-		l.batcher.Forget(r.worker, r.request.GetId())
-		l.displace(r)
+		l.takeBack(r)
 	}
 	r.phase = phaseEnding
 	command.RequestId = r.request.GetId()
 	command.Error = cut(command.GetError(), maxErrorBytes)
-	l.finishes = append(l.finishes, &ending{request: r, command: command, tell: tell})
+	l.finishes = append(l.finishes, &ending{request: r, command: command})
 	l.kick()
 }
 
-// ended is called once the log has a request's end.
+// ended is called once the log has a request's end. The gateway hears of every one: a request may
+// have stopped on a worker that died before it could send the last tokens.
 func (l *leader) ended(f *ending, result state.Result) {
-	id := f.request.request.GetId()
-	delete(l.live, id)
+	delete(l.live, f.request.request.GetId())
+	l.disown(f.request)
 	close(f.request.ended)
-	if f.tell && result.Record != nil {
-		l.tell(f.request.request.GetGatewayId(), &pb.Ended{
-			RequestId: id, FinishReason: result.Record.FinishReason, Error: result.Record.Error,
-		})
+	if result.Record != nil {
+		l.news(result.Record.Request.GetGatewayId(), &pb.WatchResponse{Ended: []*pb.Ended{ended(result.Record)}})
 	}
 }
 
@@ -429,23 +440,6 @@ func (l *leader) displace(r *live) {
 	if len(on) == 0 {
 		delete(l.onWorker, r.worker)
 	}
-}
-
-// giveBack takes a request from a worker that lost it: it goes back into the queue, or ends if it
-// was lost too often.
-func (l *leader) giveBack(r *live) {
-	if r.attempts >= maxAttempts {
-		l.finish(r, &pb.FinishCommand{
-			FinishReason: pb.FinishReason_FINISH_REASON_ERROR,
-			Error:        fmt.Sprintf("the request was lost with its worker %d times and is not tried again", r.attempts),
-		}, true)
-		return
-	}
-	l.batcher.Forget(r.worker, r.request.GetId())
-	l.displace(r)
-	r.phase = phaseReturned
-	l.returns = append(l.returns, r)
-	l.kick()
 }
 
 func (l *leader) stats() Stats {

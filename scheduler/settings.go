@@ -1,9 +1,11 @@
 package scheduler
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/quire-serve/quire/scheduler/batch"
@@ -46,6 +48,17 @@ type Settings struct {
 	// does not run any more had finished. Default 250 ms.
 	ReconcileGrace time.Duration
 
+	// CheckpointInterval is how often workers say what running requests have generated. Default 100 ms.
+	CheckpointInterval time.Duration
+	// RecallGrace is how long a gateway may take to say what it has of requests whose worker is lost.
+	// Default 100 ms.
+	RecallGrace time.Duration
+	// OrphanGrace is how long requests run on whose gateway is away. Default 60 s.
+	OrphanGrace time.Duration
+	// Dial opens connections to workers, only to see whether their port answers. Default: the net
+	// package's.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
 	// consensus lets tests run clusters in memory.
 	consensus func(*consensus.Settings)
 }
@@ -77,6 +90,12 @@ func (s *Settings) setDefaults() {
 	set(&s.SessionGrace, time.Second)
 	set(&s.ReconnectGrace, 5*time.Second)
 	set(&s.ReconcileGrace, 250*time.Millisecond)
+	set(&s.CheckpointInterval, 100*time.Millisecond)
+	set(&s.RecallGrace, 100*time.Millisecond)
+	set(&s.OrphanGrace, 60*time.Second)
+	if s.Dial == nil {
+		s.Dial = (&net.Dialer{}).DialContext
+	}
 	if s.Batch.FreshMS == 0 {
 		s.Batch.FreshMS = 3 * s.HeartbeatInterval.Milliseconds()
 	}
@@ -104,6 +123,7 @@ func (s Settings) Validate() error {
 	for name, value := range map[string]time.Duration{
 		"HeartbeatInterval": s.HeartbeatInterval, "HeartbeatTimeout": s.HeartbeatTimeout, "SessionGrace": s.SessionGrace,
 		"ReconnectGrace": s.ReconnectGrace, "ReconcileGrace": s.ReconcileGrace,
+		"CheckpointInterval": s.CheckpointInterval, "RecallGrace": s.RecallGrace, "OrphanGrace": s.OrphanGrace,
 	} {
 		if value < 0 {
 			return fmt.Errorf("scheduler: %s is %v; it must be positive", name, value)
@@ -115,6 +135,8 @@ func (s Settings) Validate() error {
 const (
 	// maxIDBytes bounds ids of requests, workers, gateways, nodes and tenants.
 	maxIDBytes = 128
+	// maxChoices bounds a request's choices.
+	maxChoices = 128
 	// maxModelBytes bounds a model's name.
 	maxModelBytes = 256
 	// maxErrorBytes bounds the text of an error in the log.
@@ -123,7 +145,7 @@ const (
 	// 16 KiB for the rest.
 	maxRequestBytes = 400 << 10
 
-	// A log entry takes finishes and requeues up to settleBytes, then submits up to admitBytes (a
+	// A log entry takes finishes, requeues and progress up to settleBytes, then submits up to admitBytes (a
 	// request of maxRequestBytes always fits behind the former), then assignments.
 	settleBytes = 48 << 10
 	admitBytes  = settleBytes + maxRequestBytes + 4<<10
@@ -139,8 +161,8 @@ const (
 	// entriesInFlight is how many entries may be on their way to the log. More would only wait in
 	// raft for the same fsync; the next entry grows meanwhile instead.
 	entriesInFlight = 4
-	// maxAttempts is how often a request is given to a worker before it is held to be the reason
-	// that workers die.
+	// maxAttempts is how often a request is given to a worker, without a new token coming of it,
+	// before it is held to be the reason that workers die.
 	maxAttempts = 5
 	// returnPause is how long a request that a worker gave back stays away from the queue.
 	returnPause = housekeeping
@@ -151,7 +173,7 @@ const (
 	streamsTimeout = 2 * time.Second
 	// sessionMessages bounds the messages that wait for a worker to read them.
 	sessionMessages = 1024
-	// endedPerMessage and endedWaiting bound the news to a gateway.
-	endedPerMessage = 1000
-	endedWaiting    = 2 * state.FinishedKept
+	// newsPerMessage, of each kind, and newsWaiting bound the news to a gateway.
+	newsPerMessage = 1000
+	newsWaiting    = 2 * state.FinishedKept
 )

@@ -2,14 +2,17 @@ package scheduler
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/state"
 )
 
 // watcher is a gateway that listens to this leader.
@@ -20,9 +23,21 @@ type watcher struct {
 	workers []*pb.WorkerInfo
 	changed bool
 	ended   []*pb.Ended
+	lost    []*pb.Lost
+	adopted []string
 	ready   chan struct{}
 	err     error
 }
+
+// owner is a gateway that watches, or that requests stream to.
+type owner struct {
+	watchers map[*watcher]struct{}
+	requests map[string]*live
+	// away is when the gateway was last known to watch, while it does not.
+	away time.Time
+}
+
+func (o *owner) watches() bool { return o != nil && len(o.watchers) > 0 }
 
 var errSlowGateway = status.Error(codes.ResourceExhausted, "the gateway does not read its news; watch again")
 
@@ -44,13 +59,16 @@ func (w *watcher) close(err error) {
 	})
 }
 
-func (w *watcher) tell(e *pb.Ended) {
+// tell adds news to what waits. A gateway that lets too much wait loses its stream.
+func (w *watcher) tell(news *pb.WatchResponse) {
 	w.update(func() {
-		if len(w.ended) >= endedWaiting {
+		if len(w.ended)+len(w.lost)+len(w.adopted) >= newsWaiting {
 			w.err = errSlowGateway
 			return
 		}
-		w.ended = append(w.ended, e)
+		w.ended = append(w.ended, news.GetEnded()...)
+		w.lost = append(w.lost, news.GetLost()...)
+		w.adopted = append(w.adopted, news.GetAdopted()...)
 	})
 }
 
@@ -62,18 +80,26 @@ func (w *watcher) next() (*pb.WatchResponse, error) {
 	if w.err != nil {
 		return nil, w.err
 	}
-	if !w.changed && len(w.ended) == 0 {
+	if !w.changed && len(w.ended)+len(w.lost)+len(w.adopted) == 0 {
 		return nil, nil
 	}
-	n := min(len(w.ended), endedPerMessage)
-	out := &pb.WatchResponse{Workers: w.workers, Ended: w.ended[:n:n]}
-	w.ended = w.ended[n:]
+	out := &pb.WatchResponse{Workers: w.workers}
+	out.Lost, w.lost = cutOff(w.lost)
+	out.Adopted, w.adopted = cutOff(w.adopted)
+	out.Ended, w.ended = cutOff(w.ended)
 	w.changed = false
 	return out, nil
 }
 
-// Watch tells a gateway of workers and of requests that ended without a worker saying so. The first
-// messages repeat what ended lately, so that a gateway which comes back misses nothing.
+// cutOff takes what fits in a message from the front of a list.
+func cutOff[T any](list []T) (front, rest []T) {
+	n := min(len(list), newsPerMessage)
+	return list[:n:n], list[n:]
+}
+
+// Watch tells a gateway of workers, and of what happens to its requests: they ended, lost their
+// worker, or were adopted by another gateway. The first messages repeat what ended lately and what
+// is lost now, so that a gateway which comes back misses nothing.
 func (s *Scheduler) Watch(in *pb.WatchRequest, stream pb.Control_WatchServer) error {
 	if len(in.GetGatewayId()) > maxIDBytes {
 		return invalid("gateway_id", "%d bytes; the limit is %d", len(in.GetGatewayId()), maxIDBytes)
@@ -122,24 +148,77 @@ func (l *leader) watch(gateway string) (*watcher, error) {
 	default:
 	}
 	w := &watcher{gateway: gateway, workers: l.inSession(), changed: true, ready: make(chan struct{}, 1)}
-	l.watchers[w] = struct{}{}
 	for r := range l.s.store.View().Ended() {
-		if r.Request.GetGatewayId() != gateway {
-			continue
-		}
-		switch r.FinishReason {
-		case pb.FinishReason_FINISH_REASON_ABORT, pb.FinishReason_FINISH_REASON_ERROR:
-			w.ended = append(w.ended, &pb.Ended{RequestId: r.Request.GetId(), FinishReason: r.FinishReason, Error: r.Error})
+		if r.Request.GetGatewayId() == gateway {
+			w.ended = append(w.ended, ended(r))
 		}
 	}
+	o := l.owner(gateway, time.Now())
+	for _, id := range slices.Sorted(maps.Keys(o.requests)) {
+		if r := o.requests[id]; r.phase == phaseLost {
+			w.lost = append(w.lost, r.lost())
+		}
+	}
+	o.watchers[w] = struct{}{}
 	w.ready <- struct{}{}
 	return w, nil
+}
+
+func ended(r *state.Record) *pb.Ended {
+	return &pb.Ended{RequestId: r.Request.GetId(), FinishReason: r.FinishReason, Error: r.Error}
 }
 
 func (l *leader) unwatch(w *watcher) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.watchers, w)
+	o := l.owners[w.gateway]
+	delete(o.watchers, w)
+	o.away = time.Now()
+	l.tidyOwner(w.gateway)
+}
+
+// owner finds or enters a gateway. One that watches nothing and owns nothing is forgotten.
+func (l *leader) owner(gateway string, now time.Time) *owner {
+	o := l.owners[gateway]
+	if o == nil {
+		o = &owner{watchers: map[*watcher]struct{}{}, requests: map[string]*live{}, away: now}
+		l.owners[gateway] = o
+	}
+	return o
+}
+
+func (l *leader) tidyOwner(gateway string) {
+	if o := l.owners[gateway]; len(o.watchers)+len(o.requests) == 0 {
+		delete(l.owners, gateway)
+	}
+}
+
+// own and disown keep the list of what streams to a gateway.
+func (l *leader) own(r *live, now time.Time) {
+	l.owner(r.request.GetGatewayId(), now).requests[r.request.GetId()] = r
+}
+
+func (l *leader) disown(r *live) {
+	gateway := r.request.GetGatewayId()
+	delete(l.owners[gateway].requests, r.request.GetId())
+	l.tidyOwner(gateway)
+}
+
+// abortOrphans ends the requests of gateways that have not watched for OrphanGrace: nobody reads
+// what they generate.
+func (l *leader) abortOrphans(now time.Time) {
+	for _, gateway := range slices.Sorted(maps.Keys(l.owners)) {
+		o := l.owners[gateway]
+		if o.watches() || now.Sub(o.away) < l.s.settings.OrphanGrace {
+			continue
+		}
+		l.s.settings.Logger.Warn("a gateway is gone; its requests are aborted", "gateway", gateway, "requests", len(o.requests))
+		reason := fmt.Sprintf("its gateway %q has not been heard from for %v", gateway, l.s.settings.OrphanGrace)
+		o.away = now
+		for _, id := range slices.Sorted(maps.Keys(o.requests)) {
+			l.stop(o.requests[id], reason)
+		}
+	}
 }
 
 // inSession lists the workers that gateways should be attached to: those in session, and those that
@@ -154,16 +233,19 @@ func (l *leader) inSession() []*pb.WorkerInfo {
 
 func (l *leader) workersChanged() {
 	workers := l.inSession()
-	for w := range l.watchers {
-		w.update(func() { w.workers, w.changed = workers, true })
+	for _, o := range l.owners {
+		for w := range o.watchers {
+			w.update(func() { w.workers, w.changed = workers, true })
+		}
 	}
 }
 
-// tell brings the news of an end to a gateway, if it watches. If not, it hears when it does.
-func (l *leader) tell(gateway string, e *pb.Ended) {
-	for w := range l.watchers {
-		if w.gateway == gateway {
-			w.tell(e)
+// news tells a gateway, if it watches. If not, it hears of ends and losses when it does; of an
+// adoption it does not need to hear then, because its client is with the other gateway.
+func (l *leader) news(gateway string, news *pb.WatchResponse) {
+	if o := l.owners[gateway]; o != nil {
+		for w := range o.watchers {
+			w.tell(news)
 		}
 	}
 }

@@ -31,12 +31,14 @@ type session struct {
 
 	mu      sync.Mutex
 	waiting []*pb.WorkResponse
-	ready   chan struct{}
-	err     error
+	// limit is how many may wait.
+	limit int
+	ready chan struct{}
+	err   error
 }
 
 func newSession(info *pb.WorkerInfo, now time.Time) *session {
-	return &session{info: info, heard: now, missing: map[string]time.Time{}, ready: make(chan struct{}, 1)}
+	return &session{info: info, heard: now, missing: map[string]time.Time{}, limit: sessionMessages, ready: make(chan struct{}, 1)}
 }
 
 var errSlowWorker = errors.New("the worker does not read its messages")
@@ -48,7 +50,7 @@ func (s *session) send(m *pb.WorkResponse) {
 	if s.err != nil {
 		return
 	}
-	if len(s.waiting) >= sessionMessages {
+	if len(s.waiting) >= s.limit {
 		s.err = errSlowWorker
 	} else {
 		s.waiting = append(s.waiting, m)
@@ -151,6 +153,8 @@ func (l *leader) receive(stream pb.Control_WorkServer, s *session) error {
 			l.heartbeat(s, m.Heartbeat, time.Now())
 		case *pb.WorkRequest_Finished:
 			l.finished(s, m.Finished, time.Now())
+		case *pb.WorkRequest_Progress:
+			l.progress(s, m.Progress, time.Now())
 		case *pb.WorkRequest_Hello:
 			return status.Error(codes.InvalidArgument, "hello: only the first message of a session is one")
 		default:
@@ -210,6 +214,7 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 	delete(l.absent, id)
 	s.send(&pb.WorkResponse{Message: &pb.WorkResponse_Welcome{Welcome: &pb.Welcome{
 		Term: l.term, HeartbeatIntervalMs: int32(l.s.settings.HeartbeatInterval.Milliseconds()),
+		CheckpointIntervalMs: int32(l.s.settings.CheckpointInterval.Milliseconds()),
 	}}})
 
 	should := l.onWorker[id]
@@ -224,9 +229,12 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 	if len(revoke) > 0 {
 		s.send(&pb.WorkResponse{Message: &pb.WorkResponse_Revoke{Revoke: &pb.Revoke{Term: l.term, RequestIds: revoke}}})
 	}
-	for request := range should {
+	s.limit += len(should) // What follows is as many at most.
+	for _, request := range slices.Sorted(maps.Keys(should)) {
 		if !running[request] {
 			s.missing[request] = now.Add(l.s.settings.ReconcileGrace)
+		} else if should[request].redirected {
+			l.redirect(should[request])
 		}
 	}
 	l.batcher.Join(batch.Worker{
@@ -253,10 +261,11 @@ func (l *leader) detach(s *session, goodbye bool, now time.Time) {
 	delete(l.sessions, id)
 	l.batcher.Leave(id)
 	if goodbye {
-		l.lose(id)
+		l.lose(id, now)
 		return
 	}
 	l.absent[id] = now.Add(l.s.settings.SessionGrace)
+	l.probe(s.info)
 }
 
 func (l *leader) heartbeat(s *session, h *pb.Heartbeat, now time.Time) {
@@ -300,15 +309,18 @@ func (l *leader) finished(s *session, f *pb.Finished, now time.Time) {
 	s.heard = now
 	for _, done := range f.GetRequests() {
 		r := l.live[done.GetRequestId()]
-		if r == nil || r.phase != phaseAssigned || r.worker != s.info.GetId() || done.GetIndex() != 0 && done.GetIndex() != r.dispatch {
+		if r == nil || r.phase != phaseAssigned || r.worker != s.info.GetId() || done.GetIndex() != 0 && done.GetIndex() != r.dispatched.Index {
 			continue
 		}
 		delete(s.missing, done.GetRequestId())
+		l.learn(r, done.GetChoices())
 		if done.GetReturned() {
-			// The request is not to blame. A worker that is full for a moment gets a moment.
-			r.attempts--
+			// The request is not to blame. A worker that is full for a moment gets a moment. The gateway
+			// need not be asked: it has nothing that its worker has not.
+			r.attempts = max(r.attempts, 1) - 1
 			if s.draining {
-				l.giveBack(r)
+				l.takeBack(r)
+				l.goOn(r)
 			} else {
 				s.missing[done.GetRequestId()] = now.Add(returnPause)
 			}
@@ -317,7 +329,7 @@ func (l *leader) finished(s *session, f *pb.Finished, now time.Time) {
 		l.batcher.Served(r.request.GetTenant(), 2*int64(done.GetUsage().GetCompletionTokens()))
 		l.finish(r, &pb.FinishCommand{
 			FinishReason: done.GetFinishReason(), Error: done.GetError(), Usage: done.GetUsage(),
-		}, false)
+		})
 	}
 }
 
@@ -340,36 +352,20 @@ func (l *leader) housekeep(now time.Time) {
 			}
 			delete(s.missing, request)
 			if r := l.onWorker[id][request]; r != nil {
-				l.giveBack(r)
+				l.recall(r, now)
 			}
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(l.absent)) {
 		if !now.Before(l.absent[id]) {
-			l.lose(id)
+			l.lose(id, now)
 		}
 	}
+	l.expireRecalls(now)
+	l.abortOrphans(now)
 	if deadline, ok := l.batcher.NextDeadlineMS(); ok && deadline <= now.UnixMilli() {
 		l.kick()
 	}
-}
-
-// lose declares a worker gone: its requests go elsewhere.
-func (l *leader) lose(id string) {
-	requests := slices.Sorted(maps.Keys(l.onWorker[id]))
-	l.s.settings.Logger.Info("a worker is gone", "worker", id, "requests", len(requests))
-	delete(l.absent, id)
-	delete(l.attached, id)
-	for _, request := range requests {
-		l.giveBack(l.onWorker[id][request])
-	}
-	if l.workers[id] != nil {
-		delete(l.workers, id)
-		l.countModels()
-		l.workerNews = append(l.workerNews, &pb.WorkerCommand{Worker: &pb.WorkerInfo{Id: id}, Left: true})
-		l.kick()
-	}
-	l.workersChanged()
 }
 
 // Drain asks a worker to finish what it runs; it gets nothing new.

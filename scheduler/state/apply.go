@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -49,6 +50,7 @@ func (s *Store) Apply(index, term uint64, data []byte) ([]Result, error) {
 		at:       Position{term, index},
 		nowMS:    entry.GetProposedUnixMs(),
 		finished: before.finished,
+		kept:     before.kept,
 	}
 	results := make([]Result, len(entry.GetCommands()))
 	for i, command := range entry.GetCommands() {
@@ -58,13 +60,14 @@ func (s *Store) Apply(index, term uint64, data []byte) ([]Result, error) {
 		}
 		results[i] = result
 	}
-	a.forget(s.finishedKept, s.finishedAgeMS)
+	a.forget(s.limits)
 	txn.Commit()
 	s.view.Store(&View{
 		db:        s.db.Snapshot(),
 		index:     index,
 		chainHash: chain(before.chainHash, index, term, data),
 		finished:  a.finished,
+		kept:      a.kept,
 	})
 	return results, nil
 }
@@ -87,6 +90,8 @@ type application struct {
 	at       Position
 	nowMS    int64
 	finished int
+	// kept is what finished records hold for replays, in bytes.
+	kept int64
 }
 
 func (a *application) command(c *pb.Command) (Result, error) {
@@ -115,6 +120,10 @@ func (a *application) command(c *pb.Command) (Result, error) {
 			return Result{}, errIncomplete
 		}
 		return a.node(c.Node), unknownFields(c.Node)
+	case *pb.Command_Progress:
+		return a.progress(c.Progress), unknownFields(c.Progress)
+	case *pb.Command_Adopt:
+		return a.adopt(c.Adopt), unknownFields(c.Adopt)
 	}
 	return Result{}, ErrUnknownCommand
 }
@@ -130,13 +139,17 @@ func unknownFields(m proto.Message) error {
 
 func (a *application) submit(c *pb.SubmitCommand) Result {
 	if known := a.request(c.GetRequest().GetId()); known != nil {
-		return Result{Record: known}
+		if !c.GetRerun() || known.Phase != Finished || !bytes.Equal(known.Digest, c.GetDigest()) {
+			return Result{Record: known}
+		}
+		a.drop(known)
 	}
 	return a.put(&Record{
-		Request:   c.GetRequest(),
-		Digest:    c.GetDigest(),
-		Phase:     Queued,
-		Submitted: a.at,
+		Request:      c.GetRequest(),
+		PromptTokens: int32(len(c.GetRequest().GetPrompt())),
+		Digest:       c.GetDigest(),
+		Phase:        Queued,
+		Submitted:    a.at,
 	})
 }
 
@@ -149,6 +162,7 @@ func (a *application) assign(c *pb.AssignCommand) Result {
 	r.Phase = Assigned
 	r.WorkerID = c.GetWorkerId()
 	r.Dispatched = Position{c.GetTerm(), c.GetIndex()}
+	r.Redirected = false
 	r.Attempts++
 	return a.put(&r)
 }
@@ -162,6 +176,35 @@ func (a *application) requeue(c *pb.RequeueCommand) Result {
 	r.Phase = Queued
 	r.WorkerID = ""
 	r.Dispatched = Position{}
+	r.Redirected = false
+	return a.put(&r)
+}
+
+func (a *application) progress(c *pb.ProgressCommand) Result {
+	old := a.request(c.GetRequestId())
+	if old == nil || old.Phase == Finished {
+		return Result{Record: old}
+	}
+	outputs, grew, changed := extend(old.Outputs, choices(old.Request), c.GetChoices())
+	if !changed {
+		return Result{Record: old}
+	}
+	r := *old
+	r.Outputs = outputs
+	if grew {
+		r.Attempts = 0
+	}
+	return a.put(&r)
+}
+
+func (a *application) adopt(c *pb.AdoptCommand) Result {
+	old := a.request(c.GetRequestId())
+	if old == nil || old.Request.GetGatewayId() == c.GetGatewayId() {
+		return Result{Record: old}
+	}
+	r := *old
+	r.Request = WithGateway(old.Request, c.GetGatewayId())
+	r.Redirected = old.Phase == Assigned
 	return a.put(&r)
 }
 
@@ -171,13 +214,19 @@ func (a *application) finish(c *pb.FinishCommand) Result {
 		return Result{Record: old}
 	}
 	r := *old
-	r.Request = slim(old.Request)
+	r.Outputs, _, _ = extend(old.Outputs, choices(old.Request), c.GetChoices())
+	if stopped := c.GetFinishReason() <= pb.FinishReason_FINISH_REASON_LENGTH; stopped && !complete(r.Outputs) {
+		r.Outputs = nil // A part would pass for the whole.
+	}
+	r.Request = Slim(old.Request)
 	r.Phase = Finished
+	r.Redirected = false
 	r.FinishReason = c.GetFinishReason()
 	r.Error = c.GetError()
 	r.Usage = c.GetUsage()
 	r.FinishedMS = a.nowMS
 	a.finished++
+	a.kept += r.keptBytes()
 	return a.put(&r)
 }
 
@@ -194,21 +243,39 @@ func (a *application) worker(c *pb.WorkerCommand) Result {
 	return Result{Changed: true}
 }
 
-// forget drops the finished requests that are too many or too old by the entry's own time.
-func (a *application) forget(kept int, ageMS int64) {
+// forget drops the finished requests that are too many or too old by the entry's own time, and the
+// outputs of those that together hold too much.
+func (a *application) forget(limits limits) {
 	for a.finished > 0 {
-		raw, err := a.txn.First(requestsTable, "finished")
-		must(err)
-		oldest, ok := raw.(*Record)
-		if !ok {
-			panic(fmt.Sprintf("state: %d finished requests counted, none found", a.finished))
+		oldest := a.oldest("finished")
+		if a.finished <= limits.finished && a.nowMS-oldest.FinishedMS <= limits.ageMS {
+			break
 		}
-		if a.finished <= kept && a.nowMS-oldest.FinishedMS <= ageMS {
-			return
-		}
-		must(a.txn.Delete(requestsTable, oldest))
-		a.finished--
+		a.drop(oldest)
 	}
+	for a.kept > limits.keptBytes {
+		oldest := a.oldest("kept")
+		a.kept -= oldest.keptBytes()
+		must(a.txn.Insert(requestsTable, oldest.bare()))
+	}
+}
+
+// oldest is the finished request that an index has in front.
+func (a *application) oldest(index string) *Record {
+	raw, err := a.txn.First(requestsTable, index)
+	must(err)
+	r, ok := raw.(*Record)
+	if !ok {
+		panic(fmt.Sprintf("state: %d finished requests with %d bytes counted, none found as %q", a.finished, a.kept, index))
+	}
+	return r
+}
+
+// drop forgets a finished request.
+func (a *application) drop(r *Record) {
+	must(a.txn.Delete(requestsTable, r))
+	a.finished--
+	a.kept -= r.keptBytes()
 }
 
 func (a *application) request(id string) *Record {

@@ -15,8 +15,13 @@
 //	                     └─┼───────────────┘                  │
 //	                       └──────────────────────────────────┘
 //
-// A finished request drops its prompt and keeps its digest, so that a retry is still recognised.
-// Finished requests are kept up to a count and an age, both measured in the log, oldest first out.
+// A record holds what the log knows of the output. It only grows: what does not follow what is known
+// changes nothing, so that progress may come twice, late and out of order.
+//
+// A finished request drops its prompt and keeps its digest, so that a retry is still recognised, and
+// its output, so that the answer can be given again. Finished requests are kept up to a count and an
+// age, their outputs up to a number of bytes, all measured in the log, oldest first out. An answer is
+// kept whole or not at all. A finished request can be submitted to run again.
 //
 // Readers take a View, an immutable picture that costs nothing to take and never blocks Apply.
 // Snapshots are such views written out as length-delimited records, header first.

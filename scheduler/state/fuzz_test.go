@@ -12,9 +12,10 @@ import (
 func FuzzApply(f *testing.F) {
 	f.Add(encode(f, 1, submit("a", 1), assign("a", "w", 1, 1), finish("a", pb.FinishReason_FINISH_REASON_STOP)))
 	f.Add(encode(f, 2, join("w"), requeue("z", "w"), leave("w")))
+	f.Add(encode(f, 2, progress("b", news(0, 0, 0, 1, 2), news(0, 1, 1, 2, 3)), adopt("b", "h"), finish("b", 1)))
 	f.Add([]byte{0x12, 0x02, 0x0a, 0x00})
 	f.Add([]byte{0x12, 0x04, 0x22, 0x02, 0x10, 0x01})
-	base := encode(f, 1, join("v"), submit("b", 1, 2), assign("b", "v", 1, 1), submit("c", 3))
+	base := encode(f, 1, join("v"), submit("b", 1, 2), assign("b", "v", 1, 1), progress("b", news(0, 0, 0, 1)), submit("c", 3))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		one, two := New(), New()
 		for _, s := range []*Store{one, two} {
@@ -45,6 +46,7 @@ func FuzzApply(f *testing.F) {
 func FuzzRestore(f *testing.F) {
 	l := &log{t: f, store: New()}
 	l.apply(1, join("w"), submit("a", 1, 2), submit("b", 3), finish("b", pb.FinishReason_FINISH_REASON_LENGTH))
+	l.apply(2, assign("a", "w", 1, 1), progress("a", news(0, 0, 0, 5)), adopt("a", "h"))
 	f.Add(snapshot(f, l.store))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, data []byte) {

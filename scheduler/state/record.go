@@ -21,8 +21,11 @@ const (
 
 // Record is one request as the log knows it. Records are immutable: a change makes a new one.
 type Record struct {
-	// Request has no prompt, salt or generated tokens once the request has finished.
+	// Request has no prompt and salt once the request has finished, and no sampling once its outputs
+	// are dropped.
 	Request *pb.Request
+	// PromptTokens is the prompt's length.
+	PromptTokens int32
 	// Digest names the body that a retry must repeat.
 	Digest []byte
 	Phase  Phase
@@ -32,8 +35,14 @@ type Record struct {
 	Submitted Position
 	// Dispatched is the dispatch that carries it: the fencing token of its output.
 	Dispatched Position
-	// Attempts counts how often the request was bound to a worker.
+	// Redirected says that another gateway adopted the request since its dispatch.
+	Redirected bool
+	// Attempts counts how often the request was bound to a worker since its output last grew.
 	Attempts uint32
+	// Outputs is what the log knows of the output, a choice each; none before the first news, and
+	// when an ended request's are no longer kept. Token slices may have more capacity than length:
+	// readers must not append to them.
+	Outputs []*pb.Output
 
 	FinishReason pb.FinishReason
 	Error        string
@@ -41,12 +50,21 @@ type Record struct {
 	FinishedMS   int64
 }
 
-// slim keeps of a request what a finished record needs.
-func slim(r *pb.Request) *pb.Request {
+// WithGateway is the request as another gateway would have submitted it. The two share all else.
+func WithGateway(r *pb.Request, gateway string) *pb.Request {
+	out := Slim(r)
+	out.GatewayId = gateway
+	out.Prompt, out.CacheSalt = r.GetPrompt(), r.GetCacheSalt()
+	return out
+}
+
+// Slim keeps of a request what a finished record needs.
+func Slim(r *pb.Request) *pb.Request {
 	return &pb.Request{
 		Id:             r.GetId(),
 		Model:          r.GetModel(),
 		Tenant:         r.GetTenant(),
+		Sampling:       r.GetSampling(),
 		GatewayId:      r.GetGatewayId(),
 		Priority:       r.GetPriority(),
 		DeadlineUnixMs: r.GetDeadlineUnixMs(),
@@ -62,9 +80,12 @@ func (r *Record) toProto() *pb.RequestRecord {
 		WorkerId:       r.WorkerID,
 		AssignedTerm:   r.Dispatched.Term,
 		AssignedIndex:  r.Dispatched.Index,
+		Redirected:     r.Redirected,
 		SubmittedTerm:  r.Submitted.Term,
 		SubmittedIndex: r.Submitted.Index,
 		Attempts:       r.Attempts,
+		PromptTokens:   r.PromptTokens,
+		Outputs:        r.Outputs,
 		FinishReason:   r.FinishReason,
 		Error:          r.Error,
 		Usage:          r.Usage,
@@ -80,7 +101,10 @@ func fromProto(p *pb.RequestRecord) *Record {
 		WorkerID:     p.GetWorkerId(),
 		Dispatched:   Position{p.GetAssignedTerm(), p.GetAssignedIndex()},
 		Submitted:    Position{p.GetSubmittedTerm(), p.GetSubmittedIndex()},
+		Redirected:   p.GetRedirected(),
 		Attempts:     p.GetAttempts(),
+		PromptTokens: p.GetPromptTokens(),
+		Outputs:      p.GetOutputs(),
 		FinishReason: p.GetFinishReason(),
 		Error:        p.GetError(),
 		Usage:        p.GetUsage(),

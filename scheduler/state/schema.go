@@ -60,7 +60,14 @@ func schema() *memdb.DBSchema {
 					if r.Phase != Finished {
 						return nil
 					}
-					return binary.BigEndian.AppendUint64(nil, uint64(r.FinishedMS)^(1<<63))
+					return timeKey(r.FinishedMS)
+				})},
+				// Those of them that still have something to replay.
+				"kept": {Name: "kept", AllowMissing: true, Indexer: index[*Record](func(r *Record) []byte {
+					if r.keptBytes() == 0 {
+						return nil
+					}
+					return timeKey(r.FinishedMS)
 				})},
 			},
 		},
@@ -91,6 +98,9 @@ func (index[T]) FromArgs(args ...any) ([]byte, error) {
 	}
 	return stringKey(s), nil
 }
+
+// timeKey sorts as the times do, those before 1970 too.
+func timeKey(ms int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(ms)^(1<<63)) }
 
 // stringKey ends with a zero byte, so that no key is another's prefix.
 func stringKey(s string) []byte {

@@ -15,9 +15,9 @@ import (
 // snapshotVersion is the newest layout of snapshots that this version reads and the one it writes.
 const snapshotVersion = 1
 
-// maxSnapshotRecord bounds one record, in bytes: far above what the log admits, far below what a
-// hostile length prefix could ask for.
-const maxSnapshotRecord = 4 << 20
+// maxSnapshotRecord bounds one record, in bytes: above what the largest prompt and MaxOutputTokens
+// take, far below what a hostile length prefix could ask for.
+const maxSnapshotRecord = 5*MaxOutputTokens + 12<<20
 
 // WriteTo writes the view as length-delimited pb.SnapshotRecord messages: the header, the nodes
 // by id, the workers by id, the requests by id. The same state gives the same bytes.
@@ -120,11 +120,15 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 			if request.Request == nil {
 				return nil, nil, fmt.Errorf("record %d: %w", n, errIncomplete)
 			}
+			if n, most := len(request.Outputs), choices(request.Request); n != 0 && n != most {
+				return nil, nil, fmt.Errorf("record %d: %d outputs of a request with %d choices", n, n, most)
+			}
 			if first[*Record](txn, requestsTable, request.Request.GetId()) != nil {
 				return nil, nil, fmt.Errorf("record %d: request %q is there twice", n, request.Request.GetId())
 			}
 			if request.Phase == Finished {
 				v.finished++
+				v.kept += request.keptBytes()
 			}
 			err = txn.Insert(requestsTable, request)
 		default:

@@ -35,6 +35,19 @@ func finish(id string, reason pb.FinishReason) *pb.Command {
 	}}}
 }
 
+// news is progress of one choice.
+func news(choice, first int32, reason pb.FinishReason, tokens ...int32) *pb.ChoiceProgress {
+	return &pb.ChoiceProgress{Choice: choice, First: first, TokenIds: tokens, FinishReason: reason}
+}
+
+func progress(id string, choices ...*pb.ChoiceProgress) *pb.Command {
+	return &pb.Command{Command: &pb.Command_Progress{Progress: &pb.ProgressCommand{RequestId: id, Choices: choices}}}
+}
+
+func adopt(id, gateway string) *pb.Command {
+	return &pb.Command{Command: &pb.Command_Adopt{Adopt: &pb.AdoptCommand{RequestId: id, GatewayId: gateway}}}
+}
+
 func join(id string) *pb.Command {
 	return &pb.Command{Command: &pb.Command_Worker{Worker: &pb.WorkerCommand{Worker: &pb.WorkerInfo{Id: id, Model: "m"}}}}
 }
@@ -154,7 +167,7 @@ func TestRepeatsChangeNothing(t *testing.T) {
 }
 
 func TestFinishedRequestsAreBounded(t *testing.T) {
-	l := &log{t: t, store: newStore(3, 1000)}
+	l := &log{t: t, store: newStore(limits{3, 1000, 1 << 20})}
 	for i := range 5 {
 		id := fmt.Sprint("r", i)
 		l.apply(int64(100+i), submit(id, 1), finish(id, pb.FinishReason_FINISH_REASON_STOP))
@@ -168,6 +181,130 @@ func TestFinishedRequestsAreBounded(t *testing.T) {
 	}
 	if got := l.store.View().Finished(); got != 2 {
 		t.Errorf("finished count %d, want 2", got)
+	}
+}
+
+// TestOutputsGrow: what follows is appended, whatever overlaps, is late or comes out of order; a
+// finished answer is kept whole or not at all.
+func TestOutputsGrow(t *testing.T) {
+	const stop, length = pb.FinishReason_FINISH_REASON_STOP, pb.FinishReason_FINISH_REASON_LENGTH
+	l := &log{t: t, store: New()}
+	two := submit("a", 1, 2, 3)
+	two.GetSubmit().Request.Sampling = &pb.SamplingParams{N: 2, MaxTokens: 9}
+	l.apply(1, join("w"), two, assign("a", "w", 3, 1))
+	shown := func() string {
+		var out []string
+		for _, o := range l.store.View().Request("a").Outputs {
+			out = append(out, fmt.Sprintf("%v%d", o.GetTokenIds(), o.GetFinishReason()))
+		}
+		return strings.Join(out, " ")
+	}
+	for _, step := range []struct {
+		name    string
+		news    []*pb.ChoiceProgress
+		changed bool
+		want    string
+	}{
+		{"a gap", []*pb.ChoiceProgress{news(0, 1, 0, 11)}, false, ""},
+		{"the first", []*pb.ChoiceProgress{news(0, 0, 0, 10, 11)}, true, "[10 11]0 []0"},
+		{"a repeat", []*pb.ChoiceProgress{news(0, 0, 0, 10, 11)}, false, "[10 11]0 []0"},
+		{"an overlap, and the other choice", []*pb.ChoiceProgress{news(0, 1, 0, 11, 12), news(1, 0, 0, 20)}, true, "[10 11 12]0 [20]0"},
+		{"two pieces", []*pb.ChoiceProgress{news(1, 1, 0, 21), news(1, 2, stop, 22)}, true, "[10 11 12]0 [20 21 22]1"},
+		{"more of an ended choice", []*pb.ChoiceProgress{news(1, 3, 0, 23)}, false, "[10 11 12]0 [20 21 22]1"},
+		{"choices that are not there", []*pb.ChoiceProgress{news(2, 0, 0, 1), news(-1, 0, 0, 1), news(0, -1, 0, 1, 1, 1, 1, 1)}, false, "[10 11 12]0 [20 21 22]1"},
+	} {
+		before := l.store.View().Request("a")
+		length := 0
+		if len(before.Outputs) > 0 {
+			length = len(before.Outputs[0].GetTokenIds())
+		}
+		if r := l.apply(2, progress("a", step.news...))[0]; r.Changed != step.changed {
+			t.Errorf("%s: changed %v", step.name, r.Changed)
+		}
+		if got := shown(); got != step.want {
+			t.Errorf("%s: outputs %s, want %s", step.name, got, step.want)
+		}
+		if len(before.Outputs) > 0 && len(before.Outputs[0].GetTokenIds()) != length {
+			t.Errorf("%s: an older record changed", step.name)
+		}
+	}
+	if r := l.store.View().Request("a"); r.Attempts != 0 {
+		t.Errorf("attempts %d after the output grew, want 0", r.Attempts)
+	}
+	done := finish("a", length)
+	done.GetFinish().Choices = []*pb.ChoiceProgress{news(0, 3, length, 13)}
+	l.apply(3, requeue("a", "w"), assign("a", "w", 3, 2), done)
+	r := l.store.View().Request("a")
+	if got := shown(); got != "[10 11 12 13]2 [20 21 22]1" || r.PromptTokens != 3 || r.Request.GetSampling().GetMaxTokens() != 9 || r.Attempts != 1 {
+		t.Errorf("finished with %s, %+v", got, r)
+	}
+	l.apply(3, submit("part", 1), assign("part", "w", 3, 3), progress("part", news(0, 0, 0, 1)), finish("part", stop))
+	if r := l.store.View().Request("part"); len(r.Outputs) != 0 {
+		t.Errorf("a part of an answer is kept as the whole: %v", r.Outputs)
+	}
+	l.apply(3, submit("cut", 1), progress("cut", news(0, 0, 0, 1)), finish("cut", pb.FinishReason_FINISH_REASON_ABORT))
+	if r := l.store.View().Request("cut"); len(r.Outputs) != 1 {
+		t.Errorf("an aborted request lost its output: %v", r)
+	}
+}
+
+// TestAdoptAndRerun follows a request to another gateway and through a second run.
+func TestAdoptAndRerun(t *testing.T) {
+	l := &log{t: t, store: New()}
+	l.apply(1, join("w"), submit("a", 1, 2), adopt("a", "h"))
+	if r := l.store.View().Request("a"); r.Request.GetGatewayId() != "h" || len(r.Request.GetPrompt()) != 2 || string(r.Request.GetCacheSalt()) != "salt" || r.Redirected {
+		t.Fatalf("adopted while queued: %+v", r)
+	}
+	l.apply(2, assign("a", "w", 3, 1), adopt("a", "i"))
+	if r := l.store.View().Request("a"); r.Request.GetGatewayId() != "i" || !r.Redirected {
+		t.Fatalf("adopted while running: %+v", r)
+	}
+	if l.apply(2, adopt("a", "i"))[0].Changed || l.apply(2, adopt("z", "i"))[0].Record != nil {
+		t.Error("adopting one's own, or nothing, changed something")
+	}
+	again := submit("a", 1, 2)
+	again.GetSubmit().Rerun = true
+	if l.apply(2, again)[0].Changed {
+		t.Error("a running request was begun again")
+	}
+	done := finish("a", pb.FinishReason_FINISH_REASON_STOP)
+	done.GetFinish().Choices = []*pb.ChoiceProgress{news(0, 0, pb.FinishReason_FINISH_REASON_STOP, 7)}
+	l.apply(3, requeue("a", "w"), assign("a", "w", 3, 2), done, adopt("a", "j"))
+	if r := l.store.View().Request("a"); r.Phase != Finished || r.Redirected || r.Request.GetGatewayId() != "j" || len(r.Outputs) != 1 {
+		t.Fatalf("adopted after its end: %+v", r)
+	}
+	other := submit("a", 9)
+	other.GetSubmit().Rerun, other.GetSubmit().Digest = true, []byte("another")
+	if l.apply(4, other)[0].Changed || l.apply(4, submit("a", 1, 2))[0].Changed {
+		t.Error("another body, or a submit without rerun, began it again")
+	}
+	l.apply(5, again)
+	r := l.store.View().Request("a")
+	if r.Phase != Queued || len(r.Outputs) != 0 || r.Attempts != 0 || r.Usage != nil || r.Request.GetGatewayId() != "g" || l.store.View().Finished() != 0 || l.store.View().KeptBytes() != 0 {
+		t.Errorf("begun again: %+v", r)
+	}
+}
+
+// TestKeptOutputsAreBounded: the oldest lose their output, not their end.
+func TestKeptOutputsAreBounded(t *testing.T) {
+	l := &log{t: t, store: newStore(limits{10, 1000, 600})}
+	for i := range 5 {
+		id := fmt.Sprint("r", i)
+		s, f := submit(id, 1), finish(id, pb.FinishReason_FINISH_REASON_STOP)
+		s.GetSubmit().Request.Sampling = &pb.SamplingParams{MaxTokens: 40}
+		f.GetFinish().Choices = []*pb.ChoiceProgress{news(0, 0, pb.FinishReason_FINISH_REASON_STOP, make([]int32, 20)...)}
+		l.apply(int64(100+i), s, f)
+	}
+	var kept []string
+	for r := range l.store.View().Ended() {
+		if len(r.Outputs) > 0 && r.Request.GetSampling().GetMaxTokens() == 40 {
+			kept = append(kept, r.Request.GetId())
+		} else if len(r.Outputs) > 0 || r.Request.GetSampling() != nil || r.PromptTokens != 1 || r.FinishReason != pb.FinishReason_FINISH_REASON_STOP {
+			t.Errorf("half dropped: %+v", r)
+		}
+	}
+	if got := strings.Join(kept, " "); got != "r3 r4" || l.store.View().Finished() != 5 || l.store.View().KeptBytes() > 600 {
+		t.Errorf("kept outputs of %s, %d bytes; want r3 r4", got, l.store.View().KeptBytes())
 	}
 }
 
@@ -209,23 +346,46 @@ func TestSnapshotsRefuseDamage(t *testing.T) {
 	}
 }
 
+// token is what every choice generates at a position, so that any two tellings of it agree.
+func token(choice, position int32) int32 { return 1000*choice + position }
+
+func drawNews(t *rapid.T) []*pb.ChoiceProgress {
+	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) *pb.ChoiceProgress {
+		choice, first := rapid.Int32Range(-1, 3).Draw(t, "choice"), rapid.Int32Range(0, 6).Draw(t, "first")
+		n := news(choice, first, pb.FinishReason(rapid.SampledFrom([]int{0, 0, 0, 1, 2}).Draw(t, "ends")))
+		for i := range rapid.Int32Range(0, 6).Draw(t, "tokens") {
+			n.TokenIds = append(n.TokenIds, token(choice, first+i))
+		}
+		return n
+	}), 0, 4).Draw(t, "news")
+}
+
 // draw makes a random entry over few ids, so that commands meet.
 func draw(t *rapid.T, label string) (ms int64, commands []*pb.Command) {
 	id := rapid.SampledFrom([]string{"a", "b", "c", "d", "e"})
 	worker := rapid.SampledFrom([]string{"v", "w"})
 	command := rapid.Custom(func(t *rapid.T) *pb.Command {
-		switch rapid.IntRange(0, 6).Draw(t, "kind") {
+		switch rapid.IntRange(0, 9).Draw(t, "kind") {
 		case 0:
-			return submit(id.Draw(t, "id"), rapid.SliceOfN(rapid.Int32Range(0, 300), 1, 5).Draw(t, "prompt")...)
+			s := submit(id.Draw(t, "id"), rapid.SliceOfN(rapid.Int32Range(0, 300), 1, 5).Draw(t, "prompt")...)
+			s.GetSubmit().Request.Sampling = &pb.SamplingParams{N: rapid.Int32Range(0, 3).Draw(t, "n")}
+			s.GetSubmit().Rerun = rapid.Bool().Draw(t, "rerun")
+			return s
 		case 1:
 			return assign(id.Draw(t, "id"), worker.Draw(t, "worker"), rapid.Uint64Range(1, 9).Draw(t, "term"), rapid.Uint64().Draw(t, "index"))
 		case 2:
 			return requeue(id.Draw(t, "id"), worker.Draw(t, "worker"))
 		case 3:
-			return finish(id.Draw(t, "id"), pb.FinishReason(rapid.IntRange(1, 4).Draw(t, "reason")))
+			f := finish(id.Draw(t, "id"), pb.FinishReason(rapid.IntRange(1, 4).Draw(t, "reason")))
+			f.GetFinish().Choices = drawNews(t)
+			return f
 		case 4:
 			return join(worker.Draw(t, "worker"))
-		case 5:
+		case 5, 6:
+			return progress(id.Draw(t, "id"), drawNews(t)...)
+		case 7:
+			return adopt(id.Draw(t, "id"), rapid.SampledFrom([]string{"g", "h"}).Draw(t, "gateway"))
+		case 8:
 			return node(worker.Draw(t, "node"), id.Draw(t, "address"), rapid.Bool().Draw(t, "removed"))
 		}
 		return leave(worker.Draw(t, "worker"))
@@ -237,8 +397,8 @@ func draw(t *rapid.T, label string) (ms int64, commands []*pb.Command) {
 // somewhere on the way, hold the same bytes, and the counts and indexes agree with the tables.
 func TestStateIsAFunctionOfTheLog(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		straight := &log{t: t, store: newStore(3, 2000)}
-		restored := &log{t: t, store: newStore(3, 2000)}
+		straight := &log{t: t, store: newStore(limits{3, 2000, 200})}
+		restored := &log{t: t, store: newStore(limits{3, 2000, 200})}
 		n := rapid.IntRange(1, 12).Draw(t, "entries")
 		cut := rapid.IntRange(0, n-1).Draw(t, "cut")
 		for i := range n {
@@ -252,7 +412,7 @@ func TestStateIsAFunctionOfTheLog(t *testing.T) {
 				t.Fatalf("a view changed after it was taken (%v)", err)
 			}
 			if i == cut {
-				fresh := newStore(3, 2000)
+				fresh := newStore(limits{3, 2000, 200})
 				if err := fresh.Restore(bytes.NewReader(snapshot(t, restored.store))); err != nil {
 					t.Fatal(err)
 				}
@@ -267,16 +427,34 @@ func TestStateIsAFunctionOfTheLog(t *testing.T) {
 			t.Fatal("restore(persist(x)) is not x")
 		}
 		var live, ended, assigned int
+		var kept int64
 		for r := range a.Requests() {
+			for c, o := range r.Outputs {
+				for i, id := range o.GetTokenIds() {
+					if want := token(int32(c), int32(i)); id != want {
+						t.Fatalf("%s, choice %d: token %d is %d, want %d", r.Request.GetId(), c, i, id, want)
+					}
+				}
+			}
+			if n := len(r.Outputs); n != 0 && n != choices(r.Request) {
+				t.Fatalf("%s has %d outputs for %d choices", r.Request.GetId(), n, choices(r.Request))
+			}
+			kept += r.keptBytes()
 			switch r.Phase {
 			case Finished:
 				ended++
+				if r.FinishReason <= pb.FinishReason_FINISH_REASON_LENGTH && len(r.Outputs) > 0 && !complete(r.Outputs) {
+					t.Fatalf("%s stopped by itself with a part of its output: %v", r.Request.GetId(), r.Outputs)
+				}
 			case Assigned:
 				assigned++
 				live++
 			case Queued:
 				live++
 			}
+		}
+		if kept != a.KeptBytes() || b.KeptBytes() != kept || kept > 200 {
+			t.Fatalf("%d bytes are kept, counted %d and %d, limit 200", kept, a.KeptBytes(), b.KeptBytes())
 		}
 		count := func(records func(func(*Record) bool)) (n int) {
 			for range records {

@@ -10,30 +10,38 @@ import (
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
-// How many finished requests are remembered, and for how long after they ended. A retry with the
+// How many finished requests are remembered, for how long after they ended, and how many bytes of
+// output with them: beyond that the oldest keep their end and lose their output. A retry with the
 // same id is answered from memory within this window. Every node must use the same values: they
 // decide what Apply does.
 const (
-	FinishedKept  = 32768
-	FinishedAgeMS = 15 * 60 * 1000
+	FinishedKept      = 32768
+	FinishedAgeMS     = 15 * 60 * 1000
+	FinishedKeptBytes = 64 << 20
 )
+
+// limits are these three; tests make them small.
+type limits struct {
+	finished  int
+	ageMS     int64
+	keptBytes int64
+}
 
 // Store holds the replicated tables. Apply and Restore must be called from one goroutine at a time;
 // View may be called from any.
 type Store struct {
-	finishedKept  int
-	finishedAgeMS int64
-	db            *memdb.MemDB
-	view          atomic.Pointer[View]
+	limits limits
+	db     *memdb.MemDB
+	view   atomic.Pointer[View]
 }
 
 // New returns an empty store, as before the first log entry.
 func New() *Store {
-	return newStore(FinishedKept, FinishedAgeMS)
+	return newStore(limits{FinishedKept, FinishedAgeMS, FinishedKeptBytes})
 }
 
-func newStore(finishedKept int, finishedAgeMS int64) *Store {
-	s := &Store{finishedKept: finishedKept, finishedAgeMS: finishedAgeMS, db: newDB()}
+func newStore(limits limits) *Store {
+	s := &Store{limits: limits, db: newDB()}
 	s.view.Store(&View{db: s.db.Snapshot()})
 	return s
 }
@@ -56,6 +64,7 @@ type View struct {
 	index     uint64
 	chainHash uint64
 	finished  int
+	kept      int64
 }
 
 // Index is the log index of the newest entry in the view; 0 before the first.
@@ -66,6 +75,9 @@ func (v *View) ChainHash() uint64 { return v.chainHash }
 
 // Finished is the number of finished requests still remembered.
 func (v *View) Finished() int { return v.finished }
+
+// KeptBytes is what finished requests hold for replays.
+func (v *View) KeptBytes() int64 { return v.kept }
 
 // Request returns the request of this id, or nil.
 func (v *View) Request(id string) *Record {
