@@ -13,7 +13,7 @@ import (
 // adoptsWaiting bounds the adoptions that wait for the log.
 const adoptsWaiting = 4096
 
-// adoption is a gateway's wish to take a request over.
+// adoption is a gateway's wish to take a request over; without a gateway, only to know of it.
 type adoption struct {
 	id, gateway string
 	// done is closed once the log has it, with the response.
@@ -35,6 +35,9 @@ func (s *Scheduler) Adopt(ctx context.Context, in *pb.AdoptRequest) (*pb.AdoptRe
 		return nil, err
 	}
 	a := &adoption{id: in.GetRequestId(), gateway: in.GetGatewayId(), done: make(chan struct{})}
+	if in.GetIfMine() {
+		a.gateway = ""
+	}
 	if err := l.adopt(a); err != nil {
 		return nil, err
 	}
@@ -69,7 +72,7 @@ func (l *leader) composeAdopts(e *entry) {
 		if r != nil {
 			old = r.request.GetGatewayId()
 		}
-		if r != nil && old != a.gateway {
+		if r != nil && a.gateway != "" && old != a.gateway {
 			l.disown(r)
 			r.request = state.WithGateway(r.request, a.gateway)
 			l.own(r, time.UnixMilli(e.pb.GetProposedUnixMs()))

@@ -285,6 +285,9 @@ func TestAdopt(t *testing.T) {
 		}
 		one.progress("a", news(0, 0, 0, 10, 11))
 		until(t, "the log has it", func() bool { return logged(s, "a") == "[10 11]0" })
+		if asked, err := s.Adopt(t.Context(), &pb.AdoptRequest{RequestId: "a", GatewayId: "h", IfMine: true}); err != nil || asked.GetRequest().GetGatewayId() != "g" || asked.GetWorkerId() != "one" {
+			t.Errorf("asked after another's request: %v, %v", asked, err)
+		}
 		got := adopt("a")
 		record := s.store.View().Request("a")
 		switch {

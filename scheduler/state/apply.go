@@ -199,7 +199,7 @@ func (a *application) progress(c *pb.ProgressCommand) Result {
 
 func (a *application) adopt(c *pb.AdoptCommand) Result {
 	old := a.request(c.GetRequestId())
-	if old == nil || old.Request.GetGatewayId() == c.GetGatewayId() {
+	if old == nil || c.GetGatewayId() == "" || old.Request.GetGatewayId() == c.GetGatewayId() {
 		return Result{Record: old}
 	}
 	r := *old

@@ -259,7 +259,7 @@ func TestAdoptAndRerun(t *testing.T) {
 	if r := l.store.View().Request("a"); r.Request.GetGatewayId() != "i" || !r.Redirected {
 		t.Fatalf("adopted while running: %+v", r)
 	}
-	if l.apply(2, adopt("a", "i"))[0].Changed || l.apply(2, adopt("z", "i"))[0].Record != nil {
+	if l.apply(2, adopt("a", "i"))[0].Changed || l.apply(2, adopt("a", ""))[0].Changed || l.apply(2, adopt("z", "i"))[0].Record != nil {
 		t.Error("adopting one's own, or nothing, changed something")
 	}
 	again := submit("a", 1, 2)

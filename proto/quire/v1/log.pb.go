@@ -589,7 +589,8 @@ func (x *ProgressCommand) GetChoices() []*ChoiceProgress {
 	return nil
 }
 
-// AdoptCommand changes the gateway that a request streams to.
+// AdoptCommand changes the gateway that a request streams to. Without a gateway it changes nothing:
+// its place in the log is that of a read.
 type AdoptCommand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
