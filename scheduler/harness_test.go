@@ -186,6 +186,9 @@ func (w *fakeWorker) serve(str *stream) {
 			return
 		case <-beat.C:
 		case m := <-str.down:
+			if m.GetHeard() != nil {
+				continue
+			}
 			w.take(m)
 		}
 		if str.ctx.Err() == nil && !w.gone() {

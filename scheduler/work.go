@@ -151,10 +151,13 @@ func (l *leader) receive(stream pb.Control_WorkServer, s *session) error {
 		switch m := m.GetMessage().(type) {
 		case *pb.WorkRequest_Heartbeat:
 			l.heartbeat(s, m.Heartbeat, time.Now())
+			s.send(&pb.WorkResponse{Message: &pb.WorkResponse_Heard{Heard: &pb.Heard{Sequence: m.Heartbeat.GetSequence()}}})
 		case *pb.WorkRequest_Finished:
 			l.finished(s, m.Finished, time.Now())
 		case *pb.WorkRequest_Progress:
 			l.progress(s, m.Progress, time.Now())
+		case *pb.WorkRequest_CacheEvents:
+			// What caches hold is not used yet; a worker that tells it is alive.
 		case *pb.WorkRequest_Hello:
 			return status.Error(codes.InvalidArgument, "hello: only the first message of a session is one")
 		default:

@@ -39,8 +39,13 @@ func (w *Worker) Attach(stream grpc.BidiStreamingServer[pb.AttachRequest, pb.Att
 				close(broken)
 				return
 			}
-			if a := m.GetAbort(); a != nil && w.outbox.owns(hello.GatewayId, a.RequestId) {
-				w.engine.Abort(a.RequestId, a.Reason)
+			switch m := m.GetMessage().(type) {
+			case *pb.AttachRequest_Abort:
+				if w.outbox.owns(hello.GatewayId, m.Abort.GetRequestId()) {
+					w.engine.Abort(m.Abort.GetRequestId(), m.Abort.GetReason())
+				}
+			case *pb.AttachRequest_Resume:
+				w.outbox.resume(s, m.Resume)
 			}
 		}
 	}()

@@ -25,6 +25,23 @@ func last(e engine.Event) engine.Event {
 	return e
 }
 
+// told takes everything that a leader would be told at once.
+func told(o *outbox, now time.Time) (ends []*pb.FinishedRequest, news []*pb.RequestProgress) {
+	for {
+		f, p := o.finished(now)
+		ends, news = append(ends, f.GetRequests()...), append(news, p.GetRequests()...)
+		if f == nil && p == nil {
+			break
+		}
+	}
+	for more := true; more; {
+		var p *pb.Progress
+		p, more = o.checkpoint()
+		news = append(news, p.GetRequests()...)
+	}
+	return ends, news
+}
+
 // TestOutboxIsBounded: ended outputs go when they are old, too many or too large together, the oldest
 // first; what runs is ended if it alone is too much, the largest first.
 func TestOutboxIsBounded(t *testing.T) {
@@ -41,10 +58,18 @@ func TestOutboxIsBounded(t *testing.T) {
 		id := fmt.Sprint(i)
 		o.open(ask(id, 5), 1, 1)
 		o.add([]engine.Event{last(tokens(id, 0, 1))}, now)
+		if len(o.outputs) != i+1 {
+			t.Fatalf("%v are kept: an end that no leader was told of is gone", has(o))
+		}
 	}
-	if got := has(o); !slices.Equal(got, []string{"2", "3", "4"}) {
-		t.Errorf("kept %v, want the newest 3", got)
+	told(o, now)
+	o.open(ask("5", 5), 1, 1)
+	o.add([]engine.Event{tokens("5", 0, 1)}, now)
+	if got := has(o); !slices.Equal(got, []string{"3", "4", "5"}) {
+		t.Errorf("kept %v, want what runs and the newest 2", got)
 	}
+	o.add([]engine.Event{last(tokens("5", 1, 1))}, now)
+	told(o, now)
 	o.open(ask("later", 5), 1, 1)
 	o.add([]engine.Event{tokens("later", 0, 1)}, now.Add(time.Minute))
 	if got := has(o); !slices.Equal(got, []string{"later"}) {
@@ -57,6 +82,7 @@ func TestOutboxIsBounded(t *testing.T) {
 	o, evicted = box(Settings{OutboxBytes: 1 << 20})
 	o.open(ask("ended", 5), 1, 1)
 	o.add([]engine.Event{last(tokens("ended", 0, make([]int32, 1000)...))}, now)
+	told(o, now)
 	o.open(ask("small", 5), 1, 1)
 	o.open(ask("large", 5), 1, 1)
 	o.add([]engine.Event{tokens("small", 0, 1), tokens("large", 0, make([]int32, 250_000)...)}, now)
@@ -135,7 +161,8 @@ func TestEventsCarryEverything(t *testing.T) {
 	sibling.Choice = 1
 	sibling.Logprobs = []*pb.Logprobs{lp(9)}
 	sibling.Usage = engine.Usage{PromptTokens: 4, CompletionTokens: 3}
-	ended := o.add([]engine.Event{second, sibling}, now)
+	o.add([]engine.Event{second, sibling}, now)
+	ended, _ := told(o, now)
 	if len(ended) != 1 || ended[0].FinishReason != pb.FinishReason_FINISH_REASON_STOP || ended[0].Usage.CompletionTokens != 3 {
 		t.Errorf("reported %v", ended)
 	}

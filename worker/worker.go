@@ -30,7 +30,6 @@ type Worker struct {
 	info     *pb.WorkerInfo
 	engine   *engine.Engine
 	outbox   *outbox
-	reports  *reports
 	devices  devices
 	listener net.Listener
 	server   *grpc.Server
@@ -45,6 +44,8 @@ type Worker struct {
 	draining  atomic.Bool
 	drainOnce sync.Once
 	drained   chan struct{} // closed when drain was asked for
+	handOver  func()        // ends the time that draining gives to what runs
+	handed    context.Context
 	stopping  chan struct{} // closed when all that is left is to say goodbye
 }
 
@@ -73,15 +74,16 @@ func assemble(s Settings, m engine.Model, info *pb.WorkerInfo) (*Worker, error) 
 		return nil, err
 	}
 	w := &Worker{
-		settings: s, log: s.Logger.With(slog.String("worker", s.ID)), info: info, reports: newReports(),
+		settings: s, log: s.Logger.With(slog.String("worker", s.ID)), info: info,
 		drained: make(chan struct{}), stopping: make(chan struct{}),
 	}
+	w.handed, w.handOver = context.WithCancel(context.Background())
 	w.outbox = newOutbox(s, func(id string) {
 		w.engine.Abort(id, "its output is more than the worker may keep")
 	})
 	var err error
 	w.engine, err = engine.New(s.Engine, m, func(events []engine.Event) {
-		w.reports.add(w.outbox.add(events, time.Now())...)
+		w.outbox.add(events, time.Now())
 	})
 	if err != nil {
 		return nil, err
@@ -147,23 +149,21 @@ func (w *Worker) drain() {
 		w.health.SetServingStatus(pb.Worker_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_NOT_SERVING)
 		w.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
 		close(w.drained)
-		w.reports.poke() // the leader should know at once
+		w.outbox.leader.poke() // the leader should know at once
 	})
 }
 
-// giveBack returns all that runs to the leader, for other workers to go on with; gateways hear
-// nothing of it.
+// giveBack returns all that runs to the leader, with what it generated, for other workers to go on
+// with; gateways hear nothing of it.
 func (w *Worker) giveBack() {
 	for _, id := range w.engine.Live() {
-		if f := w.outbox.giveBack(id); f != nil {
-			w.reports.add(f)
-		}
+		w.outbox.giveBack(id)
 	}
 }
 
 // Run serves until ctx ends or the leader asks to drain. Then what runs goes on for at most
-// Settings.DrainTimeout while nothing new is taken; what is not done by then is left to other
-// workers. Run returns once everything it started has ended. It is called once.
+// Settings.DrainTimeout while nothing new is taken; what is not done by then, or when the leader asks
+// for it, is left to other workers, with all that it generated. Run returns once everything it started has ended. It is called once.
 func (w *Worker) Run(ctx context.Context) (err error) {
 	run, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -190,7 +190,7 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 	case err = <-served:
 	}
 	if err == nil && w.settings.DrainTimeout > 0 {
-		drain, stop := context.WithTimeout(run, w.settings.DrainTimeout)
+		drain, stop := context.WithTimeout(w.handed, w.settings.DrainTimeout)
 		if w.engine.Drain(drain) != nil {
 			w.log.Warn("not everything ended in time", slog.Int("left", len(w.engine.Live())))
 		}

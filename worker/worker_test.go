@@ -34,12 +34,16 @@ type leader struct {
 	sessions chan *leaderSession
 	redirect string // names another leader instead of welcoming
 
+	answers  bool   // whether heartbeats are answered; once, then it falls silent
+
 	mu   sync.Mutex
 	term uint64
+	away bool // refuses sessions
 }
 
 type leaderSession struct {
 	hello    *pb.Hello
+	progress chan *pb.RequestProgress
 	stream   grpc.BidiStreamingServer[pb.WorkRequest, pb.WorkResponse]
 	finished chan *pb.FinishedRequest
 	beats    chan *pb.Heartbeat
@@ -74,14 +78,22 @@ func (l *leader) Work(stream grpc.BidiStreamingServer[pb.WorkRequest, pb.WorkRes
 		return err
 	}
 	s := &leaderSession{
-		hello: m.GetHello(), stream: stream, finished: make(chan *pb.FinishedRequest, 1024), beats: make(chan *pb.Heartbeat, 1024),
+		hello: m.GetHello(), stream: stream, finished: make(chan *pb.FinishedRequest, 1024), progress: make(chan *pb.RequestProgress, 4096), beats: make(chan *pb.Heartbeat, 1024),
 		end: make(chan error, 1),
 	}
 	l.mu.Lock()
-	term := l.term
+	term, away := l.term, l.away
 	l.mu.Unlock()
-	if err := stream.Send(&pb.WorkResponse{Message: &pb.WorkResponse_Welcome{Welcome: &pb.Welcome{Term: term, HeartbeatIntervalMs: 20}}}); err != nil {
+	if away {
+		return status.Error(codes.Unavailable, "no quorum")
+	}
+	if err := stream.Send(&pb.WorkResponse{Message: &pb.WorkResponse_Welcome{Welcome: &pb.Welcome{Term: term, HeartbeatIntervalMs: 20, CheckpointIntervalMs: 5}}}); err != nil {
 		return err
+	}
+	if l.answers {
+		if err := stream.Send(&pb.WorkResponse{Message: &pb.WorkResponse_Heard{Heard: &pb.Heard{Sequence: 1}}}); err != nil {
+			return err
+		}
 	}
 	l.sessions <- s
 	got := make(chan error, 1)
@@ -91,6 +103,9 @@ func (l *leader) Work(stream grpc.BidiStreamingServer[pb.WorkRequest, pb.WorkRes
 			if err != nil {
 				got <- err
 				return
+			}
+			for _, p := range m.GetProgress().GetRequests() {
+				s.progress <- p
 			}
 			for _, f := range m.GetFinished().GetRequests() {
 				s.finished <- f

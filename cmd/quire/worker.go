@@ -146,6 +146,6 @@ func newWorker() *cobra.Command {
 	f.StringVar(&w.advertise, "advertise", "", "address that gateways are told to use (default: --listen)")
 	f.StringSliceVar(&w.control, "control", []string{"127.0.0.1:8001"}, "gRPC addresses of control-plane nodes")
 	f.StringVar(&name, "model", "auto", "name or path of the model; auto: smollm2-135m if pulled, else tiny")
-	f.DurationVar(&drain, "drain-timeout", 30*time.Second, "how long running requests may take to finish on shutdown")
+	f.DurationVar(&drain, "drain-timeout", 30*time.Second, "how long running requests may take to finish on shutdown; 0 hands them over to other workers at once")
 	return cmd
 }

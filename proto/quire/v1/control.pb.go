@@ -2168,6 +2168,7 @@ type WorkResponse struct {
 	//	*WorkResponse_Revoke
 	//	*WorkResponse_Drain
 	//	*WorkResponse_Redirect
+	//	*WorkResponse_Heard
 	Message       isWorkResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2255,6 +2256,15 @@ func (x *WorkResponse) GetRedirect() *Redirect {
 	return nil
 }
 
+func (x *WorkResponse) GetHeard() *Heard {
+	if x != nil {
+		if x, ok := x.Message.(*WorkResponse_Heard); ok {
+			return x.Heard
+		}
+	}
+	return nil
+}
+
 type isWorkResponse_Message interface {
 	isWorkResponse_Message()
 }
@@ -2279,6 +2289,10 @@ type WorkResponse_Redirect struct {
 	Redirect *Redirect `protobuf:"bytes,5,opt,name=redirect,proto3,oneof"`
 }
 
+type WorkResponse_Heard struct {
+	Heard *Heard `protobuf:"bytes,6,opt,name=heard,proto3,oneof"`
+}
+
 func (*WorkResponse_Welcome) isWorkResponse_Message() {}
 
 func (*WorkResponse_Dispatch) isWorkResponse_Message() {}
@@ -2288,6 +2302,53 @@ func (*WorkResponse_Revoke) isWorkResponse_Message() {}
 func (*WorkResponse_Drain) isWorkResponse_Message() {}
 
 func (*WorkResponse_Redirect) isWorkResponse_Message() {}
+
+func (*WorkResponse_Heard) isWorkResponse_Message() {}
+
+// Heard answers a heartbeat, so that the worker notices a leader that is gone without a sign.
+type Heard struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Heard) Reset() {
+	*x = Heard{}
+	mi := &file_quire_v1_control_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Heard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Heard) ProtoMessage() {}
+
+func (x *Heard) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Heard.ProtoReflect.Descriptor instead.
+func (*Heard) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Heard) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
 
 type Welcome struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
@@ -2301,7 +2362,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_quire_v1_control_proto_msgTypes[27]
+	mi := &file_quire_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2313,7 +2374,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[27]
+	mi := &file_quire_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2326,7 +2387,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Welcome) GetTerm() uint64 {
@@ -2363,7 +2424,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_quire_v1_control_proto_msgTypes[28]
+	mi := &file_quire_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2375,7 +2436,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[28]
+	mi := &file_quire_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +2449,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Redirect) GetTerm() uint64 {
@@ -2425,7 +2486,7 @@ type Dispatch struct {
 
 func (x *Dispatch) Reset() {
 	*x = Dispatch{}
-	mi := &file_quire_v1_control_proto_msgTypes[29]
+	mi := &file_quire_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2437,7 +2498,7 @@ func (x *Dispatch) String() string {
 func (*Dispatch) ProtoMessage() {}
 
 func (x *Dispatch) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[29]
+	mi := &file_quire_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2450,7 +2511,7 @@ func (x *Dispatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dispatch.ProtoReflect.Descriptor instead.
 func (*Dispatch) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Dispatch) GetTerm() uint64 {
@@ -2485,7 +2546,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_quire_v1_control_proto_msgTypes[30]
+	mi := &file_quire_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2558,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[30]
+	mi := &file_quire_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2571,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Revoke) GetTerm() uint64 {
@@ -2529,14 +2590,16 @@ func (x *Revoke) GetRequestIds() []string {
 
 // Drain asks the worker to finish what runs and take nothing new.
 type Drain struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Finish nothing: return what runs at once, with its progress.
+	HandOver      bool `protobuf:"varint,1,opt,name=hand_over,json=handOver,proto3" json:"hand_over,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_quire_v1_control_proto_msgTypes[31]
+	mi := &file_quire_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2548,7 +2611,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[31]
+	mi := &file_quire_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2561,7 +2624,14 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Drain) GetHandOver() bool {
+	if x != nil {
+		return x.HandOver
+	}
+	return false
 }
 
 type AttachRequest struct {
@@ -2578,7 +2648,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[32]
+	mi := &file_quire_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2590,7 +2660,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[32]
+	mi := &file_quire_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2603,7 +2673,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AttachRequest) GetMessage() isAttachRequest_Message {
@@ -2675,7 +2745,7 @@ type AttachHello struct {
 
 func (x *AttachHello) Reset() {
 	*x = AttachHello{}
-	mi := &file_quire_v1_control_proto_msgTypes[33]
+	mi := &file_quire_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2687,7 +2757,7 @@ func (x *AttachHello) String() string {
 func (*AttachHello) ProtoMessage() {}
 
 func (x *AttachHello) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[33]
+	mi := &file_quire_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2700,7 +2770,7 @@ func (x *AttachHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachHello.ProtoReflect.Descriptor instead.
 func (*AttachHello) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AttachHello) GetGatewayId() string {
@@ -2728,7 +2798,7 @@ type ResumePoint struct {
 
 func (x *ResumePoint) Reset() {
 	*x = ResumePoint{}
-	mi := &file_quire_v1_control_proto_msgTypes[34]
+	mi := &file_quire_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2740,7 +2810,7 @@ func (x *ResumePoint) String() string {
 func (*ResumePoint) ProtoMessage() {}
 
 func (x *ResumePoint) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[34]
+	mi := &file_quire_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2753,7 +2823,7 @@ func (x *ResumePoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumePoint.ProtoReflect.Descriptor instead.
 func (*ResumePoint) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResumePoint) GetRequestId() string {
@@ -2781,7 +2851,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[35]
+	mi := &file_quire_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2793,7 +2863,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[35]
+	mi := &file_quire_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2806,7 +2876,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AttachResponse) GetEvents() []*TokenEvent {
@@ -2861,7 +2931,7 @@ type WorkerStats struct {
 
 func (x *WorkerStats) Reset() {
 	*x = WorkerStats{}
-	mi := &file_quire_v1_control_proto_msgTypes[36]
+	mi := &file_quire_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2873,7 +2943,7 @@ func (x *WorkerStats) String() string {
 func (*WorkerStats) ProtoMessage() {}
 
 func (x *WorkerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[36]
+	mi := &file_quire_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2886,7 +2956,7 @@ func (x *WorkerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStats.ProtoReflect.Descriptor instead.
 func (*WorkerStats) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *WorkerStats) GetRunning() int32 {
@@ -3060,7 +3130,7 @@ type TokenEvent struct {
 
 func (x *TokenEvent) Reset() {
 	*x = TokenEvent{}
-	mi := &file_quire_v1_control_proto_msgTypes[37]
+	mi := &file_quire_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3072,7 +3142,7 @@ func (x *TokenEvent) String() string {
 func (*TokenEvent) ProtoMessage() {}
 
 func (x *TokenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[37]
+	mi := &file_quire_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3085,7 +3155,7 @@ func (x *TokenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenEvent.ProtoReflect.Descriptor instead.
 func (*TokenEvent) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TokenEvent) GetRequestId() string {
@@ -3382,14 +3452,17 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\breturned\x18\x05 \x01(\bR\breturned\x12\x12\n" +
 	"\x04term\x18\x06 \x01(\x04R\x04term\x12\x14\n" +
 	"\x05index\x18\a \x01(\x04R\x05index\x122\n" +
-	"\achoices\x18\b \x03(\v2\x18.quire.v1.ChoiceProgressR\achoices\"\x81\x02\n" +
+	"\achoices\x18\b \x03(\v2\x18.quire.v1.ChoiceProgressR\achoices\"\xaa\x02\n" +
 	"\fWorkResponse\x12-\n" +
 	"\awelcome\x18\x01 \x01(\v2\x11.quire.v1.WelcomeH\x00R\awelcome\x120\n" +
 	"\bdispatch\x18\x02 \x01(\v2\x12.quire.v1.DispatchH\x00R\bdispatch\x12*\n" +
 	"\x06revoke\x18\x03 \x01(\v2\x10.quire.v1.RevokeH\x00R\x06revoke\x12'\n" +
 	"\x05drain\x18\x04 \x01(\v2\x0f.quire.v1.DrainH\x00R\x05drain\x120\n" +
-	"\bredirect\x18\x05 \x01(\v2\x12.quire.v1.RedirectH\x00R\bredirectB\t\n" +
-	"\amessage\"\x87\x01\n" +
+	"\bredirect\x18\x05 \x01(\v2\x12.quire.v1.RedirectH\x00R\bredirect\x12'\n" +
+	"\x05heard\x18\x06 \x01(\v2\x0f.quire.v1.HeardH\x00R\x05heardB\t\n" +
+	"\amessage\"#\n" +
+	"\x05Heard\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\"\x87\x01\n" +
 	"\aWelcome\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x122\n" +
 	"\x15heartbeat_interval_ms\x18\x02 \x01(\x05R\x13heartbeatIntervalMs\x124\n" +
@@ -3407,8 +3480,9 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x06Revoke\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1f\n" +
 	"\vrequest_ids\x18\x02 \x03(\tR\n" +
-	"requestIds\"\a\n" +
-	"\x05Drain\"\xaa\x01\n" +
+	"requestIds\"$\n" +
+	"\x05Drain\x12\x1b\n" +
+	"\thand_over\x18\x01 \x01(\bR\bhandOver\"\xaa\x01\n" +
 	"\rAttachRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x15.quire.v1.AttachHelloH\x00R\x05hello\x12.\n" +
 	"\x05abort\x18\x02 \x01(\v2\x16.quire.v1.AbortRequestH\x00R\x05abort\x12/\n" +
@@ -3497,7 +3571,7 @@ func file_quire_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_quire_v1_control_proto_goTypes = []any{
 	(CacheEvent_Kind)(0),    // 0: quire.v1.CacheEvent.Kind
 	(CacheEvent_Medium)(0),  // 1: quire.v1.CacheEvent.Medium
@@ -3528,40 +3602,41 @@ var file_quire_v1_control_proto_goTypes = []any{
 	(*Finished)(nil),        // 26: quire.v1.Finished
 	(*FinishedRequest)(nil), // 27: quire.v1.FinishedRequest
 	(*WorkResponse)(nil),    // 28: quire.v1.WorkResponse
-	(*Welcome)(nil),         // 29: quire.v1.Welcome
-	(*Redirect)(nil),        // 30: quire.v1.Redirect
-	(*Dispatch)(nil),        // 31: quire.v1.Dispatch
-	(*Revoke)(nil),          // 32: quire.v1.Revoke
-	(*Drain)(nil),           // 33: quire.v1.Drain
-	(*AttachRequest)(nil),   // 34: quire.v1.AttachRequest
-	(*AttachHello)(nil),     // 35: quire.v1.AttachHello
-	(*ResumePoint)(nil),     // 36: quire.v1.ResumePoint
-	(*AttachResponse)(nil),  // 37: quire.v1.AttachResponse
-	(*WorkerStats)(nil),     // 38: quire.v1.WorkerStats
-	(*TokenEvent)(nil),      // 39: quire.v1.TokenEvent
-	(*SamplingParams)(nil),  // 40: quire.v1.SamplingParams
-	(*TokenIds)(nil),        // 41: quire.v1.TokenIds
-	(FinishReason)(0),       // 42: quire.v1.FinishReason
-	(*Usage)(nil),           // 43: quire.v1.Usage
-	(*Logprobs)(nil),        // 44: quire.v1.Logprobs
+	(*Heard)(nil),           // 29: quire.v1.Heard
+	(*Welcome)(nil),         // 30: quire.v1.Welcome
+	(*Redirect)(nil),        // 31: quire.v1.Redirect
+	(*Dispatch)(nil),        // 32: quire.v1.Dispatch
+	(*Revoke)(nil),          // 33: quire.v1.Revoke
+	(*Drain)(nil),           // 34: quire.v1.Drain
+	(*AttachRequest)(nil),   // 35: quire.v1.AttachRequest
+	(*AttachHello)(nil),     // 36: quire.v1.AttachHello
+	(*ResumePoint)(nil),     // 37: quire.v1.ResumePoint
+	(*AttachResponse)(nil),  // 38: quire.v1.AttachResponse
+	(*WorkerStats)(nil),     // 39: quire.v1.WorkerStats
+	(*TokenEvent)(nil),      // 40: quire.v1.TokenEvent
+	(*SamplingParams)(nil),  // 41: quire.v1.SamplingParams
+	(*TokenIds)(nil),        // 42: quire.v1.TokenIds
+	(FinishReason)(0),       // 43: quire.v1.FinishReason
+	(*Usage)(nil),           // 44: quire.v1.Usage
+	(*Logprobs)(nil),        // 45: quire.v1.Logprobs
 }
 var file_quire_v1_control_proto_depIdxs = []int32{
-	40, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
-	41, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
+	41, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
+	42, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
 	2,  // 2: quire.v1.SubmitRequest.request:type_name -> quire.v1.Request
-	42, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
+	43, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
 	8,  // 4: quire.v1.WatchResponse.workers:type_name -> quire.v1.WorkerInfo
 	18, // 5: quire.v1.WatchResponse.ended:type_name -> quire.v1.Ended
 	10, // 6: quire.v1.WatchResponse.lost:type_name -> quire.v1.Lost
-	42, // 7: quire.v1.Output.finish_reason:type_name -> quire.v1.FinishReason
-	42, // 8: quire.v1.ChoiceProgress.finish_reason:type_name -> quire.v1.FinishReason
+	43, // 7: quire.v1.Output.finish_reason:type_name -> quire.v1.FinishReason
+	43, // 8: quire.v1.ChoiceProgress.finish_reason:type_name -> quire.v1.FinishReason
 	12, // 9: quire.v1.RequestProgress.choices:type_name -> quire.v1.ChoiceProgress
 	2,  // 10: quire.v1.AdoptResponse.request:type_name -> quire.v1.Request
 	11, // 11: quire.v1.AdoptResponse.outputs:type_name -> quire.v1.Output
-	42, // 12: quire.v1.AdoptResponse.finish_reason:type_name -> quire.v1.FinishReason
-	43, // 13: quire.v1.AdoptResponse.usage:type_name -> quire.v1.Usage
+	43, // 12: quire.v1.AdoptResponse.finish_reason:type_name -> quire.v1.FinishReason
+	44, // 13: quire.v1.AdoptResponse.usage:type_name -> quire.v1.Usage
 	13, // 14: quire.v1.RecallRequest.requests:type_name -> quire.v1.RequestProgress
-	42, // 15: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
+	43, // 15: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
 	23, // 16: quire.v1.WorkRequest.hello:type_name -> quire.v1.Hello
 	24, // 17: quire.v1.WorkRequest.heartbeat:type_name -> quire.v1.Heartbeat
 	26, // 18: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
@@ -3574,43 +3649,44 @@ var file_quire_v1_control_proto_depIdxs = []int32{
 	8,  // 25: quire.v1.Hello.worker:type_name -> quire.v1.WorkerInfo
 	25, // 26: quire.v1.Heartbeat.devices:type_name -> quire.v1.DeviceFrame
 	27, // 27: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
-	42, // 28: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
-	43, // 29: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
+	43, // 28: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
+	44, // 29: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
 	12, // 30: quire.v1.FinishedRequest.choices:type_name -> quire.v1.ChoiceProgress
-	29, // 31: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
-	31, // 32: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
-	32, // 33: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
-	33, // 34: quire.v1.WorkResponse.drain:type_name -> quire.v1.Drain
-	30, // 35: quire.v1.WorkResponse.redirect:type_name -> quire.v1.Redirect
-	2,  // 36: quire.v1.Dispatch.requests:type_name -> quire.v1.Request
-	35, // 37: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
-	5,  // 38: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
-	36, // 39: quire.v1.AttachRequest.resume:type_name -> quire.v1.ResumePoint
-	36, // 40: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
-	39, // 41: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
-	38, // 42: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
-	44, // 43: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
-	44, // 44: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
-	42, // 45: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
-	3,  // 46: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
-	5,  // 47: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
-	7,  // 48: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
-	14, // 49: quire.v1.Control.Adopt:input_type -> quire.v1.AdoptRequest
-	16, // 50: quire.v1.Control.Recall:input_type -> quire.v1.RecallRequest
-	19, // 51: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
-	34, // 52: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
-	4,  // 53: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
-	6,  // 54: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
-	9,  // 55: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
-	15, // 56: quire.v1.Control.Adopt:output_type -> quire.v1.AdoptResponse
-	17, // 57: quire.v1.Control.Recall:output_type -> quire.v1.RecallResponse
-	28, // 58: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
-	37, // 59: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
-	53, // [53:60] is the sub-list for method output_type
-	46, // [46:53] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	30, // 31: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
+	32, // 32: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
+	33, // 33: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
+	34, // 34: quire.v1.WorkResponse.drain:type_name -> quire.v1.Drain
+	31, // 35: quire.v1.WorkResponse.redirect:type_name -> quire.v1.Redirect
+	29, // 36: quire.v1.WorkResponse.heard:type_name -> quire.v1.Heard
+	2,  // 37: quire.v1.Dispatch.requests:type_name -> quire.v1.Request
+	36, // 38: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
+	5,  // 39: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
+	37, // 40: quire.v1.AttachRequest.resume:type_name -> quire.v1.ResumePoint
+	37, // 41: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
+	40, // 42: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
+	39, // 43: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
+	45, // 44: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
+	45, // 45: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
+	43, // 46: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
+	3,  // 47: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
+	5,  // 48: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
+	7,  // 49: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
+	14, // 50: quire.v1.Control.Adopt:input_type -> quire.v1.AdoptRequest
+	16, // 51: quire.v1.Control.Recall:input_type -> quire.v1.RecallRequest
+	19, // 52: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
+	35, // 53: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
+	4,  // 54: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
+	6,  // 55: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
+	9,  // 56: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
+	15, // 57: quire.v1.Control.Adopt:output_type -> quire.v1.AdoptResponse
+	17, // 58: quire.v1.Control.Recall:output_type -> quire.v1.RecallResponse
+	28, // 59: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
+	38, // 60: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
+	54, // [54:61] is the sub-list for method output_type
+	47, // [47:54] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_control_proto_init() }
@@ -3632,20 +3708,21 @@ func file_quire_v1_control_proto_init() {
 		(*WorkResponse_Revoke)(nil),
 		(*WorkResponse_Drain)(nil),
 		(*WorkResponse_Redirect)(nil),
+		(*WorkResponse_Heard)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[32].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[33].OneofWrappers = []any{
 		(*AttachRequest_Hello)(nil),
 		(*AttachRequest_Abort)(nil),
 		(*AttachRequest_Resume)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[37].OneofWrappers = []any{}
+	file_quire_v1_control_proto_msgTypes[38].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_control_proto_rawDesc), len(file_quire_v1_control_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
