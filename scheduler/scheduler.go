@@ -20,6 +20,7 @@ type Scheduler struct {
 	settings Settings
 	store    *state.Store
 	node     *consensus.Node
+	members  *membership
 	// leader is what this node does as the leader; nil while it is not.
 	leader atomic.Pointer[leader]
 	// dispatches is the newest dispatch number; only the leader's loop touches it.
@@ -52,6 +53,7 @@ func New(settings Settings) (*Scheduler, error) {
 			return nil, err
 		}
 		peers.Layer = layer
+		peers.Await = len(settings.Join) > 0
 	}
 	if settings.consensus != nil {
 		settings.consensus(&peers)
@@ -61,9 +63,15 @@ func New(settings Settings) (*Scheduler, error) {
 		return nil, fmt.Errorf("scheduler: %w", err)
 	}
 	s.node = node
+	if s.members, err = openMembership(s); err != nil {
+		return nil, errors.Join(fmt.Errorf("scheduler: %w", err), node.Close())
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	s.owned.Go(func() { s.watchLeadership(ctx) })
+	if len(settings.Join) > 0 {
+		s.owned.Go(func() { s.members.run(ctx) })
+	}
 	return s, nil
 }
 
@@ -159,6 +167,7 @@ func (s *Scheduler) Close() error {
 	s.closeOnce.Do(func() {
 		s.cancel()
 		s.owned.Wait()
+		s.members.hangUp()
 		s.closeErr = s.node.Close()
 		ended := make(chan struct{})
 		go func() {

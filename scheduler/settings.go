@@ -8,6 +8,8 @@ import (
 	"net"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/quire-serve/quire/scheduler/batch"
 	"github.com/quire-serve/quire/scheduler/consensus"
 	"github.com/quire-serve/quire/scheduler/state"
@@ -22,11 +24,28 @@ type Settings struct {
 	// Logger receives the node's log. Default slog.Default().
 	Logger *slog.Logger
 
-	// Peers are the first members of the cluster, this node among them. Default: this node alone.
-	Peers []Peer
 	// RaftListen is the host:port for peers; empty opens none, for a cluster of one. RaftAdvertise
 	// is the address that peers dial, if it is another.
 	RaftListen, RaftAdvertise string
+	// ControlAdvertise is where this node's gRPC services are reached. Required with RaftListen.
+	ControlAdvertise string
+	// Join lists where the gRPC services of the cluster's nodes are, the same on every node and in
+	// any order; it may name this node. A node that is in no cluster looks for one there. Default:
+	// none; this node is a cluster by itself.
+	Join []string
+	// BootstrapExpect is how many nodes without a cluster form a new one. Default len(Join).
+	BootstrapExpect int
+	// StableAfter is how long a new member must have been healthy to get a vote. Default 10 s.
+	StableAfter time.Duration
+	// DeadAfter is the silence after which a member is removed, if at least three voters stay.
+	// Default 10 minutes.
+	DeadAfter time.Duration
+	// DialNode connects to another node's gRPC services. Required with RaftListen.
+	DialNode func(address string) (grpc.ClientConnInterface, func() error, error)
+	// Version is what this node says it runs.
+	Version string
+	// Peers are the first members of a cluster in memory, this node among them.
+	Peers []Peer
 
 	// QueueRequests bounds the requests that wait for a worker. Default 16,384.
 	QueueRequests int
@@ -63,10 +82,10 @@ type Settings struct {
 	consensus func(*consensus.Settings)
 }
 
-// Peer is a member of the cluster.
+// Peer is a member of a cluster in memory.
 type Peer struct {
 	ID string
-	// Raft is where the node's RaftListen is reached, Control where its Control service is.
+	// Raft is the address of its transport, Control where its gRPC services are.
 	Raft, Control string
 }
 
@@ -85,6 +104,11 @@ func (s *Settings) setDefaults() {
 			*field = value
 		}
 	}
+	if s.BootstrapExpect == 0 {
+		s.BootstrapExpect = len(s.Join)
+	}
+	set(&s.StableAfter, 10*time.Second)
+	set(&s.DeadAfter, 10*time.Minute)
 	set(&s.HeartbeatInterval, 250*time.Millisecond)
 	set(&s.HeartbeatTimeout, 3*time.Second)
 	set(&s.SessionGrace, time.Second)
@@ -117,13 +141,20 @@ func (s Settings) Validate() error {
 		return fmt.Errorf("scheduler: QueueRequests is %d; it must be positive", s.QueueRequests)
 	case s.QueueBytes < 0:
 		return fmt.Errorf("scheduler: QueueBytes is %d; it must be positive", s.QueueBytes)
-	case len(s.Peers) > 1 && s.RaftListen == "" && s.consensus == nil:
-		return fmt.Errorf("scheduler: RaftListen is empty with %d Peers; they could not reach this node", len(s.Peers))
+	case len(s.Join) > 0 && s.RaftListen == "" && s.consensus == nil:
+		return errors.New("scheduler: RaftListen is empty with Join; the others could not reach this node")
+	case s.RaftListen != "" && (s.ControlAdvertise == "" || s.DialNode == nil):
+		return errors.New("scheduler: RaftListen needs ControlAdvertise and DialNode")
+	case s.BootstrapExpect < 0 || s.BootstrapExpect > len(s.Join):
+		return fmt.Errorf("scheduler: BootstrapExpect is %d with %d addresses in Join; it must be between 1 and their number", s.BootstrapExpect, len(s.Join))
+	case len(s.Join) > maxNodes:
+		return fmt.Errorf("scheduler: Join has %d addresses; the limit is %d", len(s.Join), maxNodes)
 	}
 	for name, value := range map[string]time.Duration{
 		"HeartbeatInterval": s.HeartbeatInterval, "HeartbeatTimeout": s.HeartbeatTimeout, "SessionGrace": s.SessionGrace,
 		"ReconnectGrace": s.ReconnectGrace, "ReconcileGrace": s.ReconcileGrace,
 		"CheckpointInterval": s.CheckpointInterval, "RecallGrace": s.RecallGrace, "OrphanGrace": s.OrphanGrace,
+		"StableAfter": s.StableAfter, "DeadAfter": s.DeadAfter,
 	} {
 		if value < 0 {
 			return fmt.Errorf("scheduler: %s is %v; it must be positive", name, value)
@@ -133,6 +164,8 @@ func (s Settings) Validate() error {
 }
 
 const (
+	// maxNodes bounds the addresses to find a cluster at.
+	maxNodes = 32
 	// maxIDBytes bounds ids of requests, workers, gateways, nodes and tenants.
 	maxIDBytes = 128
 	// maxChoices bounds a request's choices.

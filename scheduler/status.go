@@ -26,10 +26,8 @@ func (s *Scheduler) leading(trailer func(metadata.MD)) (*leader, error) {
 	if leader.ID == "" || leader.ID == s.settings.NodeID {
 		return nil, status.Error(codes.Unavailable, "the control plane has no leader yet; try again")
 	}
-	for _, p := range s.settings.Peers {
-		if p.ID == leader.ID && p.Control != "" {
-			trailer(metadata.Pairs(LeaderTrailer, p.Control))
-		}
+	if address := s.members.controlAddress(leader.ID); address != "" {
+		trailer(metadata.Pairs(LeaderTrailer, address))
 	}
 	return nil, status.Errorf(codes.FailedPrecondition, "node %q is not the leader; %q is", s.settings.NodeID, leader.ID)
 }

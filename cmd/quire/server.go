@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/quire-serve/quire/gateway"
@@ -26,6 +27,7 @@ type serverFlags struct {
 	id, http, grpc, data string
 	drain                time.Duration
 	maxRequests          int
+	cluster              clusterFlags
 }
 
 func (s *serverFlags) flags(cmd *cobra.Command, host string) {
@@ -81,7 +83,11 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 		}
 	}()
 	n := &controlNode{stopped: make(chan error, 3), ran: make(chan struct{}), drain: s.drain}
-	n.scheduler, err = scheduler.New(scheduler.Settings{NodeID: s.id, DataDir: s.data})
+	settings := scheduler.Settings{NodeID: s.id, DataDir: s.data, Version: version, DialNode: dialNode}
+	if err := s.cluster.apply(&settings, s.grpc, grpcListener.Addr()); err != nil {
+		return nil, err
+	}
+	n.scheduler, err = scheduler.New(settings)
 	if err != nil {
 		return nil, fmt.Errorf("--data %s: %w", s.data, err)
 	}
@@ -104,6 +110,7 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 
 	n.grpc = grpc.NewServer(grpc.StreamInterceptor(n.clients.intercept))
 	pb.RegisterControlServer(n.grpc, n.scheduler)
+	n.scheduler.RegisterCluster(n.grpc)
 	n.gateway.Register(n.grpc)
 	n.http = n.gateway.Server()
 
@@ -163,6 +170,15 @@ func (n *controlNode) wait(ctx context.Context) error {
 	}
 }
 
+// stepDown lets another node lead before this one stops, so that nobody waits for an election.
+func (n *controlNode) stepDown() {
+	ctx, cancel := context.WithTimeout(context.Background(), stepDownTimeout)
+	defer cancel()
+	if err := n.scheduler.StepDown(ctx); err != nil {
+		slog.Warn("leadership could not be handed over before the shutdown", "error", err)
+	}
+}
+
 // closeFront takes no new requests, lets running streams finish, for the drain timeout at most, and
 // leaves the workers.
 func (n *controlNode) closeFront() {
@@ -201,6 +217,19 @@ func gatewayModels(specs []*model.Spec) []gateway.Model {
 	return models
 }
 
+// stepDownTimeout bounds handing over leadership at the end.
+const stepDownTimeout = 5 * time.Second
+
+// dialNode connects to another control-plane node. One that was away is tried again soon.
+func dialNode(address string) (grpc.ClientConnInterface, func() error, error) {
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: time.Second}}))
+	if err != nil {
+		return nil, nil, err
+	}
+	return conn, conn.Close, nil
+}
+
 func dialWorker(address string) (grpc.ClientConnInterface, func() error, error) {
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -237,11 +266,13 @@ func newServer() *cobra.Command {
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "control-plane node %s: HTTP on %s, gRPC on %s, log in %s\n", s.id, s.http, s.grpc, s.data)
 			err = n.wait(cmd.Context())
+			n.stepDown()
 			n.closeFront()
 			return errors.Join(err, n.close())
 		},
 	}
 	s.flags(cmd, "")
+	s.cluster.flags(cmd)
 	f := cmd.Flags()
 	f.StringVar(&s.id, "id", "node-1", "name of this node, stable across restarts")
 	f.StringArrayVar(&models, "model", []string{"auto"}, "name or path of a model whose tokenizer this node needs (repeatable)")

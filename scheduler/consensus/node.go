@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
@@ -57,6 +58,9 @@ type Settings struct {
 	// Peers are the first members, this node among them. Default: this node alone. Ignored once
 	// there is a log.
 	Peers []Server
+	// Await leaves the first members open: a node without a log waits for Found, or for a leader that
+	// adds it. Peers are ignored.
+	Await bool
 
 	// HeartbeatTimeout is the silence of a leader after which a follower asks for votes, and
 	// LeaseTimeout the silence of a majority after which a leader steps down. Defaults: 100 ms both
@@ -70,16 +74,22 @@ type Settings struct {
 
 // Node is one member of the cluster.
 type Node struct {
-	raft      *raft.Raft
-	transport raft.Transport
-	machine   *machine
-	files     *Files
+	id       string
+	settings Settings
+	raft     *raft.Raft
+	inbox    *inbox
+	machine  *machine
+	files    *Files
 	// slots holds a token for each uncommitted proposal.
 	slots    chan struct{}
 	stopping chan struct{}
 	closed   sync.Once
 	closeErr error
 	owned    sync.WaitGroup
+	// heartbeat is the silence after which a follower stands for election.
+	heartbeat time.Duration
+	// transferring is held while leadership is handed over.
+	transferring sync.Mutex
 }
 
 // Open starts a node: it restores the newest snapshot, and applies the log after it once the
@@ -91,7 +101,7 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	if len(settings.Peers) == 0 {
 		settings.Peers = []Server{{ID: settings.NodeID}}
 	}
-	alone := len(settings.Peers) == 1
+	alone := len(settings.Peers) == 1 && !settings.Await
 	least := hclog.Warn
 	if alone {
 		least = hclog.Error
@@ -99,26 +109,33 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	log := newLogger(settings.Logger, least)
 
 	n := &Node{
+		id:       settings.NodeID,
+		settings: settings,
 		machine:  &machine{StateMachine: sm, maxBytes: snapshotBytes, snapshotIsDue: make(chan struct{}, 1)},
 		files:    settings.Files,
 		slots:    make(chan struct{}, MaxUncommitted),
 		stopping: make(chan struct{}),
 	}
-	if n.files == nil {
-		if n.files, err = OpenFiles(settings.DataDir, log); err != nil {
-			return nil, err
-		}
-	}
 	transport := settings.Transport
-	if transport == nil {
-		transport = newTransport(settings.NodeID, settings.Layer, log)
+	var layer *watchedLayer
+	if transport == nil && settings.Layer != nil {
+		layer = &watchedLayer{StreamLayer: settings.Layer, broken: make(chan struct{}, 1)}
+		transport = newTransport(layer, log)
 	}
-	n.transport = mainLoopHeartbeats{transport}
+	if transport == nil { // No peers, no port.
+		_, transport = raft.NewInmemTransport(raft.ServerAddress(settings.NodeID))
+	}
+	n.inbox = newInbox(transport)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.release())
 		}
 	}()
+	if n.files == nil {
+		if n.files, err = OpenFiles(settings.DataDir, log); err != nil {
+			return nil, err
+		}
+	}
 
 	config := raft.DefaultConfig()
 	config.LocalID = raft.ServerID(settings.NodeID)
@@ -130,24 +147,29 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	config.SnapshotInterval = snapshotInterval
 	config.HeartbeatTimeout = or(settings.HeartbeatTimeout, alone, 100*time.Millisecond, 3*time.Second)
 	config.ElectionTimeout = config.HeartbeatTimeout
+	n.heartbeat = config.HeartbeatTimeout
 	config.LeaderLeaseTimeout = or(settings.LeaseTimeout, alone, config.HeartbeatTimeout, config.HeartbeatTimeout/2)
 
 	exists, err := raft.HasExistingState(n.files.Logs, n.files.Stable, n.files.Snapshots)
 	if err != nil {
 		return nil, fmt.Errorf("read the log: %w", err)
 	}
-	if !exists {
-		if err := raft.BootstrapCluster(config, n.files.Logs, n.files.Stable, n.files.Snapshots, n.transport, members(settings, transport)); err != nil {
+	if !exists && !settings.Await {
+		if err := raft.BootstrapCluster(config, n.files.Logs, n.files.Stable, n.files.Snapshots, n.inbox, members(settings, transport)); err != nil {
 			return nil, fmt.Errorf("start the cluster: %w", err)
 		}
 	}
-	if n.raft, err = raft.NewRaft(config, n.machine, n.files.Logs, n.files.Stable, n.files.Snapshots, n.transport); err != nil {
+	if n.raft, err = raft.NewRaft(config, n.machine, n.files.Logs, n.files.Stable, n.files.Snapshots, n.inbox); err != nil {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
 	if err := n.checkMembership(settings.NodeID, alone); err != nil {
 		return nil, errors.Join(err, n.raft.Shutdown().Error())
 	}
 	n.owned.Go(n.snapshotWhenDue)
+	n.owned.Go(func() { n.inbox.forward(func() bool { return len(n.Members()) > 0 }, n.stopping) })
+	if layer != nil {
+		n.owned.Go(func() { n.watchLeader(layer) })
+	}
 	return n, nil
 }
 
@@ -242,7 +264,9 @@ func (p *Proposal) Wait() (any, error) {
 
 func explain(err error) error {
 	switch {
-	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrEnqueueTimeout):
+	case err == nil:
+		return nil
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrEnqueueTimeout), errors.Is(err, raft.ErrLeadershipTransferInProgress):
 		return ErrNotLeader
 	case errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrRaftShutdown), errors.Is(err, raft.ErrAbortedByRestore):
 		return fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
@@ -271,8 +295,22 @@ func (n *Node) Leader() Server {
 	return Server{ID: string(id), Address: string(address)}
 }
 
+// Address is where peers reach this node; empty if it has no port for them.
+func (n *Node) Address() string {
+	if n.settings.Layer == nil && n.settings.Transport == nil {
+		return ""
+	}
+	return string(n.inbox.LocalAddr())
+}
+
 // Term is the newest term that this node has seen.
 func (n *Node) Term() uint64 { return n.raft.CurrentTerm() }
+
+// lastTerm is the term of the newest entry in this node's log.
+func (n *Node) lastTerm() uint64 {
+	term, _ := strconv.ParseUint(n.raft.Stats()["last_log_term"], 10, 64) // Raft writes a number.
+	return term
+}
 
 // LastIndex is the newest entry in this node's log, committed or not.
 func (n *Node) LastIndex() uint64 { return n.raft.LastIndex() }
@@ -304,11 +342,8 @@ func (n *Node) Close() error {
 
 // release closes what Open opened.
 func (n *Node) release() error {
-	var err error
-	if closer, ok := n.transport.(raft.WithClose); ok {
-		err = closer.Close()
-	}
-	if n.files.Close != nil {
+	err := n.inbox.Close()
+	if n.files != nil && n.files.Close != nil {
 		err = errors.Join(err, n.files.Close())
 	}
 	return err

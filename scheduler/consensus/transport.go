@@ -51,12 +51,8 @@ func (l *tcpLayer) Addr() net.Addr {
 	return l.Listener.Addr()
 }
 
-// newTransport speaks to peers over layer; without one the node has no peers and opens no port.
-func newTransport(id string, layer raft.StreamLayer, logger hclog.Logger) raft.Transport {
-	if layer == nil {
-		_, transport := raft.NewInmemTransport(raft.ServerAddress(id))
-		return transport
-	}
+// newTransport speaks to peers over layer.
+func newTransport(layer raft.StreamLayer, logger hclog.Logger) raft.Transport {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:                  layer,
 		MaxPool:                 peerConnections,
@@ -64,34 +60,4 @@ func newTransport(id string, layer raft.StreamLayer, logger hclog.Logger) raft.T
 		Logger:                  logger,
 		MsgpackUseNewTimeFormat: true,
 	})
-}
-
-// mainLoopHeartbeats declines raft's fast path for heartbeats; see the package comment.
-type mainLoopHeartbeats struct {
-	raft.Transport
-}
-
-var (
-	_ raft.WithPreVote = mainLoopHeartbeats{}
-	_ raft.WithClose   = mainLoopHeartbeats{}
-)
-
-// SetHeartbeatHandler does nothing, so that heartbeats arrive like every other message.
-func (mainLoopHeartbeats) SetHeartbeatHandler(func(raft.RPC)) {}
-
-// RequestPreVote passes the embedded transport's: embedding the interface hides it.
-func (t mainLoopHeartbeats) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
-	inner, ok := t.Transport.(raft.WithPreVote)
-	if !ok {
-		return fmt.Errorf("transport %T has no pre-vote", t.Transport)
-	}
-	return inner.RequestPreVote(id, target, args, resp)
-}
-
-// Close passes the embedded transport's.
-func (t mainLoopHeartbeats) Close() error {
-	if inner, ok := t.Transport.(raft.WithClose); ok {
-		return inner.Close()
-	}
-	return nil
 }

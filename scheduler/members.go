@@ -1,0 +1,215 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/consensus"
+)
+
+// Describe says who this node is and what it knows.
+func (m *membership) Describe(context.Context, *pb.DescribeRequest) (*pb.DescribeResponse, error) {
+	progress := m.s.node.Progress()
+	view := m.s.store.View()
+	leader := m.s.node.Leader()
+	out := &pb.DescribeResponse{
+		Node: m.self, Instance: m.instance,
+		LeaderId: leader.ID, LeaderAddress: m.controlAddress(leader.ID),
+		Term: progress.Term, LastTerm: progress.LastTerm, LastIndex: progress.LastIndex,
+		AppliedIndex: view.Index(), ChainHash: view.ChainHash(),
+		LastContactMs: sinceMS(progress.LastContact),
+	}
+	for _, member := range m.s.node.Members() {
+		out.Member = true
+		out.Members = append(out.Members, m.member(member, leader.ID))
+	}
+	if out.Member {
+		out.Founders = m.identity.founders()
+	}
+	return out, nil
+}
+
+// sinceMS is how long ago something was; -1 for never.
+func sinceMS(t time.Time) int64 {
+	if t.IsZero() {
+		return -1
+	}
+	return max(0, time.Since(t).Milliseconds())
+}
+
+func (m *membership) member(member consensus.Member, leader string) *pb.Member {
+	suffrage := pb.Suffrage_SUFFRAGE_NON_VOTER
+	if member.Voter {
+		suffrage = pb.Suffrage_SUFFRAGE_VOTER
+	}
+	return &pb.Member{
+		Id: member.ID, RaftAddress: member.Address, ControlAddress: m.controlAddress(member.ID),
+		Suffrage: suffrage, Leader: member.ID == leader, Version: m.s.store.View().Node(member.ID).GetVersion(),
+	}
+}
+
+// Join takes a node in, or takes up what has changed about it.
+func (m *membership) Join(ctx context.Context, in *pb.JoinRequest) (*pb.JoinResponse, error) {
+	node := in.GetNode()
+	if err := checkNode(node); err != nil {
+		return nil, err
+	}
+	if _, err := m.s.leading(unaryTrailer(ctx)); err != nil {
+		return nil, err
+	}
+	if m.self.GetRaftAddress() == "" {
+		return nil, status.Error(codes.FailedPrecondition, "this node has no port for peers and takes in no others; start it with one")
+	}
+	if err := m.stillElsewhere(ctx, node); err != nil {
+		return nil, err
+	}
+	if err := m.enter(ctx, node); err != nil {
+		return nil, changeError(err)
+	}
+	return &pb.JoinResponse{}, nil
+}
+
+func checkNode(n *pb.Node) error {
+	switch {
+	case n == nil:
+		return invalid("node", "is missing")
+	case n.GetId() == "" || len(n.GetId()) > maxIDBytes:
+		return invalid("node.id", "%d bytes; it must have 1 to %d", len(n.GetId()), maxIDBytes)
+	case n.GetStoreId() == "" || len(n.GetStoreId()) > maxIDBytes:
+		return invalid("node.store_id", "%d bytes; it must have 1 to %d", len(n.GetStoreId()), maxIDBytes)
+	case len(n.GetVersion()) > maxIDBytes:
+		return invalid("node.version", "%d bytes; the limit is %d", len(n.GetVersion()), maxIDBytes)
+	}
+	for field, address := range map[string]string{"node.raft_address": n.GetRaftAddress(), "node.control_address": n.GetControlAddress()} {
+		if _, _, err := net.SplitHostPort(address); err != nil || len(address) > maxModelBytes {
+			return invalid(field, "%q is not host:port of at most %d bytes", cut(address, maxModelBytes), maxModelBytes)
+		}
+	}
+	return nil
+}
+
+// stillElsewhere refuses a node whose id another one uses: one with another log that answers.
+func (m *membership) stillElsewhere(ctx context.Context, node *pb.Node) error {
+	known := m.s.store.View().Node(node.GetId())
+	if node.GetId() == m.self.GetId() && node.GetStoreId() != m.self.GetStoreId() {
+		return errIDInUse(node.GetId(), m.self.GetControlAddress())
+	}
+	if known == nil || known.GetStoreId() == node.GetStoreId() {
+		return nil
+	}
+	for _, a := range m.ask(ctx, []string{known.GetControlAddress()}) {
+		if a.GetNode().GetId() == known.GetId() && a.GetNode().GetStoreId() == known.GetStoreId() {
+			return errIDInUse(node.GetId(), known.GetControlAddress())
+		}
+	}
+	return nil
+}
+
+func errIDInUse(id, address string) error {
+	return status.Errorf(codes.AlreadyExists, "node.id: %q is the id of the node at %s; every node needs one of its own", id, address)
+}
+
+// changeError says what a client may make of a failed change of the members.
+func changeError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, consensus.ErrNotLeader), errors.Is(err, consensus.ErrUnknownOutcome):
+		return errNotLeading("the members were being changed")
+	case errors.Is(err, consensus.ErrTransferring):
+		return status.Error(codes.Aborted, err.Error())
+	case errors.Is(err, consensus.ErrNoSuchMember):
+		return status.Error(codes.NotFound, err.Error())
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return status.FromContextError(err).Err()
+	}
+	return status.Error(codes.Internal, err.Error())
+}
+
+// Members lists the members with their health.
+func (m *membership) Members(ctx context.Context, _ *pb.MembersRequest) (*pb.MembersResponse, error) {
+	if _, err := m.s.leading(unaryTrailer(ctx)); err != nil {
+		return nil, err
+	}
+	members := m.s.node.Members()
+	answers := m.describe(ctx, members)
+	progress := m.s.node.Progress()
+	out := &pb.MembersResponse{Healthy: true, Term: progress.Term, CommitIndex: progress.Commit}
+	pilot := m.pilot.Load()
+	if pilot != nil {
+		out.FailureTolerance = int32(pilot.Tolerance())
+	}
+	for _, member := range members {
+		entry := m.member(member, m.self.GetId())
+		entry.LastContactMs = -1
+		a := answers[member.ID]
+		if entry.Leader {
+			a, _ = m.Describe(ctx, nil) // It never fails.
+			entry.Healthy = true
+		}
+		if a != nil {
+			entry.LastContactMs, entry.LastTerm, entry.LastIndex = a.GetLastContactMs(), a.GetLastTerm(), a.GetLastIndex()
+			entry.AppliedIndex, entry.ChainHash, entry.Version = a.GetAppliedIndex(), a.GetChainHash(), a.GetNode().GetVersion()
+		}
+		if pilot != nil {
+			if h, ok := pilot.Health(member.ID); ok {
+				entry.Healthy, entry.StableSinceUnixMs = h.Healthy && a != nil, h.Since.UnixMilli()
+			}
+		}
+		out.Healthy = out.Healthy && entry.Healthy
+		out.Members = append(out.Members, entry)
+	}
+	return out, nil
+}
+
+// Transfer hands leadership over.
+func (m *membership) Transfer(ctx context.Context, in *pb.TransferRequest) (*pb.TransferResponse, error) {
+	if _, err := m.s.leading(unaryTrailer(ctx)); err != nil {
+		return nil, err
+	}
+	if in.GetTo() == m.self.GetId() {
+		return &pb.TransferResponse{LeaderId: m.self.GetId()}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	next, err := m.s.node.Transfer(ctx, in.GetTo())
+	if err != nil {
+		return nil, changeError(err)
+	}
+	return &pb.TransferResponse{LeaderId: next.ID}, nil
+}
+
+// Remove takes a member out. One that still runs would come back by itself, so it must be stopped
+// first.
+func (m *membership) Remove(ctx context.Context, in *pb.RemoveRequest) (*pb.RemoveResponse, error) {
+	if _, err := m.s.leading(unaryTrailer(ctx)); err != nil {
+		return nil, err
+	}
+	id := in.GetId()
+	member, ok := m.s.node.Member(id)
+	switch {
+	case !ok && m.s.store.View().Node(id) == nil:
+		return nil, status.Errorf(codes.NotFound, "id: no member is called %q", id)
+	case id == m.self.GetId():
+		return nil, status.Errorf(codes.FailedPrecondition, "id: %q is the leader; stop it first", id)
+	case m.describe(ctx, []consensus.Member{member})[id] != nil:
+		return nil, status.Errorf(codes.FailedPrecondition, "id: %q still runs and would come back; stop it first", id)
+	}
+	m.changing.Lock()
+	defer m.changing.Unlock()
+	if ok {
+		if err := m.s.node.Remove(id); err != nil {
+			return nil, changeError(err)
+		}
+	}
+	if err := m.record(ctx, &pb.NodeCommand{Node: &pb.Node{Id: id}, Removed: true}); err != nil {
+		return nil, changeError(err)
+	}
+	return &pb.RemoveResponse{}, nil
+}

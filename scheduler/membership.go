@@ -1,0 +1,444 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/consensus"
+)
+
+// membership is how this node finds the others, becomes a member, and stays one. There is no gossip:
+// nodes ask each other's Cluster service.
+//
+//	           a founder is named in founders
+//	searching ────────────────────────────────▶ member ◀─┐
+//	    │  a leader is found and accepts Join      ▲  │    │ the leader knows this node as it is now
+//	    └──────────────────────────────────────────┘  └────┘
+//
+// A new cluster is formed by one node alone, so that two can never be: the one behind the address
+// that sorts first in Join. It does so once BootstrapExpect nodes without a cluster answer, writes
+// down who they are, and says so in Describe; each of them starts with the same members when it reads
+// that. A node whose disk was replaced has another store id, so it is no founder any more and joins as
+// a newcomer, without a vote.
+type membership struct {
+	pb.UnimplementedClusterServer
+	s    *Scheduler
+	self *pb.Node
+	// instance tells this process from others that may use the same id.
+	instance string
+	identity *identity
+
+	// changing is held while members change: one change at a time.
+	changing sync.Mutex
+	// pilot looks after the members; nil while this node does not lead.
+	pilot atomic.Pointer[consensus.Pilot]
+
+	// opened says that this node began the first election; only run touches it.
+	opened bool
+
+	mu    sync.Mutex
+	conns map[string]*nodeConn
+	// complaint is the last thing that kept this node from its cluster, so that it is logged once.
+	complaint string
+}
+
+type nodeConn struct {
+	client pb.ClusterClient
+	close  func() error
+}
+
+const (
+	// searchEvery is how often a node that is no settled member looks for its cluster.
+	searchEvery = 250 * time.Millisecond
+	// askTimeout is how long another node may take to answer.
+	askTimeout = time.Second
+	// changeTimeout bounds a change of the members.
+	changeTimeout = 15 * time.Second
+)
+
+// openMembership prepares what the node says about itself. The data folder must be locked already.
+func openMembership(s *Scheduler) (*membership, error) {
+	m := &membership{s: s, instance: randomID(), conns: map[string]*nodeConn{}}
+	var err error
+	if m.identity, err = openIdentity(s.settings.DataDir, s.settings.NodeID); err != nil {
+		return nil, err
+	}
+	m.self = &pb.Node{
+		Id: s.settings.NodeID, RaftAddress: s.node.Address(), ControlAddress: s.settings.ControlAdvertise,
+		Version: s.settings.Version, StoreId: m.identity.StoreID,
+	}
+	return m, nil
+}
+
+// run searches until the node is a settled member, again whenever it is not.
+func (m *membership) run(ctx context.Context) {
+	tick := time.NewTicker(searchEvery)
+	defer tick.Stop()
+	for {
+		if !m.settled() {
+			if err := m.search(ctx); err != nil && ctx.Err() == nil {
+				m.complain(err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// settled says that the cluster has a leader and knows this node as it is. A leader settles itself.
+func (m *membership) settled() bool {
+	if m.s.node.Leads() {
+		return true
+	}
+	member, ok := m.s.node.Member(m.self.GetId())
+	return ok && member.Address == m.self.GetRaftAddress() && m.s.node.Leader().ID != "" &&
+		proto.Equal(m.s.store.View().Node(m.self.GetId()), m.self)
+}
+
+// answer is what one address said.
+type answer struct {
+	address string
+	*pb.DescribeResponse
+}
+
+// search asks all known addresses and does the next step that the answers allow.
+func (m *membership) search(ctx context.Context) error {
+	answers := m.ask(ctx, m.addresses())
+	for _, a := range answers {
+		if a.GetNode().GetId() == m.self.GetId() && a.GetInstance() != m.instance {
+			return fmt.Errorf("the node at %s has this node's id %q; every node needs one of its own", a.address, m.self.GetId())
+		}
+	}
+	if leader := leaderOf(answers); leader != "" {
+		ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+		defer cancel()
+		return m.call(leader, func(c pb.ClusterClient) error {
+			_, err := c.Join(ctx, &pb.JoinRequest{Node: m.self})
+			return err
+		})
+	}
+	if len(m.s.node.Members()) > 0 {
+		m.openElection(answers)
+		return nil // An election will come to an end.
+	}
+	if founders := m.named(answers); founders != nil {
+		return m.found(founders)
+	}
+	return m.form(answers)
+}
+
+// addresses are those to ask: the ones given, and those that the log knows.
+func (m *membership) addresses() []string {
+	addresses := slices.Clone(m.s.settings.Join)
+	for n := range m.s.store.View().Nodes() {
+		if n.GetId() != m.self.GetId() && n.GetControlAddress() != "" {
+			addresses = append(addresses, n.GetControlAddress())
+		}
+	}
+	slices.Sort(addresses)
+	return slices.Compact(addresses)
+}
+
+// leaderOf is the address of the newest leader that an answer names.
+func leaderOf(answers []answer) (address string) {
+	var term uint64
+	for _, a := range answers {
+		if a.GetLeaderAddress() != "" && a.GetTerm() >= term {
+			address, term = a.GetLeaderAddress(), a.GetTerm()
+		}
+	}
+	return address
+}
+
+// named returns the founders of a cluster, if this node is one of them.
+func (m *membership) named(answers []answer) []*pb.Node {
+	for _, a := range answers {
+		if slices.ContainsFunc(a.GetFounders(), func(n *pb.Node) bool {
+			return n.GetId() == m.self.GetId() && n.GetStoreId() == m.self.GetStoreId()
+		}) {
+			return a.GetFounders()
+		}
+	}
+	return nil
+}
+
+// form starts a cluster if it is this node's part and there are enough nodes. It comes after a
+// restart too, if the node had written down the founders and no more.
+func (m *membership) form(answers []answer) error {
+	first := slices.Min(m.s.settings.Join)
+	if !slices.ContainsFunc(answers, func(a answer) bool { return a.address == first && a.GetInstance() == m.instance }) {
+		return nil
+	}
+	nodes := map[string]*pb.Node{}
+	for _, a := range answers {
+		id := a.GetNode().GetId()
+		if known := nodes[id]; known != nil && known.GetStoreId() != a.GetNode().GetStoreId() {
+			return fmt.Errorf("two nodes have the id %q; every node needs one of its own", id)
+		}
+		if a.GetMember() {
+			return nil // There is a cluster; its leader will be found.
+		}
+		nodes[id] = a.GetNode()
+	}
+	founders := m.identity.founders()
+	if founders == nil {
+		if len(nodes) < m.s.settings.BootstrapExpect {
+			return fmt.Errorf("%d of %d nodes are there to form a cluster", len(nodes), m.s.settings.BootstrapExpect)
+		}
+		for _, n := range nodes {
+			founders = append(founders, n)
+		}
+		slices.SortFunc(founders, func(a, b *pb.Node) int { return strings.Compare(a.GetId(), b.GetId()) })
+		if err := m.identity.setFounders(founders); err != nil {
+			return err
+		}
+	}
+	return m.found(founders)
+}
+
+func (m *membership) found(founders []*pb.Node) error {
+	var peers []consensus.Server
+	for _, n := range founders {
+		peers = append(peers, consensus.Server{ID: n.GetId(), Address: n.GetRaftAddress()})
+	}
+	m.s.settings.Logger.Info("forming a cluster", "nodes", len(peers))
+	return m.s.node.Found(peers)
+}
+
+// openElection begins the first election once all founders are ready for it, instead of waiting for a
+// leader that cannot be there yet. The node that formed the cluster does it, once.
+func (m *membership) openElection(answers []answer) {
+	founders := m.identity.founders()
+	if m.opened || founders == nil || m.s.node.Term() > 1 {
+		return
+	}
+	for _, f := range founders {
+		if !slices.ContainsFunc(answers, func(a answer) bool { return a.GetNode().GetId() == f.GetId() && a.GetMember() }) {
+			return
+		}
+	}
+	m.opened = true
+	m.s.node.CallElection()
+}
+
+// complain logs an error that is not the last one again.
+func (m *membership) complain(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if text := err.Error(); text != m.complaint {
+		m.complaint = text
+		m.s.settings.Logger.Warn("not a member of the cluster yet", "node", m.self.GetId(), "error", err)
+	}
+}
+
+// lead is a leader's part: it enters itself and looks after the others until stop is called.
+func (m *membership) lead(ctx context.Context) (stop func()) {
+	if m.self.GetControlAddress() == "" {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		for m.enter(ctx, m.self) != nil {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(searchEvery):
+			}
+		}
+		pilot := m.s.node.StartPilot(ctx, consensus.PilotSettings{
+			Stable: m.s.settings.StableAfter, DeadAfter: m.s.settings.DeadAfter, MinVoters: max(3, m.s.settings.BootstrapExpect),
+			Ask: m.vitals,
+			Removed: func(id string) {
+				if err := m.record(ctx, &pb.NodeCommand{Node: &pb.Node{Id: id}, Removed: true}); err != nil {
+					m.s.settings.Logger.Warn("a removed node is still in the table", "node", id, "error", err)
+				}
+			},
+		})
+		m.pilot.Store(pilot)
+		<-ctx.Done()
+		m.pilot.Store(nil)
+		pilot.Stop()
+	})
+	return func() {
+		cancel()
+		done.Wait()
+	}
+}
+
+// enter makes a node a member as it is now.
+func (m *membership) enter(ctx context.Context, node *pb.Node) error {
+	m.changing.Lock()
+	defer m.changing.Unlock()
+	known := m.s.store.View().Node(node.GetId())
+	member, isMember := m.s.node.Member(node.GetId())
+	if known.GetStoreId() != "" && known.GetStoreId() != node.GetStoreId() && isMember && member.Voter {
+		// Its log is gone, and with it the votes that it gave: it starts over without one.
+		m.s.settings.Logger.Warn("a node came back without its log; it has no vote until it has caught up", "node", node.GetId())
+		if err := m.s.node.Demote(node.GetId()); err != nil {
+			return err
+		}
+	}
+	// A leader without a port for peers is alone and stays what it is.
+	if node.GetRaftAddress() != "" && (!isMember || member.Address != node.GetRaftAddress()) {
+		if err := m.s.node.Add(node.GetId(), node.GetRaftAddress()); err != nil {
+			return err
+		}
+	}
+	if proto.Equal(known, node) {
+		return nil
+	}
+	return m.record(ctx, &pb.NodeCommand{Node: node})
+}
+
+// record writes a change of the table of nodes to the log.
+func (m *membership) record(ctx context.Context, c *pb.NodeCommand) error {
+	data, err := proto.Marshal(&pb.Entry{
+		ProposedUnixMs: time.Now().UnixMilli(),
+		Commands:       []*pb.Command{{Command: &pb.Command_Node{Node: c}}},
+	})
+	if err != nil {
+		return fmt.Errorf("encode a log entry: %w", err)
+	}
+	proposal, err := m.s.node.Propose(ctx, data)
+	if err != nil {
+		return err
+	}
+	_, err = proposal.Wait()
+	return err
+}
+
+// vitals asks members how they are.
+func (m *membership) vitals(ctx context.Context, members []consensus.Member) map[string]consensus.Vitals {
+	out := map[string]consensus.Vitals{}
+	for id, a := range m.describe(ctx, members) {
+		out[id] = consensus.Vitals{
+			LastContact: time.Duration(a.GetLastContactMs()) * time.Millisecond,
+			LastTerm:    a.GetLastTerm(), LastIndex: a.GetLastIndex(),
+		}
+	}
+	return out
+}
+
+// describe asks members who they are. Those that do not answer, or whose address another node has
+// now, are missing.
+func (m *membership) describe(ctx context.Context, members []consensus.Member) map[string]*pb.DescribeResponse {
+	view := m.s.store.View()
+	var addresses []string
+	for _, member := range members {
+		if a := view.Node(member.ID).GetControlAddress(); a != "" {
+			addresses = append(addresses, a)
+		}
+	}
+	out := map[string]*pb.DescribeResponse{}
+	for _, a := range m.ask(ctx, addresses) {
+		if view.Node(a.GetNode().GetId()).GetControlAddress() == a.address {
+			out[a.GetNode().GetId()] = a.DescribeResponse
+		}
+	}
+	return out
+}
+
+// ask calls Describe at all addresses at once and returns the answers in their order.
+func (m *membership) ask(ctx context.Context, addresses []string) []answer {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	responses := make([]*pb.DescribeResponse, len(addresses))
+	var asked sync.WaitGroup
+	for i, address := range addresses {
+		asked.Go(func() {
+			// A node that does not answer is simply not there.
+			_ = m.call(address, func(c pb.ClusterClient) (err error) {
+				responses[i], err = c.Describe(ctx, &pb.DescribeRequest{})
+				return err
+			})
+		})
+	}
+	asked.Wait()
+	var out []answer
+	for i, r := range responses {
+		if r.GetNode().GetId() != "" {
+			out = append(out, answer{addresses[i], r})
+		}
+	}
+	return out
+}
+
+// call uses the connection to an address. After an error the next call dials anew, so that the kept
+// connections are those of nodes that answer.
+func (m *membership) call(address string, f func(pb.ClusterClient) error) error {
+	m.mu.Lock()
+	conn := m.conns[address]
+	if conn == nil {
+		cc, closeConn, err := m.s.settings.DialNode(address)
+		if err != nil {
+			m.mu.Unlock()
+			return fmt.Errorf("dial %s: %w", address, err)
+		}
+		conn = &nodeConn{client: pb.NewClusterClient(cc), close: closeConn}
+		m.conns[address] = conn
+	}
+	m.mu.Unlock()
+	err := f(conn.client)
+	if err != nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.conns[address] == conn {
+			delete(m.conns, address)
+			_ = conn.close() // It is of no use any more.
+		}
+	}
+	return err
+}
+
+func (m *membership) hangUp() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for address, conn := range m.conns {
+		delete(m.conns, address)
+		_ = conn.close() // Nothing is left to be said on it.
+	}
+}
+
+// controlAddress is where a node's gRPC services are reached; empty if that is not known.
+func (m *membership) controlAddress(id string) string {
+	if id == m.self.GetId() {
+		return m.self.GetControlAddress()
+	}
+	if n := m.s.store.View().Node(id); n.GetControlAddress() != "" {
+		return n.GetControlAddress()
+	}
+	for _, p := range m.s.settings.Peers {
+		if p.ID == id {
+			return p.Control
+		}
+	}
+	return ""
+}
+
+// RegisterCluster serves the Cluster service on a gRPC server.
+func (s *Scheduler) RegisterCluster(r grpc.ServiceRegistrar) { pb.RegisterClusterServer(r, s.members) }
+
+// StepDown hands leadership over, if this node leads and another one can. It returns once the next
+// leader is known.
+func (s *Scheduler) StepDown(ctx context.Context) error {
+	if !s.node.Leads() || !slices.ContainsFunc(s.node.Members(), func(m consensus.Member) bool {
+		return m.Voter && m.ID != s.settings.NodeID
+	}) {
+		return nil
+	}
+	_, err := s.node.Transfer(ctx, "")
+	return err
+}
