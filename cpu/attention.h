@@ -10,17 +10,23 @@ enum { tile_tokens = 16, span_tokens = 64, most_queries = 6 };
 INLINE const uint8_t *cache_tile(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t at, int kv, int32_t head) {
 	const qc_cache *c = &e->cache;
 	const int32_t page = table[at / c->block_tokens], in = at % c->block_tokens;
-	const int64_t i = page * c->page + (((int64_t)ph->layer * 2 + kv) * c->kv_heads + head) * c->head + (int64_t)(in / tile_tokens) * tile_tokens * ph->head_dim;
-	return c->data + i * (c->f16 ? 2 : 4);
+	return c->data + page * c->page + (((int64_t)ph->layer * 2 + kv) * c->kv_heads + head) * c->head + in / tile_tokens * c->tile;
 }
 
-INLINE v16 cache_load(const uint8_t *p, int64_t i, const int f16) {
-	return f16 ? v_load_f16((const uint16_t *)p + i) : v_load((const float *)p + i);
+// element_bytes is the size of a number in a cache of type.
+INLINE int element_bytes(const int type) { return type == QC_CACHE_I8 ? 1 : type == QC_CACHE_F16 ? 2 : 4; }
+
+// cache_load reads n numbers from number i of a tile on; those of QC_CACHE_I8 without their scale.
+INLINE v16 cache_load(const uint8_t *p, int64_t i, const int n, const int type) {
+	if (type == QC_CACHE_I8)
+		return n == 16 ? v_load_i8((const int8_t *)p + i) : v_load_i8_n((const int8_t *)p + i, n);
+	if (type == QC_CACHE_F16)
+		return n == 16 ? v_load_f16((const uint16_t *)p + i) : v_load_f16_n((const uint16_t *)p + i, n);
+	return n == 16 ? v_load((const float *)p + i) : v_load_n((const float *)p + i, n);
 }
 
-INLINE v16 cache_load_n(const uint8_t *p, int64_t i, int n, const int f16) {
-	return f16 ? v_load_f16_n((const uint16_t *)p + i, n) : v_load_n((const float *)p + i, n);
-}
+// tile_scales are the scales of the tokens of a tile of QC_CACHE_I8.
+INLINE v16 tile_scales(const uint8_t *tile, int d) { return v_load_f16((const uint16_t *)(tile + tile_tokens * d)); }
 
 // The memory that attending takes for head dimension d, which is rounded up to lanes.
 typedef struct {
@@ -42,57 +48,66 @@ static desk desk_at(uint8_t *mem, int d) {
 
 // score sets weight[q][token] = query q · key, for tiles tiles of keys, and asks for the values, which
 // lie where nothing that fetches ahead in hardware expects them.
-SPECIAL void score(float *weight, const float *query, const uint8_t *const *keys, const uint8_t *const *values, int d, const int n, const int tiles, const int f16) {
+SPECIAL void score(float *weight, const float *query, const uint8_t *const *keys, const uint8_t *const *values, int d, const int n, const int tiles, const int type) {
 	v16 sum[4][most_queries];
 	UNROLL for (int t = 0; t < tiles; t++)
 		UNROLL for (int q = 0; q < n; q++)
 			sum[t][q] = v_zero();
 	for (int i = 0; i < d; i++, query += n)
 		UNROLL for (int t = 0; t < tiles; t++) {
-			const v16 key = cache_load(keys[t], (int64_t)i * tile_tokens, f16);
-			if (n <= 4 && (!f16 || i % 2 == 0))
-				__builtin_prefetch(values[t] + i * (f16 ? 32 : 64));
+			const v16 key = cache_load(keys[t], (int64_t)i * tile_tokens, 16, type);
+			if (n <= 4 && i % (4 / element_bytes(type)) == 0)
+				__builtin_prefetch(values[t] + i * tile_tokens * element_bytes(type));
 			UNROLL for (int q = 0; q < n; q++)
 				sum[t][q] = v_fma(v_set(query[q]), key, sum[t][q]);
 		}
 	UNROLL for (int t = 0; t < tiles; t++)
 		UNROLL for (int q = 0; q < n; q++)
-			v_store(weight + q * span_tokens + t * tile_tokens, sum[t][q]);
+			v_store(weight + q * span_tokens + t * tile_tokens, type == QC_CACHE_I8 ? v_mul(sum[t][q], tile_scales(keys[t], d)) : sum[t][q]);
 }
 
-// gather adds weight·value to vectors vectors of the outputs from column at. All queries see the
-// first common tokens; query q sees seen[q].
-SPECIAL void gather(float *value, const float *weight, const uint8_t *const *values, int d, int at, int common, const int *seen, const float *alpha,
-	const int n, const int vectors, const int lanes, const int f16) {
+// gather_own adds weight·value of tokens from to to to the outputs of one query.
+SPECIAL void gather_own(v16 *sum, const float *weight, const uint8_t *const *values, int d, int at, int from, int to, const int vectors, const int lanes, const int type) {
+	for (int t = from; t < to; t++)
+		UNROLL for (int i = 0; i < vectors; i++) {
+			const v16 v = cache_load(values[t / tile_tokens], (int64_t)(t % tile_tokens) * d + at + 16 * i, lanes, type);
+			sum[i] = v_fma(v_set(weight[t]), v, sum[i]);
+		}
+}
+
+// gather adds weight·value to vectors vectors of the outputs from column at. Query q sees the tokens
+// from hidden[q] to seen[q] of the span; all see those from lead to common, if lead < common.
+SPECIAL void gather(float *value, const float *weight, const uint8_t *const *values, int d, int at, int lead, int common, const int *hidden, const int *seen, const float *alpha,
+	const int n, const int vectors, const int lanes, const int type) {
 	v16 sum[most_queries][4];
 	UNROLL for (int q = 0; q < n; q++)
 		UNROLL for (int i = 0; i < vectors; i++)
 			sum[q][i] = v_mul(v_load(value + q * padded(d) + at + 16 * i), v_set(alpha[q]));
-	int t = 0;
+	if (lead > 0)
+		UNROLL for (int q = 0; q < n; q++)
+			gather_own(sum[q], weight + q * span_tokens, values, d, at, hidden[q], lead < seen[q] ? lead : seen[q], vectors, lanes, type);
+	int t = lead;
 	for (; t < common; t++) {
 		const int64_t from = (int64_t)(t % tile_tokens) * d + at;
 		UNROLL for (int i = 0; i < vectors; i++) {
-			const v16 v = lanes == 16 ? cache_load(values[t / tile_tokens], from + 16 * i, f16) : cache_load_n(values[t / tile_tokens], from, lanes, f16);
+			const v16 v = cache_load(values[t / tile_tokens], from + 16 * i, lanes, type);
 			UNROLL for (int q = 0; q < n; q++)
 				sum[q][i] = v_fma(v_set(weight[q * span_tokens + t]), v, sum[q][i]);
 		}
 	}
 	UNROLL for (int q = 0; q < n; q++)
-		for (int u = t; u < seen[q]; u++)
-			UNROLL for (int i = 0; i < vectors; i++) {
-				const int64_t from = (int64_t)(u % tile_tokens) * d + at + 16 * i;
-				const v16 v = lanes == 16 ? cache_load(values[u / tile_tokens], from, f16) : cache_load_n(values[u / tile_tokens], from, lanes, f16);
-				sum[q][i] = v_fma(v_set(weight[q * span_tokens + u]), v, sum[q][i]);
-			}
+		gather_own(sum[q], weight + q * span_tokens, values, d, at, t, seen[q], vectors, lanes, type);
 	UNROLL for (int q = 0; q < n; q++)
 		UNROLL for (int i = 0; i < vectors; i++)
 			v_store(value + q * padded(d) + at + 16 * i, sum[q][i]);
 }
 
-// attend computes n queries of one KV head at the positions at, which do not fall.
-SPECIAL void attend(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t head, const int32_t *at, float *const *out, const desk *k, const int n, const int f16) {
+// attend computes n queries of one KV head at the positions at, which do not fall. Tiles that lie
+// behind the window of all of them are not touched, nor are their entries of the table.
+SPECIAL void attend(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t head, const int32_t *at, float *const *out, const desk *k, const int n, const int type) {
 	const int d = ph->head_dim;
 	const int together = QC_ACCUMULATORS / n >= 4 ? 4 : QC_ACCUMULATORS / n >= 2 ? 2 : 1;
+	const int32_t window = ph->window, begin = window > 0 && at[0] >= window ? at[0] - window + 1 : 0;
 	v16 total[most_queries];
 	float top[most_queries];
 	UNROLL for (int q = 0; q < n; q++) {
@@ -100,11 +115,12 @@ SPECIAL void attend(const qc_exec *e, const qc_phase *ph, const int32_t *table, 
 		top[q] = -__builtin_inff();
 	}
 	memset(k->value, 0, sizeof(float) * (size_t)(n * padded(d)));
-	for (int32_t span = 0; span <= at[n - 1]; span += span_tokens) {
+	for (int32_t span = begin / span_tokens * span_tokens; span <= at[n - 1]; span += span_tokens) {
 		const int32_t most = at[n - 1] + 1 - span < span_tokens ? at[n - 1] + 1 - span : span_tokens;
 		const int tiles = (most + tile_tokens - 1) / tile_tokens;
+		const int first = span < begin ? (begin - span) / tile_tokens : 0;
 		const uint8_t *keys[4], *values[4];
-		for (int t = 0; t < tiles; t++) {
+		for (int t = first; t < tiles; t++) {
 			keys[t] = cache_tile(e, ph, table, span + t * tile_tokens, 0, head);
 			values[t] = cache_tile(e, ph, table, span + t * tile_tokens, 1, head);
 		}
@@ -112,29 +128,39 @@ SPECIAL void attend(const qc_exec *e, const qc_phase *ph, const int32_t *table, 
 		if (n <= 4)
 			for (int32_t next = span + span_tokens; next <= at[n - 1] && next < span + 2 * span_tokens; next += tile_tokens) {
 				const uint8_t *key = cache_tile(e, ph, table, next, 0, head);
-				for (int i = 0; i < d * tile_tokens * (f16 ? 2 : 4); i += 64)
+				for (int i = 0; i < d * tile_tokens * element_bytes(type); i += 64)
 					__builtin_prefetch(key + i);
 			}
-		int t = 0;
+		int t = first;
 		for (; t + together <= tiles; t += together)
-			score(k->weight + t * tile_tokens, k->query, keys + t, values + t, d, n, together, f16);
+			score(k->weight + t * tile_tokens, k->query, keys + t, values + t, d, n, together, type);
 		for (; t < tiles; t++)
-			score(k->weight + t * tile_tokens, k->query, keys + t, values + t, d, n, 1, f16);
+			score(k->weight + t * tile_tokens, k->query, keys + t, values + t, d, n, 1, type);
 
-		int seen[most_queries], common = span_tokens;
+		int hidden[most_queries], seen[most_queries], lead = 0, common = span_tokens;
 		float alpha[most_queries];
 		UNROLL for (int q = 0; q < n; q++) {
 			float *weight = k->weight + q * span_tokens;
 			const int32_t sees = at[q] + 1 - span;
+			const int32_t hides = window > 0 ? sees - window : 0;
 			seen[q] = sees < 0 ? 0 : sees < span_tokens ? sees : span_tokens;
+			hidden[q] = hides < 0 ? 0 : hides < span_tokens ? hides : span_tokens;
 			common = seen[q] < common ? seen[q] : common;
+			lead = hidden[q];
 			alpha[q] = 1;
+			if (hidden[q] >= seen[q])
+				continue;
+			const int from = hidden[q] / tile_tokens, skip = hidden[q] % tile_tokens;
 			const int full = seen[q] / tile_tokens, rest = seen[q] % tile_tokens;
 			v16 most_of = v_set(top[q]);
-			for (int i = 0; i < full; i++)
-				most_of = v_max(most_of, v_load(weight + i * tile_tokens));
-			if (rest)
-				most_of = v_max(most_of, v_first(rest, v_load(weight + full * tile_tokens), v_set(top[q])));
+			for (int i = from; i < full + (rest > 0); i++) {
+				v16 s = v_load(weight + i * tile_tokens);
+				if (i == full)
+					s = v_first(rest, s, v_set(top[q]));
+				if (i == from && skip)
+					s = v_first(skip, v_set(top[q]), s);
+				most_of = v_max(most_of, s);
+			}
 			const float next = v_top(most_of);
 			if (next > top[q]) {
 				float a[16];
@@ -143,21 +169,24 @@ SPECIAL void attend(const qc_exec *e, const qc_phase *ph, const int32_t *table, 
 				total[q] = v_mul(total[q], v_set(alpha[q]));
 				top[q] = next;
 			}
-			for (int i = 0; i < full + (rest > 0); i++) {
+			for (int i = from; i < full + (rest > 0); i++) {
 				v16 w = v_exp(v_sub(v_load(weight + i * tile_tokens), v_set(top[q])));
 				if (i == full)
 					w = v_first(rest, w, v_zero());
+				if (i == from && skip)
+					w = v_first(skip, v_zero(), w);
 				total[q] = v_add(total[q], w);
-				v_store(weight + i * tile_tokens, w);
+				v_store(weight + i * tile_tokens, type == QC_CACHE_I8 ? v_mul(w, tile_scales(values[i], d)) : w);
 			}
 		}
+		common = common > lead ? common : lead;
 		int c = 0;
 		for (; c + 16 * together <= d; c += 16 * together)
-			gather(k->value, k->weight, values, d, c, common, seen, alpha, n, together, 16, f16);
+			gather(k->value, k->weight, values, d, c, lead, common, hidden, seen, alpha, n, together, 16, type);
 		for (; c + 16 <= d; c += 16)
-			gather(k->value, k->weight, values, d, c, common, seen, alpha, n, 1, 16, f16);
+			gather(k->value, k->weight, values, d, c, lead, common, hidden, seen, alpha, n, 1, 16, type);
 		if (c < d)
-			gather(k->value, k->weight, values, d, c, common, seen, alpha, n, 1, d - c, f16);
+			gather(k->value, k->weight, values, d, c, lead, common, hidden, seen, alpha, n, 1, d - c, type);
 	}
 	UNROLL for (int q = 0; q < n; q++) {
 		const v16 inverse = v_set(1 / v_tree(total[q]));
@@ -170,10 +199,16 @@ SPECIAL void attend(const qc_exec *e, const qc_phase *ph, const int32_t *table, 
 
 #define ATTEND(n) \
 	static void attend_##n(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t head, const int32_t *at, float *const *out, const desk *k) { \
-		if (e->cache.f16) \
-			attend(e, ph, table, head, at, out, k, n, 1); \
-		else \
-			attend(e, ph, table, head, at, out, k, n, 0); \
+		switch (e->cache.kind) { \
+		case QC_CACHE_I8: \
+			attend(e, ph, table, head, at, out, k, n, QC_CACHE_I8); \
+			break; \
+		case QC_CACHE_F16: \
+			attend(e, ph, table, head, at, out, k, n, QC_CACHE_F16); \
+			break; \
+		default: \
+			attend(e, ph, table, head, at, out, k, n, QC_CACHE_F32); \
+		} \
 	}
 ATTEND(1) ATTEND(2) ATTEND(3) ATTEND(4) ATTEND(6)
 
@@ -207,8 +242,10 @@ static void attend_crowd(const qc_exec *e, const qc_phase *ph, const qc_seq *seq
 	c->count = 0;
 }
 
-// What a query costs, in tokens: its context and what does not depend on it.
-INLINE int64_t query_cost(int32_t position) { return position + 64; }
+// What a query costs, in tokens: those it sees and what does not depend on them.
+INLINE int64_t query_cost(const qc_phase *ph, int32_t position) {
+	return (ph->window > 0 && position >= ph->window ? ph->window : position) + 64;
+}
 
 // attend_part computes the queries whose costs, all being lined up by sequence, KV head, row and
 // head, begin in parts from to to of parts. Heads that read the same keys stay together, unless that
@@ -219,14 +256,14 @@ static void attend_part(const qc_exec *e, const qc_phase *ph, int thread, int ap
 	const desk k = desk_at(e->scratch + thread * e->scratch_bytes, ph->head_dim);
 	int64_t total = 0;
 	for (int32_t r = 0; r < e->rows; r++)
-		total += query_cost(e->positions[r]) * ph->heads;
+		total += query_cost(ph, e->positions[r]) * ph->heads;
 	const int64_t from = share(total, from_part, parts), to = share(total, to_part, parts);
 	int64_t cost = 0;
 	for (const qc_seq *seq = e->seq; seq < e->seq + e->seqs && cost < to; seq++) {
 		for (int32_t kv = 0; kv < ph->kv_heads; kv++) {
 			crowd c = {.count = 0};
 			for (int32_t r = seq->row; r < seq->row + seq->rows; r++) {
-				const int64_t each = query_cost(e->positions[r]);
+				const int64_t each = query_cost(ph, e->positions[r]);
 				const int64_t begin = cost;
 				for (int h = 0; h < per_kv; h++, cost += each) {
 					const int64_t at = apart ? cost : begin;
@@ -246,6 +283,26 @@ static void attend_part(const qc_exec *e, const qc_phase *ph, int thread, int ap
 	}
 }
 
+// store_bytes writes d numbers of token lane into a tile of QC_CACHE_I8: number i at i·step + lane·stride.
+static void store_bytes(uint8_t *tile, const float *x, int d, int32_t lane, int step, int stride) {
+	v16 most = v_zero();
+	for (int i = 0; i < d; i += 16)
+		most = v_max(most, v_abs(v_load_n(x + i, d - i < 16 ? d - i : 16)));
+	uint16_t half[16];
+	v_store_f16(half, v_set(v_top(most) / 127));
+	memcpy(tile + tile_tokens * d + lane * (int)sizeof *half, half, sizeof *half);
+	float scale[16];
+	v_store(scale, v_load_f16(half));
+	const v16 inverse = v_set(scale[0] > 0 ? 1 / scale[0] : 0);
+	for (int i = 0; i < d; i += 16) {
+		const int lanes = d - i < 16 ? d - i : 16;
+		int8_t q[16];
+		v_bytes(q, v_min(v_max(v_mul(v_load_n(x + i, lanes), inverse), v_set(-127)), v_set(127)));
+		for (int l = 0; l < lanes; l++)
+			((int8_t *)tile)[(i + l) * step + lane * stride] = q[l];
+	}
+}
+
 // store_kv writes K and V of one row and KV head, K rotated if the phase says so.
 static void store_kv(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t row, int32_t head, float *t) {
 	const qc_buffer *src = &e->buffer[ph->src];
@@ -257,10 +314,15 @@ static void store_kv(const qc_exec *e, const qc_phase *ph, const int32_t *table,
 		rope_head(t, key, ph->table + (int64_t)at * d, d, ph->half_pairs);
 		key = t;
 	}
-	if (!e->cache.f16) {
+	switch (e->cache.kind) {
+	case QC_CACHE_F32:
 		for (int i = 0; i < d; i++)
 			((float *)keys)[i * tile_tokens + lane] = key[i];
 		memcpy((float *)values + (int64_t)lane * d, value, sizeof(float) * (size_t)d);
+		return;
+	case QC_CACHE_I8:
+		store_bytes(keys, key, d, lane, tile_tokens, 1);
+		store_bytes(values, value, d, lane, 1, d);
 		return;
 	}
 	for (int i = 0; i < d; i += 16) {

@@ -78,7 +78,11 @@ func (p *plan) checkSeq(b *device.Batch, kv device.KVLayout, i int, next int32) 
 	if s.Table < 0 || int(s.Table)+blocks > len(b.Tables) {
 		return fmt.Errorf("cpu: batch: sequence %d needs %d pages from entry %d of %d", i, blocks, s.Table, len(b.Tables))
 	}
-	for _, page := range b.Tables[s.Table:][:blocks] {
+	behind := 0 // pages that no row sees
+	if p.window > 0 {
+		behind = int(max(0, first-p.window+1)) / kv.BlockTokens
+	}
+	for _, page := range b.Tables[s.Table:][behind:blocks] {
 		if !pageOf(kv, page) {
 			return fmt.Errorf("cpu: batch: sequence %d has page %d of %d", i, page, kv.Pages)
 		}

@@ -38,16 +38,63 @@ func BenchmarkSample(b *testing.B) {
 	}
 }
 
-// BenchmarkStep runs steps of a model of SmolLM2-135M's shape with random weights, on every path:
-// one new token for each of 1, 4 and 16 sequences of 192 tokens, and prompts of 128 and 512 tokens.
-func BenchmarkStep(b *testing.B) {
+// benchModel is of SmolLM2-135M's shape and types, with random weights.
+func benchModel() *testModel {
 	types := []device.Type{device.Q8_0} // the embedding; then
-	m := newTestModel(1, testModel{layers: 30, hidden: 576, ffn: 1536, heads: 9, kvHeads: 3, headDim: 64, vocab: 49152, positions: 2048, tied: true, eps: 1e-5},
+	return newTestModel(1, testModel{layers: 30, hidden: 576, ffn: 1536, heads: 9, kvHeads: 3, headDim: 64, vocab: 49152, positions: 2048, tied: true, eps: 1e-5},
 		func() device.Type {
 			t := types[0]
 			types[0] = device.Q4_1
 			return t
 		})
+}
+
+// BenchmarkDecodeKV is one new token for each of 16 sequences of 192 and 1,024 tokens, over a cache of
+// each type, on the best path.
+func BenchmarkDecodeKV(b *testing.B) {
+	m := benchModel()
+	d := openPathFor(b, Options{})
+	defer d.Close()
+	p := m.program(b, d)
+	for _, context := range []int{192, 1024} {
+		for _, kv := range []device.Type{device.F16, device.I8} {
+			b.Run(fmt.Sprintf("context=%d/kv=%s", context, kv), func(b *testing.B) {
+				pages, err := d.NewPages(m.kv(context, 16, kv))
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer pages.Close()
+				r, err := d.Compile(p, pages, device.Limits{Rows: 16, Sequences: 16, Samples: 16, Depth: 1})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer r.Close()
+				tokens, tables := make([]int32, 16), make([][]int32, 16)
+				for i := range tables {
+					for page := range context / 16 {
+						tables[i] = append(tables[i], int32(i*context/16+page))
+					}
+				}
+				batch := decode(tokens, context-1, tables...)
+				var res device.Result
+				for b.Loop() {
+					if err := r.Submit(batch); err != nil {
+						b.Fatal(err)
+					}
+					if err := r.Wait(&res); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(16*float64(b.N)/b.Elapsed().Seconds(), "tok/s")
+			})
+		}
+	}
+}
+
+// BenchmarkStep runs steps of a model of SmolLM2-135M's shape with random weights, on every path:
+// one new token for each of 1, 4 and 16 sequences of 192 tokens, and prompts of 128 and 512 tokens.
+func BenchmarkStep(b *testing.B) {
+	m := benchModel()
 	for _, path := range Paths() {
 		d := openPathFor(b, Options{Path: path})
 		p := m.program(b, d)

@@ -124,8 +124,8 @@ func (d *Device) Close() error {
 // NewPages allocates a paged cache. Its memory is touched only as pages are written.
 func (d *Device) NewPages(l device.KVLayout) (device.Pages, error) {
 	switch {
-	case l.Type != device.F32 && l.Type != device.F16:
-		return nil, fmt.Errorf("cpu: KV type %s, want F32 or F16: %w", l.Type, device.ErrUnsupported)
+	case l.Type != device.F32 && l.Type != device.F16 && l.Type != device.I8:
+		return nil, fmt.Errorf("cpu: KV type %s, want F32, F16 or I8: %w", l.Type, device.ErrUnsupported)
 	case l.BlockTokens < tileTokens || l.BlockTokens%tileTokens != 0 || l.BlockTokens > 1<<16:
 		return nil, fmt.Errorf("cpu: block tokens must be a multiple of %d up to %d, have %d", tileTokens, 1<<16, l.BlockTokens)
 	case l.Pages < 1 || l.Layers < 1 || l.KVHeads < 1 || l.HeadDim < 1:

@@ -73,21 +73,29 @@
 //
 // Attention of one row, one query head, at position p. qs[d] = q[d]·scale. Start with m = -∞, lane
 // l[0:16] = 0, o[0:headDim] = 0. Tokens come in tiles of 16 and spans of 64 (4 tiles), both counted
-// from position 0 of the sequence. For each span that has a token at or before p:
+// from position 0 of the sequence. The row sees the tokens t ≤ p, with a window of W those with t > p-W
+// only. For each span that has a token it sees, and t over these:
 //
-//	s[t]  = 0; s[t] = fma(qs[d], K[t][d], s[t]) for d in order     for each t ≤ p of the span
+//	s[t]  = 0; s[t] = fma(qs[d], K[t][d], s[t]) for d in order
+//	s[t]  = s[t]·sk[t]                                             if the cache is of I8
 //	m'    = max(m, max s[t]); alpha = exp(m - m'); m = m'
 //	l[i]  = l[i]·alpha for each lane; o[d] = o[d]·alpha for each d
 //	w[t]  = exp(s[t] - m); l[t mod 16] += w[t], t in order
+//	w[t]  = w[t]·sv[t]                                             if the cache is of I8
 //	o[d]  = fma(w[t], V[t][d], o[d]), t in order
 //
 // and at the end dst[d] = o[d]·(1/Tree16(l)). Because exp(0) = 1, the scaling by alpha may be left
-// out where m did not grow; and a tile without a token at or before p is never touched.
+// out where m did not grow; and a tile without a token that the row sees is never touched.
 //
 // The KV cache holds K and V rounded to nearest even if its type is F16, and attention reads them
 // back exactly. Its layout is [page][layer][K|V][kv head][tile of 16 tokens], where a tile of K is
 // [headDim][16 tokens] and a tile of V is [16 tokens][headDim]: scores have tokens for lanes, sums
 // over V have dimensions.
+//
+// If its type is I8, each token's K, and its V, of each head is rounded alone, so that a token's bits
+// do not depend on its neighbours: s = amax/127 rounded to binary16; q = x·(1/s), limited to ±127,
+// rounded to the nearest even integer; q = 0 where s = 0. K and V above are the integers, sk and sv the
+// scales. The 16 scales of a tile, as binary16, follow its 16·headDim bytes.
 //
 // Sampling runs in Go on every path, in binary64 where it sums; see sample.go.
 package cpu

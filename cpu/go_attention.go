@@ -1,8 +1,8 @@
 package cpu
 
 import (
+	"encoding/binary"
 	"math"
-	"unsafe"
 
 	"github.com/quire-serve/quire/device"
 )
@@ -10,45 +10,91 @@ import (
 // spanTokens is the number of tokens after which the softmax is rescaled.
 const spanTokens = 4 * tileTokens
 
-// goCache reads and writes numbers in pages; one of f32 and f16 is set.
+// goCache reads and writes numbers in pages.
 type goCache struct {
 	layout device.KVLayout
-	page   int // elements a page
-	head   int // elements of one head's K, or V, in a page
-	f32    []float32
-	f16    []uint16
+	mem    []byte
+	tile   int // bytes of a tile
+	head   int // bytes of one head's K, or V, in a page
+	page   int // bytes of a page
 }
 
 func newGoCache(l device.KVLayout, mem []byte) *goCache {
-	c := &goCache{layout: l, page: int(l.PageBytes()) / l.Type.BlockBytes(), head: l.BlockTokens * l.HeadDim}
-	at := unsafe.Pointer(unsafe.SliceData(mem))
-	if l.Type == device.F16 {
-		c.f16 = unsafe.Slice((*uint16)(at), len(mem)/2)
-	} else {
-		c.f32 = unsafe.Slice((*float32)(at), len(mem)/4)
-	}
-	return c
+	tile := int(l.HeadBytes()) * tileTokens
+	return &goCache{layout: l, mem: mem, tile: tile, head: l.BlockTokens / tileTokens * tile, page: int(l.PageBytes())}
 }
 
-// tile returns the offset of the tile of K (kv 0) or V (kv 1) that holds position pos.
-func (c *goCache) tile(table []int32, pos, layer, kv, head int) int {
+// goVector is one token's K, or V, of one head: number d is element from + d·step of its tile.
+type goVector struct {
+	kind       device.Type
+	tile       []byte
+	from, step int
+	scale      []byte // F16, of I8
+}
+
+// vector returns the K (kv 0) or V (kv 1) of position pos.
+func (c *goCache) vector(table []int32, pos, layer, kv, head int) goVector {
 	page, in := int(table[pos/c.layout.BlockTokens]), pos%c.layout.BlockTokens
-	return page*c.page + ((layer*2+kv)*c.layout.KVHeads+head)*c.head + in/tileTokens*tileTokens*c.layout.HeadDim
-}
-
-func (c *goCache) at(i int) float32 {
-	if c.f16 != nil {
-		return halfToFloat(c.f16[i])
+	at := page*c.page + ((layer*2+kv)*c.layout.KVHeads+head)*c.head + in/tileTokens*c.tile
+	v := goVector{kind: c.layout.Type, tile: c.mem[at:][:c.tile], from: in % tileTokens, step: tileTokens}
+	if kv == 1 {
+		v.from, v.step = v.from*c.layout.HeadDim, 1
 	}
-	return c.f32[i]
+	if v.kind == device.I8 {
+		v.scale = v.tile[tileTokens*c.layout.HeadDim+2*(in%tileTokens):]
+	}
+	return v
 }
 
-func (c *goCache) set(i int, v float32) {
-	if c.f16 != nil {
-		c.f16[i] = floatToHalf(v)
+// at returns number d, of I8 without its scale.
+func (v *goVector) at(d int) float32 {
+	switch i := v.from + d*v.step; v.kind {
+	case device.I8:
+		return float32(int8(v.tile[i]))
+	case device.F16:
+		return halfToFloat(binary.NativeEndian.Uint16(v.tile[2*i:]))
+	default:
+		return math.Float32frombits(binary.NativeEndian.Uint32(v.tile[4*i:]))
+	}
+}
+
+// times returns x·scale of I8, x of the other types.
+func (v *goVector) times(x float32) float32 {
+	if v.kind == device.I8 {
+		return x * halfToFloat(binary.NativeEndian.Uint16(v.scale))
+	}
+	return x
+}
+
+// store writes x.
+func (v *goVector) store(x []float32) {
+	if v.kind == device.I8 {
+		v.storeBytes(x)
 		return
 	}
-	c.f32[i] = v
+	for d, f := range x {
+		if i := v.from + d*v.step; v.kind == device.F16 {
+			binary.NativeEndian.PutUint16(v.tile[2*i:], floatToHalf(f))
+		} else {
+			binary.NativeEndian.PutUint32(v.tile[4*i:], math.Float32bits(f))
+		}
+	}
+}
+
+func (v *goVector) storeBytes(x []float32) {
+	var most float32
+	for _, f := range x {
+		most = max(most, float32(math.Abs(float64(f))))
+	}
+	half := floatToHalf(most / 127)
+	binary.NativeEndian.PutUint16(v.scale, half)
+	var inverse float32
+	if s := halfToFloat(half); s > 0 {
+		inverse = 1 / s
+	}
+	for d, f := range x {
+		v.tile[v.from+d*v.step] = byte(int8(math.RoundToEven(float64(min(max(f*inverse, -127), 127)))))
+	}
 }
 
 // eachRow calls f for every row and KV head, with the row's page table. Rows of one sequence may
@@ -75,11 +121,9 @@ func (e *goExecutor) storeKV(ph *phase) {
 		row := e.row(ph.src, r)
 		k, v := row[int(ph.kCol)+head*hd:][:hd], row[int(ph.vCol)+head*hd:][:hd]
 		pos := int(e.step.positions[r])
-		kt := e.cache.tile(table, pos, int(ph.layer), 0, head) + pos%tileTokens
-		vt := e.cache.tile(table, pos, int(ph.layer), 1, head) + pos%tileTokens*hd
-		for d := range hd {
-			e.cache.set(kt+d*tileTokens, k[d])
-			e.cache.set(vt+d, v[d])
+		for kv, x := range [][]float32{k, v} {
+			to := e.cache.vector(table, pos, int(ph.layer), kv, head)
+			to.store(x)
 		}
 	})
 }
@@ -123,15 +167,20 @@ func (e *goExecutor) attendHead(out, q []float32, ph *phase, table []int32, kvHe
 	var lanes [16]float32
 	var s [spanTokens]float32
 	top := float32(math.Inf(-1))
-	for span := 0; span <= pos; span += spanTokens {
-		n := min(spanTokens, pos+1-span)
+	begin := 0
+	if w := int(ph.window); w > 0 {
+		begin = max(0, pos-w+1)
+	}
+	for span := begin / spanTokens * spanTokens; span <= pos; span += spanTokens {
+		from, to := max(0, begin-span), min(spanTokens, pos+1-span)
 		next := top
-		for t := range n {
-			k := e.cache.tile(table, span+t, int(ph.layer), 0, kvHead) + t%tileTokens
+		for t := from; t < to; t++ {
+			k := e.cache.vector(table, span+t, int(ph.layer), 0, kvHead)
 			s[t] = 0
 			for d, v := range qs {
-				s[t] = fma32(v, e.cache.at(k+d*tileTokens), s[t])
+				s[t] = fma32(v, k.at(d), s[t])
 			}
+			s[t] = k.times(s[t])
 			next = max(next, s[t])
 		}
 		alpha := exp32(top - next)
@@ -142,12 +191,13 @@ func (e *goExecutor) attendHead(out, q []float32, ph *phase, table []int32, kvHe
 		for d := range out {
 			out[d] = float32(out[d] * alpha)
 		}
-		for t := range n {
+		for t := from; t < to; t++ {
 			w := exp32(s[t] - top)
 			lanes[t%16] += w
-			v := e.cache.tile(table, span+t, int(ph.layer), 1, kvHead) + t%tileTokens*hd
+			v := e.cache.vector(table, span+t, int(ph.layer), 1, kvHead)
+			w = v.times(w)
 			for d := range out {
-				out[d] = fma32(w, e.cache.at(v+d), out[d])
+				out[d] = fma32(w, v.at(d), out[d])
 			}
 		}
 	}

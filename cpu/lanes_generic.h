@@ -137,6 +137,13 @@ INLINE v16 v_load_f16_n(const uint16_t *p, int n) {
 	return r;
 }
 INLINE void v_store_f16(uint16_t *p, v16 a) { LANES p[i] = to_f16(a.l[i]); }
+INLINE v16 v_load_i8_n(const int8_t *p, int n) {
+	v16 r = v_zero();
+	for (int i = 0; i < n; i++)
+		r.l[i] = (float)p[i];
+	return r;
+}
+INLINE v16 v_load_i8(const int8_t *p) { return v_load_i8_n(p, 16); }
 INLINE v16 v_load_bf16(const uint16_t *p) {
 	v16 r;
 	LANES {

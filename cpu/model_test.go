@@ -14,6 +14,8 @@ type testModel struct {
 	layers, hidden, ffn, heads, kvHeads, headDim, vocab, positions int
 	halfPairs, bias, tied                                          bool
 	eps                                                            float32
+	windows                                                        []int // by layer; nil for none
+	byteKV                                                         bool  // naive rounds K and V to bytes
 
 	embed, head, rope, finalNorm device.Tensor
 	layer                        []testLayer
@@ -148,12 +150,19 @@ func (m *testModel) program(t testing.TB, d *Device) *device.Program {
 		b.RoPE(qkv, rope, 0, m.heads, m.headDim, m.halfPairs)
 		b.RoPE(qkv, rope, q, m.kvHeads, m.headDim, m.halfPairs)
 		b.StoreKV(qkv, i, m.kvHeads, m.headDim, q, q+kv)
-		at := b.Attention(qkv, i, m.heads, m.kvHeads, m.headDim, 0, m.scale())
+		at := b.Attention(qkv, i, m.heads, m.kvHeads, m.headDim, 0, m.scale(), m.window(i))
 		b.MatMulAdd(x, at, load("o", l.o))
 		gateUp := b.MatMul(b.RMSNorm(x, load("norm", l.ffnNorm), m.eps), load("gate_up", l.gate, l.up), nil)
 		b.MatMulAdd(x, b.SwiGLU(gateUp), load("down", l.dn))
 	}
 	return b.Build(b.MatMul(b.RMSNorm(b.Gather(x), load("norm", m.finalNorm), m.eps), head, nil))
+}
+
+func (m *testModel) window(layer int) int {
+	if m.windows == nil {
+		return 0
+	}
+	return m.windows[layer]
 }
 
 func (m *testModel) scale() float32 { return float32(1 / math.Sqrt(float64(m.headDim))) }
@@ -212,9 +221,17 @@ func (m *testModel) naive(tokens []int32, quantised bool) [][]float64 {
 			}
 			m.rotate(qs[p], p)
 			m.rotate(ks[p], p)
+			if m.byteKV {
+				m.roundHeads(ks[p])
+				m.roundHeads(vs[p])
+			}
 		}
 		for p := range x {
-			add(x[p], mul(l.o, m.attend(qs[p], ks[:p+1], vs[:p+1])))
+			from := 0
+			if w := m.window(i); w > 0 {
+				from = max(0, p+1-w)
+			}
+			add(x[p], mul(l.o, m.attend(qs[p], ks[from:p+1], vs[from:p+1])))
 			h := norm(l.ffnNorm, x[p])
 			g, u := mul(l.gate, h), mul(l.up, h)
 			for c := range g {
@@ -240,6 +257,21 @@ func (m *testModel) rotate(v []float64, pos int) {
 			}
 			c, s := table[i], table[half+i]
 			v[a], v[b] = v[a]*c-v[b]*s, v[a]*s+v[b]*c
+		}
+	}
+}
+
+// roundHeads rounds each head to multiples of 1/127 of its largest, that being a half.
+func (m *testModel) roundHeads(v []float64) {
+	for at := 0; at < len(v); at += m.headDim {
+		head := v[at : at+m.headDim]
+		top := 0.0
+		for _, a := range head {
+			top = max(top, math.Abs(a))
+		}
+		s := float64(halfToFloat(floatToHalf(float32(top / 127))))
+		for i, a := range head {
+			head[i] = math.RoundToEven(a/s) * s
 		}
 	}
 }

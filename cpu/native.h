@@ -44,7 +44,7 @@ typedef struct {
 	int32_t prepare, gather, accumulate, swiglu_out;
 	float eps, scale;
 	int32_t half_pairs, rope_q, rope_k, store;
-	int32_t layer, heads, kv_heads, head_dim, q_col, k_col, v_col;
+	int32_t layer, heads, kv_heads, head_dim, q_col, k_col, v_col, window;
 	const qc_matrix *matrix;
 	const float *bias, *norm, *table;
 } qc_phase;
@@ -59,11 +59,13 @@ typedef struct {
 	int32_t row, rows, table, context;
 } qc_seq;
 
-// The paged cache: see doc.go for its layout. Sizes are in elements.
+enum { QC_CACHE_F32, QC_CACHE_F16, QC_CACHE_I8 };
+
+// The paged cache: see doc.go for its layout. page, head and tile are in bytes.
 typedef struct {
 	uint8_t *data;
-	int64_t page, head;
-	int32_t block_tokens, kv_heads, f16;
+	int64_t page, head, tile;
+	int32_t block_tokens, kv_heads, kind;
 } qc_cache;
 
 typedef struct qc_pool qc_pool;

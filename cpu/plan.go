@@ -2,6 +2,7 @@ package cpu
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/quire-serve/quire/device"
@@ -33,8 +34,11 @@ type plan struct {
 	// maxPositions bounds positions: the rows of the smallest RoPE table, or 0 without one.
 	maxPositions int32
 	embedRows    int32 // the tokens are below this; 0 without an embedding
-	limits       device.Limits
-	kv           device.KVLayout
+	// window is how many tokens before its own, itself included, the widest attention of a row sees;
+	// 0 is all.
+	window int32
+	limits device.Limits
+	kv     device.KVLayout
 }
 
 type phaseKind int32
@@ -88,6 +92,7 @@ type phase struct {
 	qCol           int32
 	kCol, vCol     int32
 	scale          float32
+	window         int32 // tokens that a row attends to; 0 is all
 }
 
 // compile checks that p can run over pages of the layout kv and fuses its operations into phases.
@@ -112,7 +117,22 @@ func compile(p *device.Program, kv device.KVLayout, limits device.Limits) (*plan
 		i += c.fuse(i)
 	}
 	c.plan.settle()
+	c.plan.window = c.plan.widest()
 	return c.plan, nil
+}
+
+// widest returns the widest window of the attentions, 0 if one has none.
+func (p *plan) widest() (window int32) {
+	for i := range p.phases {
+		switch ph := &p.phases[i]; {
+		case ph.kind != phaseAttention:
+		case ph.window == 0:
+			return 0
+		default:
+			window = max(window, ph.window)
+		}
+	}
+	return window
 }
 
 // settle gives each buffer its home. Layers follow one another in the same few buffers then, which
@@ -224,6 +244,9 @@ func (c *compiler) check(i int) error {
 			return fmt.Errorf("cpu: operation %d: layer %d with %d KV heads of %d does not fit pages of %d layers, %d KV heads of %d",
 				i, op.Layer, op.KVHeads, op.HeadDim, kv.Layers, kv.KVHeads, kv.HeadDim)
 		}
+		if op.Window < 0 || op.Window > math.MaxInt32 {
+			return fmt.Errorf("cpu: operation %d: window %d, want 0 to %d", i, op.Window, math.MaxInt32)
+		}
 	case device.KindSwiGLU, device.KindGather:
 	default:
 		return fmt.Errorf("cpu: operation %d: kind %d: %w", i, op.Kind, device.ErrUnsupported)
@@ -254,7 +277,7 @@ func (c *compiler) fuse(i int) int {
 	case device.KindStoreKV:
 		ph.kind, ph.dst, ph.kCol, ph.vCol = phaseStoreKV, -1, int32(op.Col), int32(op.Col2)
 	case device.KindAttention:
-		ph.kind, ph.qCol = phaseAttention, int32(op.Col)
+		ph.kind, ph.qCol, ph.window = phaseAttention, int32(op.Col), int32(op.Window)
 	case device.KindSwiGLU:
 		ph.kind = phaseSwiGLU
 	case device.KindGather:
@@ -320,7 +343,7 @@ func (c *compiler) fuseAttention(i int) int {
 	c.plan.phases = append(c.plan.phases, phase{kind: phaseAttention, dst: int32(at.Dst), src: int32(buf), w: -1, bias: -1, norm: -1,
 		table: c.weight(q.Table), halfPairs: q.HalfPairs, ropeQ: true, ropeK: true, store: true, layer: int32(at.Layer),
 		heads: int32(at.Heads), kvHeads: int32(at.KVHeads), headDim: int32(at.HeadDim),
-		qCol: int32(at.Col), kCol: int32(st.Col), vCol: int32(st.Col2), scale: at.Scale})
+		qCol: int32(at.Col), kCol: int32(st.Col), vCol: int32(st.Col2), scale: at.Scale, window: int32(at.Window)})
 	return 4
 }
 

@@ -19,6 +19,7 @@ type scenario struct {
 	tokens [][]int32
 	tables [][]int32
 	logits [][][]float32 // by sequence, by position
+	window int           // pages behind it are taken out of the tables; 0 for none
 }
 
 // newScenario gives each sequence pages drawn by rng from a cache full of NaNs.
@@ -71,6 +72,11 @@ func (s *scenario) step(parts ...part) {
 	for _, p := range parts {
 		b.Seqs = append(b.Seqs, device.Seq{Row: int32(len(b.Tokens)), Rows: int32(p.to - p.from), Table: int32(len(b.Tables)), Context: int32(p.to)})
 		b.Tables = append(b.Tables, s.tables[p.seq]...)
+		if s.window > 0 {
+			for i := range max(0, p.from-s.window+1) / s.layout.BlockTokens {
+				b.Tables[len(b.Tables)-len(s.tables[p.seq])+i] = -1
+			}
+		}
 		for pos := p.from; pos < p.to; pos++ {
 			b.Samples = append(b.Samples, device.Sample{Row: int32(len(b.Tokens)), Score: -1, Mask: -1, Logprobs: -1})
 			b.Tokens, b.Positions = append(b.Tokens, s.tokens[p.seq][pos]), append(b.Positions, int32(pos))

@@ -52,6 +52,8 @@ const (
 	Q4_K
 	Q5_K
 	Q6_K
+	// I8 is for KV caches alone: a token's K, or V, of one head are bytes that share a binary16 scale.
+	I8
 )
 
 var types = [...]struct {
@@ -61,13 +63,14 @@ var types = [...]struct {
 	F32: {"F32", 1, 4}, F16: {"F16", 1, 2}, BF16: {"BF16", 1, 2},
 	Q4_0: {"Q4_0", 32, 18}, Q4_1: {"Q4_1", 32, 20}, Q5_0: {"Q5_0", 32, 22}, Q5_1: {"Q5_1", 32, 24}, Q8_0: {"Q8_0", 32, 34},
 	Q2_K: {"Q2_K", 256, 84}, Q3_K: {"Q3_K", 256, 110}, Q4_K: {"Q4_K", 256, 144}, Q5_K: {"Q5_K", 256, 176}, Q6_K: {"Q6_K", 256, 210},
+	I8: {"I8", 1, 1},
 }
 
-// Valid reports whether t is a type of this package.
-func (t Type) Valid() bool { return t >= F32 && int(t) < len(types) }
+// Valid reports whether t is a type of tensors.
+func (t Type) Valid() bool { return t >= F32 && t <= Q6_K }
 
 func (t Type) String() string {
-	if !t.Valid() {
+	if t < F32 || t > I8 {
 		return "unknown"
 	}
 	return types[t].name
@@ -102,12 +105,24 @@ type KVLayout struct {
 	Layers      int
 	KVHeads     int
 	HeadDim     int
-	Type        Type // F32 or F16
+	Type        Type // F32, F16 or I8
+}
+
+// scaleBytes is the size of the scale of a token's K, or V, of one head in a cache of I8.
+const scaleBytes = 2
+
+// HeadBytes is the size of one token's K, or V, of one head.
+func (l KVLayout) HeadBytes() int64 {
+	n := int64(l.HeadDim) * int64(l.Type.BlockBytes())
+	if l.Type == I8 {
+		n += scaleBytes
+	}
+	return n
 }
 
 // PageBytes is the size of one page.
 func (l KVLayout) PageBytes() int64 {
-	return int64(l.BlockTokens) * int64(l.Layers) * 2 * int64(l.KVHeads) * int64(l.HeadDim) * int64(l.Type.BlockBytes())
+	return int64(l.BlockTokens) * int64(l.Layers) * 2 * int64(l.KVHeads) * l.HeadBytes()
 }
 
 // Pages is a paged KV cache on a device. Its bytes mean the same on every device of one kind with
@@ -166,9 +181,11 @@ type Batch struct {
 
 // Seq is the part of a batch that belongs to one sequence.
 type Seq struct {
-	Row     int32 // first row
-	Rows    int32 // number of rows; their positions are consecutive
-	Table   int32 // offset of its page table in Batch.Tables
+	Row  int32 // first row
+	Rows int32 // number of rows; their positions are consecutive
+	// Table is the offset of its page table in Batch.Tables. Where every layer has a window, pages that
+	// lie behind all windows of its first row are not looked at.
+	Table   int32
 	Context int32 // tokens in its cache once this step is done: last position + 1
 }
 

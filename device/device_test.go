@@ -21,7 +21,7 @@ func TestTypesAreGGUFs(t *testing.T) {
 			t.Errorf("%v has %v bits a weight, want %v", typ, got, bits[typ])
 		}
 	}
-	if Type(0).Valid() || (Q6_K + 1).Valid() || (Q6_K+1).String() != "unknown" {
+	if Type(0).Valid() || I8.Valid() || (I8+1).String() != "unknown" {
 		t.Error("types beyond the list are valid")
 	}
 }
@@ -30,6 +30,10 @@ func TestPageBytes(t *testing.T) {
 	l := KVLayout{Pages: 3, BlockTokens: 16, Layers: 30, KVHeads: 3, HeadDim: 64, Type: F16}
 	if got := l.PageBytes(); got != 16*30*2*3*64*2 {
 		t.Errorf("a page has %d bytes", got)
+	}
+	l.Type = I8
+	if got := l.PageBytes(); got != 16*30*2*3*(64+2) {
+		t.Errorf("a page of I8 has %d bytes", got)
 	}
 }
 
@@ -40,7 +44,7 @@ func TestBuilder(t *testing.T) {
 	qkv := b.MatMul(b.RMSNorm(x, shape{1, 32}, 1e-5), shape{64, 32}, nil)
 	b.RoPE(qkv, shape{128, 16}, 0, 2, 16, false)
 	b.StoreKV(qkv, 0, 1, 16, 32, 48)
-	a := b.Attention(qkv, 0, 2, 1, 16, 0, 0.25)
+	a := b.Attention(qkv, 0, 2, 1, 16, 0, 0.25, 0)
 	b.MatMulAdd(x, a, shape{32, 32})
 	b.MatMulAdd(x, b.SwiGLU(b.MatMul(x, shape{96, 32}, nil)), shape{32, 48})
 	logits := b.MatMul(b.Gather(x), shape{100, 32}, nil)
@@ -75,8 +79,9 @@ func TestBuilderRefusesWrongShapes(t *testing.T) {
 		"RoPE: columns beyond":              func(b *Builder, x Buf) { b.RoPE(x, shape{8, 16}, 8, 2, 16, false) },
 		"RoPE: table has 8 columns":         func(b *Builder, x Buf) { b.RoPE(x, shape{8, 8}, 0, 2, 16, false) },
 		"StoreKV: columns beyond":           func(b *Builder, x Buf) { b.StoreKV(x, 0, 1, 16, 0, 24) },
-		"Attention: 3 heads over 2":         func(b *Builder, x Buf) { b.Attention(x, 0, 3, 2, 8, 0, 1) },
-		"Attention: columns beyond":         func(b *Builder, x Buf) { b.Attention(x, 0, 4, 2, 16, 0, 1) },
+		"Attention: 3 heads over 2":         func(b *Builder, x Buf) { b.Attention(x, 0, 3, 2, 8, 0, 1, 0) },
+		"Attention: columns beyond":         func(b *Builder, x Buf) { b.Attention(x, 0, 4, 2, 16, 0, 1, 0) },
+		"Attention: a window of -1":         func(b *Builder, x Buf) { b.Attention(x, 0, 1, 1, 16, 0, 1, -1) },
 		"SwiGLU: odd width":                 func(b *Builder, x Buf) { b.SwiGLU(b.MatMul(x, shape{3, 32}, nil)) },
 		"Build: logits must have a row per": func(b *Builder, x Buf) { b.Build(x) },
 	} {

@@ -23,7 +23,8 @@ const (
 	// pages of Layer.
 	KindStoreKV
 	// KindAttention: dst[T, Heads·HeadDim] = causal softmax(q·K·Scale)·V for q from column Col of
-	// src, over the sequence's pages of Layer; query head h reads KV head h·KVHeads/Heads.
+	// src, over the sequence's pages of Layer; query head h reads KV head h·KVHeads/Heads. With a
+	// Window, the position p sees positions p-Window+1 to p only.
 	KindAttention
 	// KindSwiGLU: dst[T,w] = silu(src[T, :w]) · src[T, w:].
 	KindSwiGLU
@@ -48,6 +49,7 @@ type Op struct {
 
 	Layer, Heads, KVHeads, HeadDim int
 	Col, Col2                      int
+	Window                         int // 0: all before it
 }
 
 // Program is a forward pass: operations in order. Logits names the buffer [S, vocab] that samples
@@ -121,12 +123,14 @@ func (b *Builder) StoreKV(src Buf, layer, kvHeads, headDim, kCol, vCol int) {
 	b.add(Op{Kind: KindStoreKV, Src: src, Layer: layer, KVHeads: kvHeads, HeadDim: headDim, Col: kCol, Col2: vCol})
 }
 
-// Attention attends with the queries in src from column qCol over the cache of layer.
-func (b *Builder) Attention(src Buf, layer, heads, kvHeads, headDim, qCol int, scale float32) Buf {
+// Attention attends with the queries in src from column qCol over the last window tokens in the cache
+// of layer, the query's own included; 0 is all.
+func (b *Builder) Attention(src Buf, layer, heads, kvHeads, headDim, qCol int, scale float32, window int) Buf {
+	check(window >= 0, "Attention: a window of %d tokens", window)
 	check(heads%kvHeads == 0, "Attention: %d heads over %d KV heads", heads, kvHeads)
 	check(qCol+heads*headDim <= b.p.Widths[src], "Attention: columns beyond the buffer")
 	dst := b.buf(heads*headDim, false)
-	b.add(Op{Kind: KindAttention, Dst: dst, Src: src, Layer: layer, Heads: heads, KVHeads: kvHeads, HeadDim: headDim, Col: qCol, Scale: scale})
+	b.add(Op{Kind: KindAttention, Dst: dst, Src: src, Layer: layer, Heads: heads, KVHeads: kvHeads, HeadDim: headDim, Col: qCol, Scale: scale, Window: window})
 	return dst
 }
 

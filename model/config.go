@@ -31,6 +31,26 @@ type Config struct {
 	// RopeScale divides positions: 1, or the factor of linear scaling.
 	RopeScale float32
 	HalfPairs bool // rotary pairs are (i, i+HeadDim/2), not (2i, 2i+1)
+
+	// Windows is how many tokens, itself included, a token attends to in each layer; 0 is all. Nil if
+	// no layer has a window.
+	Windows []int
+}
+
+// Window is that of a layer.
+func (c Config) Window(layer int) int {
+	if c.Windows == nil {
+		return 0
+	}
+	return c.Windows[layer]
+}
+
+// Reach is how many tokens, itself included, a token attends to in any layer; 0 if that is all.
+func (c Config) Reach() int {
+	if c.Windows == nil || slices.Min(c.Windows) == 0 {
+		return 0
+	}
+	return slices.Max(c.Windows)
 }
 
 // architecture is what tells the members of the Llama family apart.
@@ -169,12 +189,58 @@ func readConfig(f *gguf.File) (Config, error) {
 	}
 	r.absent("expert_count", "attention.scale", "attention.logit_softcapping", "final_logit_softcapping", "logit_scale", "embedding_scale", "residual_scale", "attention.clamp_kqv", "attention.max_alibi_bias")
 	r.ropeScaling(&c)
-	// Within its window, attention over a sliding window is plain attention.
-	if r.f.Has(name + ".attention.sliding_window") {
-		c.ContextLength = min(c.ContextLength, r.number("attention.sliding_window", math.MaxInt32, 0))
-	}
+	r.windows(&c)
 	r.vocab(&c)
 	return c, r.err
+}
+
+// windows reads which layers attend to a sliding window only. attention.sliding_window_pattern says
+// for each layer whether it does, or n: the last of every n layers does not. Without it all do.
+func (r *configReader) windows(c *Config) {
+	const window, pattern = "attention.sliding_window", "attention.sliding_window_pattern"
+	if n, ok := r.f.Uint(r.arch + "." + window); !r.f.Has(r.arch+"."+window) || ok && n == 0 {
+		return
+	}
+	n := r.number(window, math.MaxInt32, 0)
+	windowed := r.pattern(pattern, c.Layers)
+	if r.err != nil || n >= c.ContextLength || !slices.Contains(windowed, true) {
+		return
+	}
+	c.Windows = make([]int, c.Layers)
+	for i := range c.Windows {
+		if windowed[i] {
+			c.Windows[i] = n
+		}
+	}
+}
+
+// pattern reads which of layers the key means: a list of booleans or integers, or the length of a
+// period whose last layer is left out.
+func (r *configReader) pattern(key string, layers int) []bool {
+	key = r.arch + "." + key
+	in := slices.Repeat([]bool{true}, layers)
+	if !r.f.Has(key) {
+		return in
+	}
+	if n, ok := r.f.Uint(key); ok {
+		for i := range in {
+			in[i] = n == 0 || uint64(i)%n < n-1
+		}
+		return in
+	}
+	if list, ok := r.f.Ints(key); ok {
+		in = in[:0]
+		for _, v := range list {
+			in = append(in, v != 0)
+		}
+	} else if in, ok = r.f.Bools(key); !ok {
+		r.fail("metadata key %q is of type %s; an integer, or a list of booleans or integers, is wanted", key, r.f.TypeOf(key))
+		return nil
+	}
+	if len(in) != layers {
+		r.fail("metadata key %q has %d entries for %d layers", key, len(in), layers)
+	}
+	return in
 }
 
 // ropeScaling reads how positions beyond the trained ones are squeezed. The per-pair factors of

@@ -88,7 +88,7 @@ func (f *fixture) set(key string, value any) {
 	i := slices.IndexFunc(f.metadata, func(kv gguf.KeyValue) bool { return kv.Key == key })
 	switch {
 	case value == nil:
-		f.metadata = slices.Delete(f.metadata, i, i+1)
+		f.metadata = slices.Delete(f.metadata, max(i, 0), i+1)
 	case i >= 0:
 		f.metadata[i].Value = value
 	default:

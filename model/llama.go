@@ -38,7 +38,7 @@ func (l *loader) llama(c Config, context int) (*device.Program, error) {
 		b.RoPE(qkv, rope, 0, c.Heads, c.HeadDim, c.HalfPairs)
 		b.RoPE(qkv, rope, q, c.KVHeads, c.HeadDim, c.HalfPairs)
 		b.StoreKV(qkv, i, c.KVHeads, c.HeadDim, q, q+kv)
-		b.MatMulAdd(x, b.Attention(qkv, i, c.Heads, c.KVHeads, c.HeadDim, 0, scale), w.out)
+		b.MatMulAdd(x, b.Attention(qkv, i, c.Heads, c.KVHeads, c.HeadDim, 0, scale, c.Window(i)), w.out)
 		gateUp := b.MatMul(b.RMSNorm(x, w.ffnNorm, c.RMSEps), w.gateUp, nil)
 		b.MatMulAdd(x, b.SwiGLU(gateUp), w.down)
 	}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -27,7 +28,7 @@ func TestOpen(t *testing.T) {
 	}
 	defer s.Close()
 	want := Config{Arch: "llama", Name: "Fixture", Layers: 2, Hidden: 64, FFN: 96, Heads: 4, KVHeads: 2, HeadDim: 16, Vocab: 256, ContextLength: 128, RMSEps: 1e-5, RopeBase: 1000, RopeScale: 1}
-	if s.Config != want || s.ID != "my-model" || s.Path != path || s.Chat == nil {
+	if !reflect.DeepEqual(s.Config, want) || s.ID != "my-model" || s.Path != path || s.Chat == nil {
 		t.Errorf("%+v", s)
 	}
 	if ids := s.Tokenizer.Encode(nil, "hi", false); len(ids) != 2 || s.Tokenizer.Decode(ids, false) != "hi" {
@@ -60,13 +61,12 @@ func TestConfigVariants(t *testing.T) {
 	f.set("llama.rope.freq_base", nil)          // 10,000
 	f.set("llama.rope.scaling.type", "linear")
 	f.set("llama.rope.scaling.factor", float32(4))
-	f.set("llama.attention.sliding_window", uint32(100)) // shorter than the context
 	f.set("llama.attention.key_length", uint32(32))
 	f.set("llama.attention.value_length", uint32(32))
 	f.set("llama.expert_count", uint32(0))
 	f.set("llama.vocab_size", uint32(256))
 	c := f.open(t).Config
-	if c.KVHeads != 4 || c.RopeBase != 10000 || c.RopeScale != 4 || c.ContextLength != 100 || c.HeadDim != 32 || c.HalfPairs {
+	if c.KVHeads != 4 || c.RopeBase != 10000 || c.RopeScale != 4 || c.ContextLength != 128 || c.HeadDim != 32 || c.HalfPairs {
 		t.Errorf("%+v", c)
 	}
 	if c := newFixture("qwen2").open(t).Config; !c.HalfPairs || c.Arch != "qwen2" {

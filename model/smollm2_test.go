@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -79,7 +80,7 @@ func openSmolLM2(t testing.TB) *Spec {
 func TestSmolLM2Spec(t *testing.T) {
 	s := openSmolLM2(t)
 	want := Config{Arch: "llama", Name: "Smollm2 135M 8k Lc100K Mix1 Ep2", Layers: 30, Hidden: 576, FFN: 1536, Heads: 9, KVHeads: 3, HeadDim: 64, Vocab: 49152, ContextLength: 8192, RMSEps: 1e-5, RopeBase: 100000, RopeScale: 1}
-	if s.Config != want {
+	if !reflect.DeepEqual(s.Config, want) {
 		t.Errorf("%+v", s.Config)
 	}
 	g, _ := readGolden(t)

@@ -27,7 +27,7 @@ type Settings struct {
 	// KVBytes is the memory for the KV cache. Default: an eighth of the memory that is free, at
 	// least enough for one sequence of the full context and at most for MaxSequences of them.
 	KVBytes int64
-	// KVType is how the cache's elements are stored, F16 (default) or F32.
+	// KVType is how the cache's elements are stored: F16 (default), F32 or I8.
 	KVType device.Type
 	// HostKVBytes is the host memory that takes blocks evicted from the KV cache; 0 is none.
 	HostKVBytes int64
@@ -91,8 +91,8 @@ func (s Settings) validate() error {
 		return errors.New("worker: control names no control-plane node")
 	case s.KVBytes < 0:
 		return fmt.Errorf("worker: kv_bytes is %d, must not be negative", s.KVBytes)
-	case s.KVType != device.F16 && s.KVType != device.F32:
-		return fmt.Errorf("worker: kv_type is %v, must be F16 or F32", s.KVType)
+	case s.KVType != device.F16 && s.KVType != device.F32 && s.KVType != device.I8:
+		return fmt.Errorf("worker: kv_type is %v, must be F32, F16 or I8", s.KVType)
 	case s.HostKVBytes < 0:
 		return fmt.Errorf("worker: kv_host_bytes is %d, must not be negative", s.HostKVBytes)
 	case s.HostKVBytes > 0 && !s.Engine.PrefixCache:

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/quire-serve/quire/cpu"
+	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/model"
 	"github.com/quire-serve/quire/model/tiny"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -72,8 +73,15 @@ func serveInTurn(t *testing.T, s Settings, reqs ...*pb.Request) (tokens [][]int3
 }
 
 // TestTiersOnTheDevice: with hits from host memory, from disk after a restart, and with damaged
-// files, the tiny model says bit for bit what it says undisturbed.
+// files, the tiny model says bit for bit what it says undisturbed; and pages of one type are not
+// taken for those of another.
 func TestTiersOnTheDevice(t *testing.T) {
+	for kv, other := range map[device.Type]device.Type{device.F16: device.I8, device.I8: device.F16} {
+		t.Run(kv.String(), func(t *testing.T) { testTiersOnTheDevice(t, kv, other) })
+	}
+}
+
+func testTiersOnTheDevice(t *testing.T, kv, other device.Type) {
 	rng := rand.New(rand.NewPCG(7, 7))
 	random := func(id string, n int) *pb.Request {
 		p := make([]int32, n)
@@ -85,13 +93,13 @@ func TestTiersOnTheDevice(t *testing.T) {
 	}
 	first := random("first", 100)
 	again := &pb.Request{Id: "again", GatewayId: "g1", Prompt: first.Prompt, Sampling: first.Sampling}
-	undisturbed, _, _ := serveInTurn(t, Settings{Engine: engine.Settings{Depth: 1}, KVBytes: 1 << 22}, first)
+	undisturbed, _, _ := serveInTurn(t, Settings{Engine: engine.Settings{Depth: 1}, KVBytes: 1 << 22, KVType: kv}, first)
 	want := undisturbed[0]
 
 	s := Settings{
 		Engine:      engine.Settings{Blocks: 12, PrefixCache: true},
 		HostKVBytes: 64 << 20, DiskKVDir: t.TempDir(), DiskKVBytes: 256 << 20,
-		costs: &engine.Costs{},
+		costs: &engine.Costs{}, KVType: kv,
 	}
 	got, cached, stats := serveInTurn(t, s, first, random("x", 120), random("y", 120), again)
 	if !slices.Equal(got[0], want) || !slices.Equal(got[3], want) {
@@ -131,6 +139,12 @@ func TestTiersOnTheDevice(t *testing.T) {
 	}
 	if cached[0] != 0 || stats.Disk.Damaged == 0 {
 		t.Errorf("%d tokens cached from damaged files, %d of them found", cached[0], stats.Disk.Damaged)
+	}
+
+	s.KVType = other
+	_, cached, stats = serveInTurn(t, s, again)
+	if cached[0] != 0 || stats.Tiers.DiskHits != 0 {
+		t.Errorf("%d tokens of %s cached from files of %s", cached[0], other, kv)
 	}
 }
 

@@ -732,7 +732,7 @@ func TestSettingsAreChecked(t *testing.T) {
 		"worker: outbox_bytes is 5, must be at least 1048576": func(s *Settings) { s.OutboxBytes = 5 },
 		"worker: outbox_requests is -2, must be at least 1":   func(s *Settings) { s.OutboxRequests = -2 },
 		"worker: keep_ended is -1s, must not be negative":     func(s *Settings) { s.KeepEnded = -time.Second },
-		"worker: kv_type is Q4_0, must be F16 or F32":         func(s *Settings) { s.KVType = device.Q4_0 },
+		"worker: kv_type is Q4_0, must be F32, F16 or I8":     func(s *Settings) { s.KVType = device.Q4_0 },
 	} {
 		s := ok
 		edit(&s)

@@ -28,6 +28,7 @@ type workerFlags struct {
 	exact        bool
 	context      int
 	kvBytes      int64
+	kvType       string
 	kvHostBytes  int64
 	kvDisk       string
 	kvDiskBytes  int64
@@ -46,6 +47,7 @@ func (w *workerFlags) flags(cmd *cobra.Command) {
 	f.BoolVar(&w.exact, "exact-float", false, "compute in 32-bit floats throughout: slow, for comparisons")
 	f.IntVar(&w.context, "context", 0, "tokens a sequence may hold, prompt and output; 0: what the model was trained for")
 	f.Int64Var(&w.kvBytes, "kv-bytes", 0, "memory for the KV cache, in bytes; 0: a share of what is free")
+	f.StringVar(&w.kvType, "kv-type", "", "how the KV cache stores numbers: f32, f16, or int8 at half the memory of f16 and a small error; workers of a model should agree (default: f16; f32 with --exact-float)")
 	f.Int64Var(&w.kvHostBytes, "kv-host-bytes", 0, "host memory for blocks evicted from the KV cache, in bytes; 0: none")
 	f.StringVar(&w.kvDisk, "kv-disk", "", "folder of this worker's own for blocks evicted from host memory, kept over restarts; needs --kv-host-bytes")
 	f.Int64Var(&w.kvDiskBytes, "kv-disk-bytes", 10<<30, "most bytes in the --kv-disk folder")
@@ -71,11 +73,29 @@ func (w *workerFlags) open(spec *model.Spec, progress func(done, total int64)) (
 	return dev, m, nil
 }
 
+// kv is the type of the KV cache's numbers.
+func (w *workerFlags) kv() (device.Type, error) {
+	switch w.kvType {
+	case "":
+		if w.exact {
+			return device.F32, nil
+		}
+		return device.F16, nil
+	case "f32":
+		return device.F32, nil
+	case "f16":
+		return device.F16, nil
+	case "int8":
+		return device.I8, nil
+	}
+	return 0, usagef("--kv-type is %q, must be f32, f16 or int8", w.kvType)
+}
+
 // newNode makes the worker, not yet running.
 func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Duration) (*worker.Worker, error) {
-	kv := device.F16
-	if w.exact {
-		kv = device.F32
+	kv, err := w.kv()
+	if err != nil {
+		return nil, err
 	}
 	if drain == 0 {
 		drain = -1

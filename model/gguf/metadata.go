@@ -110,6 +110,9 @@ func (f *File) Strings(key string) ([]string, bool) {
 // Ints returns an array of integers of any width; uint64 values beyond int64 are of another type.
 func (f *File) Ints(key string) ([]int64, bool) { return elements(f, key, integer) }
 
+// Bools returns an array of booleans.
+func (f *File) Bools(key string) ([]bool, bool) { return elements(f, key, boolean) }
+
 // Floats returns an array of floating-point values of either width.
 func (f *File) Floats(key string) ([]float64, bool) { return elements(f, key, float) }
 
@@ -156,6 +159,8 @@ func integer(t valueType, b []byte) (int64, bool) {
 	}
 	return 0, false
 }
+
+func boolean(t valueType, b []byte) (bool, bool) { return b[0] != 0, t == typeBool }
 
 func float(t valueType, b []byte) (float64, bool) {
 	switch t {
