@@ -68,7 +68,8 @@ func TestImportDirection(t *testing.T) {
 		{"model", []string{"device", "model"}, "a model is written over device operations only"},
 		{"cpu", []string{"device"}, "a device holds no policy and knows no model"},
 		{"scheduler/state", []string{"proto"}, "what a log entry does depends on the log alone"},
-		{"scheduler/batch", []string{"kvcache", "proto"}, "decisions are pure functions of their inputs"},
+		{"scheduler/prefix", []string{"kvcache"}, "an index knows the names of blocks and nothing of who asks"},
+		{"scheduler/batch", []string{"kvcache", "scheduler/prefix"}, "decisions are pure functions of their inputs"},
 		{"scheduler", []string{"scheduler", "kvcache", "proto"}, "the control plane never links a device or a model"},
 		{"worker", []string{"worker", "kvcache", "model", "device", "proto"}, "a worker knows no gateway and no Raft"},
 		{"worker/grammar", []string{"model/tokenizer"}, "what text may follow depends on the grammar and the tokens alone, so that a stream can go on elsewhere"},
@@ -105,7 +106,7 @@ func TestImportDirection(t *testing.T) {
 
 // TestPureFolders keeps network, C and clocks out of the packages that decide.
 func TestPureFolders(t *testing.T) {
-	pure := []string{"kvcache", "device", "scheduler/state", "scheduler/batch"}
+	pure := []string{"kvcache", "device", "scheduler/state", "scheduler/batch", "scheduler/prefix"}
 	for _, p := range packages(t) {
 		if !slices.Contains(pure, p.folder()) {
 			continue

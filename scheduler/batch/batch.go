@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
+
+	"github.com/quire-serve/quire/kvcache"
 )
 
 // Settings are the batcher's constants. Zero values mean the defaults stated per field.
@@ -21,6 +24,13 @@ type Settings struct {
 	FreshMS, StaleMS int64
 	// Weights of tenants in the fair share; a tenant that is not named has 1.
 	Weights map[string]int64
+	// Policy places requests. Default PolicyTTFT.
+	Policy Policy
+	// HoldMS is how long a request may wait in all for the worker that holds its prefix while another
+	// could start it. Default 10,000.
+	HoldMS int64
+	// Matcher knows the workers' prefixes; nil is a fleet without.
+	Matcher Matcher
 }
 
 func (s *Settings) setDefaults() {
@@ -33,6 +43,10 @@ func (s *Settings) setDefaults() {
 	set(&s.PassMS, 1000)
 	set(&s.FreshMS, 750)
 	set(&s.StaleMS, 3000)
+	set(&s.HoldMS, 10_000)
+	if s.Policy == "" {
+		s.Policy = PolicyTTFT
+	}
 	if s.StepsAhead == 0 {
 		s.StepsAhead = 2
 	}
@@ -41,10 +55,13 @@ func (s *Settings) setDefaults() {
 // Validate says which field is wrong.
 func (s Settings) Validate() error {
 	switch {
-	case s.AgeStepMS < 0, s.PassMS < 0, s.FreshMS < 0, s.StepsAhead < 0:
-		return errors.New("batch: AgeStepMS, PassMS, FreshMS and StepsAhead must be positive")
+	case s.AgeStepMS < 0, s.PassMS < 0, s.FreshMS < 0, s.StepsAhead < 0, s.HoldMS < 0:
+		return errors.New("batch: AgeStepMS, PassMS, FreshMS, StepsAhead and HoldMS must be positive")
 	case s.StaleMS < s.FreshMS:
 		return fmt.Errorf("batch: StaleMS %d is below FreshMS %d", s.StaleMS, s.FreshMS)
+	}
+	if s.Policy != "" && !slices.Contains(Policies(), s.Policy) {
+		return fmt.Errorf("batch: Policy %q is unknown; known: %v", s.Policy, Policies())
 	}
 	for name, weight := range s.Weights {
 		if weight < 1 {
@@ -53,14 +70,6 @@ func (s Settings) Validate() error {
 	}
 	return nil
 }
-
-const (
-	// triesPerRequest bounds how many of the least loaded workers are asked for one request; one
-	// that keeps failing is then tried on all of them.
-	triesPerRequest = 8
-	// passesPerPlan bounds how many requests that fit nowhere a plan steps over.
-	passesPerPlan = 64
-)
 
 // Assignment binds a request to a worker.
 type Assignment struct {
@@ -89,13 +98,19 @@ type Batcher struct {
 	floor int64
 	// sweepAt is the number of accounts at which idle ones are looked for.
 	sweepAt int
+
+	policy     policy
+	matches    matches
+	promises   promises
+	candidates []candidate // Scratch of one placement.
+	held       []*member   // Those with a held backlog in this plan.
 }
 
 // pool is one model's queue and the workers that have room.
 type pool struct {
 	model   string
 	queue   queue
-	members map[string]*member
+	members []*member // By id.
 	open    heap[*member]
 }
 
@@ -104,6 +119,9 @@ func New(settings Settings) *Batcher {
 	settings.setDefaults()
 	return &Batcher{
 		settings: settings,
+		policy:   newPolicy(settings.Policy),
+		matches:  matches{byNumber: map[int32]*member{}},
+		promises: promises{heads: map[kvcache.Hash]int32{}},
 		pools:    map[string]*pool{},
 		items:    map[string]*item{},
 		members:  map[string]*member{},
@@ -127,7 +145,7 @@ func (b *Batcher) Bytes() int64 { return b.bytes }
 func (b *Batcher) pool(model string) *pool {
 	p := b.pools[model]
 	if p == nil {
-		p = &pool{model: model, members: map[string]*member{}, open: heap[*member]{
+		p = &pool{model: model, open: heap[*member]{
 			less: func(a, b *member) bool {
 				if a.key != b.key {
 					return a.key < b.key
@@ -139,6 +157,11 @@ func (b *Batcher) pool(model string) *pool {
 		b.pools[model] = p
 	}
 	return p
+}
+
+// find is where the worker is, or belongs, among the pool's members.
+func (p *pool) find(id string) (int, bool) {
+	return slices.BinarySearchFunc(p.members, id, func(m *member, id string) int { return strings.Compare(m.ID, id) })
 }
 
 // tidy forgets a pool that has nothing left.
@@ -197,6 +220,7 @@ func (b *Batcher) dequeue(i *item) {
 	if b.deadlines.has(i) {
 		b.deadlines.remove(i)
 	}
+	b.forgetMatches(i)
 	delete(b.items, i.ID)
 	b.bytes -= int64(i.Bytes)
 	b.tenants[i.Tenant].queued--
@@ -245,8 +269,10 @@ func (b *Batcher) Join(w Worker, idle bool, nowMS int64) {
 		m.load.FreeBlocks = w.TotalBlocks
 	}
 	b.members[w.ID] = m
+	b.matches.byNumber[w.Number] = m
 	p := b.pool(w.Model)
-	p.members[w.ID] = m
+	at, _ := p.find(w.ID)
+	p.members = slices.Insert(p.members, at, m)
 	b.reopen(p, m)
 }
 
@@ -260,8 +286,13 @@ func (b *Batcher) Leave(id string) {
 	if p.open.has(m) {
 		p.open.remove(m)
 	}
-	delete(p.members, id)
+	at, _ := p.find(id)
+	p.members = slices.Delete(p.members, at, at+1)
 	delete(b.members, id)
+	if b.matches.byNumber[m.Number] == m {
+		delete(b.matches.byNumber, m.Number)
+	}
+	m.gone = true
 	b.tidy(p)
 }
 
@@ -280,6 +311,7 @@ func (b *Batcher) Report(id string, load Load, nowMS int64) {
 	if m == nil || m.known && load.Sequence < m.load.Sequence {
 		return
 	}
+	m.measure(load, nowMS)
 	m.load, m.reportMS, m.known = load, nowMS, true
 	m.drop(func(c charge) bool { return c.index <= load.DispatchIndex })
 	b.reopen(b.pools[m.Model], m)
@@ -313,7 +345,7 @@ func (b *Batcher) Holds(model string, tokens int) (served, holds bool) {
 
 // reopen puts the worker where its load belongs: among the open ones, in order, or not.
 func (b *Batcher) reopen(p *pool, m *member) {
-	m.key = m.rank()
+	m.key = m.busyUS()
 	switch open := m.open(b.settings.StepsAhead); {
 	case open && p.open.has(m):
 		p.open.fix(m)
@@ -334,112 +366,4 @@ func (b *Batcher) trust(m *member, nowMS int64) int64 {
 		return 0
 	}
 	return (stale - age) * 1000 / (stale - fresh)
-}
-
-// Plan binds the requests that workers can start now, takes them out of the queue and charges the
-// workers under dispatch number index, which must be above all used before.
-func (b *Batcher) Plan(nowMS int64, index uint64, limits Limits) []Assignment {
-	var out []Assignment
-	for _, model := range slices.Sorted(maps.Keys(b.pools)) {
-		p := b.pools[model]
-		if p.queue.len == 0 || p.open.len() == 0 {
-			continue
-		}
-		out = b.planPool(p, nowMS, index, &limits, out)
-	}
-	return out
-}
-
-func (b *Batcher) planPool(p *pool, nowMS int64, index uint64, limits *Limits, out []Assignment) []Assignment {
-	var passed []*item
-	var reserved *member
-	reservedFor := false
-	for p.open.len() > 0 && limits.Requests > 0 && limits.Bytes > 0 && len(passed) < passesPerPlan {
-		i := p.queue.next(nowMS, b.settings.AgeStepMS)
-		if i == nil {
-			break
-		}
-		m := b.pick(p, i, nowMS)
-		if m == nil && i.blocked && nowMS-i.blockedMS >= b.settings.PassMS && !reservedFor {
-			reservedFor = true
-			if m = b.nearest(p, i, nowMS); m != nil && !m.fits(&i.Request, b.trust(m, nowMS), b.settings.StepsAhead) {
-				reserved, m = m, nil
-				if p.open.has(reserved) {
-					p.open.remove(reserved)
-				}
-			}
-		}
-		if m == nil {
-			if !i.blocked {
-				i.blocked, i.blockedMS = true, nowMS
-			}
-			p.queue.remove(i)
-			passed = append(passed, i)
-			continue
-		}
-		limits.Requests--
-		limits.Bytes -= i.Bytes
-		b.bind(p, m, i, index)
-		out = append(out, Assignment{Request: i.Request, WorkerID: m.ID})
-	}
-	for _, i := range passed {
-		p.queue.push(i, b.tenants[i.Tenant])
-	}
-	if reserved != nil {
-		b.reopen(p, reserved)
-	}
-	b.tidy(p)
-	return out
-}
-
-// pick is the least loaded worker that can start the request, among the first few.
-func (b *Batcher) pick(p *pool, i *item, nowMS int64) *member {
-	var asked [triesPerRequest]*member
-	n := 0
-	var found *member
-	for found == nil && n < triesPerRequest && p.open.len() > 0 {
-		m := p.open.top()
-		trust := b.trust(m, nowMS)
-		if trust > 0 && m.fits(&i.Request, trust, b.settings.StepsAhead) {
-			found = m
-			break
-		}
-		p.open.pop()
-		if trust > 0 { // Otherwise only a heartbeat opens it again.
-			asked[n] = m
-			n++
-		}
-	}
-	for _, m := range asked[:n] {
-		p.open.push(m)
-	}
-	return found
-}
-
-// nearest is the worker that lacks the least for the request, with room or without.
-func (b *Batcher) nearest(p *pool, i *item, nowMS int64) *member {
-	var best *member
-	var least int64
-	for _, id := range slices.Sorted(maps.Keys(p.members)) {
-		m := p.members[id]
-		trust := b.trust(m, nowMS)
-		if !m.known || m.draining || trust == 0 || !m.holds(i.Tokens) {
-			continue
-		}
-		if short := m.shortage(&i.Request, trust, b.settings.StepsAhead); best == nil || short < least {
-			best, least = m, short
-		}
-	}
-	return best
-}
-
-func (b *Batcher) bind(p *pool, m *member, i *item, index uint64) {
-	t := b.tenants[i.Tenant]
-	b.floor = max(b.floor, t.served)
-	t.charge(int64(i.Tokens))
-	b.dequeue(i)
-	c := m.need(&i.Request)
-	c.request, c.index = i.ID, index
-	m.take(c)
-	b.reopen(p, m)
 }

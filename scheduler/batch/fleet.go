@@ -1,8 +1,12 @@
 package batch
 
+import "github.com/quire-serve/quire/scheduler/prefix"
+
 // Worker is what a worker can hold.
 type Worker struct {
 	ID, Model string
+	// Number is the worker's in the Matcher's answers.
+	Number int32
 	// ContextTokens is the longest sequence, prompt and output together.
 	ContextTokens int
 	BlockTokens   int
@@ -56,17 +60,26 @@ type member struct {
 	// key orders workers by load; at is the place among the open ones of the model.
 	key int64
 	at  int
+	// gone says that the worker has left.
+	gone bool
+	// speed is how fast it computes prompts; found is what a prompt that is being placed would find
+	// there, if asked is that prompt's; held is the work of requests that this plan lets wait for it.
+	speed speed
+	found prefix.Match
+	asked uint64
+	held  int64
 }
 
-// need is what a request takes from this worker at its start.
-func (m *member) need(r *Request) charge {
+// need is what a request takes from this worker at its start, if so many of its tokens are work.
+func (m *member) need(r *Request, work int64) charge {
 	choices := max(1, r.Choices)
-	// A block a choice for the first new token, beside the prompt's, which the choices share.
+	// A block a choice for the first new token, beside the prompt's, which the choices share. Blocks
+	// that the worker holds already count as free until they are used, so they are needed too.
 	blocks := (r.Tokens+m.BlockTokens-1)/m.BlockTokens + choices
 	return charge{
 		sequences: min(choices, m.MaxSequences),
 		blocks:    min(blocks, m.TotalBlocks),
-		tokens:    int64(r.Tokens),
+		tokens:    work,
 	}
 }
 
@@ -82,29 +95,38 @@ func (m *member) reportedBlocks() int64 {
 	return int64(m.load.FreeBlocks) - promised - int64(m.load.Waiting)
 }
 
-// fits says whether the worker can start the request now. trust scales the room it reported, in
-// thousandths.
-func (m *member) fits(r *Request, trust int64, stepsAhead int) bool {
-	return m.holds(r.Tokens) && m.shortage(r, trust, stepsAhead) == 0
+// Shortage is what a worker lacks for a request, by dimension.
+type Shortage struct {
+	Sequences, Blocks, PromptTokens int64
 }
 
-// shortage is how far the worker is from room for the request: the sum over sequences, blocks and
-// prompt tokens of what is missing, in thousandths of the worker's whole. 0 is room.
-func (m *member) shortage(r *Request, trust int64, stepsAhead int) int64 {
-	need := m.need(r)
-	missing := func(need int, reported, charged, whole int64) int64 {
-		room := reported*trust/1000 - charged
-		if int64(need) <= room {
-			return 0
-		}
-		return max(1, (int64(need)-room)*1000/max(1, whole))
+// shortage is how far the worker is from room for what is needed. trust scales the room that it
+// reported, in thousandths.
+func (m *member) shortage(need charge, trust int64, stepsAhead int) Shortage {
+	missing := func(need, reported, charged int64) int64 {
+		return max(0, need-(reported*trust/1000-charged))
 	}
-	short := missing(need.sequences, int64(m.MaxSequences-m.load.Running-m.load.Waiting), int64(m.charged.sequences), int64(m.MaxSequences)) +
-		missing(need.blocks, m.reportedBlocks(), int64(m.charged.blocks), int64(m.TotalBlocks))
-	if ahead := int64(stepsAhead * m.MaxBatchTokens); m.tokens() > 0 { // A long prompt may start alone, however long.
-		short += missing(r.Tokens, ahead-m.load.PendingPrefill, m.charged.tokens, ahead)
+	short := Shortage{
+		Sequences: missing(int64(need.sequences), int64(m.MaxSequences-m.load.Running-m.load.Waiting), int64(m.charged.sequences)),
+		Blocks:    missing(int64(need.blocks), m.reportedBlocks(), int64(m.charged.blocks)),
+	}
+	if m.tokens() > 0 { // A long prompt may start alone, however long.
+		short.PromptTokens = missing(need.tokens, int64(stepsAhead*m.MaxBatchTokens)-m.load.PendingPrefill, m.charged.tokens)
 	}
 	return short
+}
+
+// size is the shortage as one number: the sum over the dimensions in thousandths of the worker's
+// whole. 0 is room.
+func (m *member) size(short Shortage, stepsAhead int) int64 {
+	part := func(missing, whole int64) int64 {
+		if missing == 0 {
+			return 0
+		}
+		return max(1, missing*1000/max(1, whole))
+	}
+	return part(short.Sequences, int64(m.MaxSequences)) + part(short.Blocks, int64(m.TotalBlocks)) +
+		part(short.PromptTokens, int64(stepsAhead*m.MaxBatchTokens))
 }
 
 // open says whether there is room for anything at all.
@@ -135,15 +157,4 @@ func (m *member) drop(gone func(charge) bool) {
 	}
 	clear(m.charges[len(kept):])
 	m.charges = kept
-}
-
-// rank orders workers by the work that a new request would find: the share of a step's tokens that
-// is pending, and the share of sequences in use, the new one's among them. A worker that is held down
-// takes longer for the same work.
-func (m *member) rank() int64 {
-	load := m.tokens()*1024/int64(m.MaxBatchTokens) + int64(m.sequences()+1)*1024/int64(m.MaxSequences)
-	if m.load.Derate > 0 {
-		load = load * 1000 / int64(m.load.Derate)
-	}
-	return load
 }

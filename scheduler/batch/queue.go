@@ -1,6 +1,10 @@
 package batch
 
-import "math"
+import (
+	"math"
+
+	"github.com/quire-serve/quire/kvcache"
+)
 
 // Request is what the batcher must know of a request.
 type Request struct {
@@ -16,6 +20,10 @@ type Request struct {
 	Choices int
 	// Bytes is the request's encoded size.
 	Bytes int
+	// Hashes name the full blocks of those tokens, as far as they are known: what workers hold of them
+	// need not be computed. All workers of the model should have blocks of this size; one with
+	// another size seems to hold nothing.
+	Hashes []kvcache.Hash
 }
 
 // The priority classes that are told apart.
@@ -34,6 +42,11 @@ type item struct {
 	// blocked says that the request was found to fit no worker, first at blockedMS.
 	blocked   bool
 	blockedMS int64
+	// held says that the request was kept for a busy worker that holds its prefix, first at heldMS.
+	held   bool
+	heldMS int64
+	// kept is the place of its matches, if they are still its; see matches.
+	kept int
 	// Places in tenantQueue.items, class.oldest and Batcher.deadlines.
 	inTenant, inClass, inDeadlines int
 }
@@ -163,9 +176,12 @@ func (t *tenant) drop(tq *tenantQueue) {
 // accountScale keeps the fraction that dividing by a weight would lose.
 const accountScale = 1024
 
+// cost is what tokens add to the account.
+func (t *tenant) cost(tokens int64) int64 { return tokens * accountScale / t.weight }
+
 // charge books tokens on the tenant's account and moves it in every queue that it waits in.
 func (t *tenant) charge(tokens int64) {
-	t.served += tokens * accountScale / t.weight
+	t.served += t.cost(tokens)
 	for _, tq := range t.queues {
 		tq.class.tenants.fix(tq)
 	}

@@ -1,0 +1,111 @@
+package batch
+
+import "github.com/quire-serve/quire/scheduler/prefix"
+
+// The prediction of the time to first token, in the work of computing one prompt token:
+//
+//	ahead  = prompt tokens pending on the worker, those charged since, and those held for it
+//	work   = the prompt's tokens that the worker must compute, and a share of those it must copy up
+//	steps  = (ahead + work) / MaxBatchTokens, rounded up
+//	time   = (ahead + work + steps · sequences · decodeTokens) / (speed · derate · trust)
+//
+// where speed is measured from heartbeats (speed.go), derate is what the device says of itself, and
+// trust falls with the age of the newest heartbeat.
+const (
+	// decodeTokens is what a running sequence adds to a step: reading its KV takes about as long as
+	// computing this many prompt tokens.
+	decodeTokens = 4
+	// hostPermille and diskPermille are the cost of copying a token's KV up, of computing it. A
+	// worker copies only where that is cheaper.
+	hostPermille = 100
+	diskPermille = 400
+	// sharePermille weighs work for the others that wait behind it: of two workers that would give
+	// the first token at the same time, the one with less to compute leaves more to the rest. At
+	// 1,000 a prefix is computed a second time when its holder is busy for longer than that takes.
+	sharePermille = 1000
+)
+
+// candidate is a worker that a request might go to.
+type candidate struct {
+	*member
+	found prefix.Match
+	// tokens is the prompt's length.
+	tokens int64
+	// work is what the prompt costs there, in tokens computed; us is the predicted time to the first
+	// token, in microseconds.
+	work, us int64
+	blocked  Block
+	short    Shortage
+	// score is the policy's; the lowest is the best.
+	score int64
+}
+
+func (c *candidate) fits() bool { return c.blocked == 0 }
+
+// candidate says how the request would do on the worker.
+func (b *Batcher) candidate(m *member, r *Request, nowMS int64) candidate {
+	c := candidate{member: m, found: b.found(m), tokens: int64(r.Tokens)}
+	c.work = m.work(r, c.found)
+	trust := b.trust(m, nowMS)
+	c.us = m.predictUS(c.work, nowMS, trust)
+	c.score = c.us
+	switch {
+	case !m.known:
+		c.blocked = Unknown
+	case trust == 0:
+		c.blocked = Stale
+	}
+	if m.draining {
+		c.blocked |= Draining
+	}
+	if m.load.Unhealthy {
+		c.blocked |= Unhealthy
+	}
+	if !m.holds(r.Tokens) {
+		c.blocked |= TooLong
+	}
+	if m.known {
+		c.short = m.shortage(m.need(r, c.work), trust, b.settings.StepsAhead)
+	}
+	if c.short.Sequences > 0 {
+		c.blocked |= Sequences
+	}
+	if c.short.Blocks > 0 {
+		c.blocked |= Blocks
+	}
+	if c.short.PromptTokens > 0 {
+		c.blocked |= PromptTokens
+	}
+	return c
+}
+
+// work is what a prompt costs on the worker that holds so much of it, in tokens computed. The last
+// token is always computed.
+func (m *member) work(r *Request, found prefix.Match) int64 {
+	size := int64(m.BlockTokens)
+	copied := (int64(found.Host)*hostPermille + int64(found.Disk)*diskPermille) * size / 1000
+	return max(1, int64(r.Tokens)-int64(found.Blocks())*size) + copied
+}
+
+// predictUS is the time to the first token of a prompt that costs so much work, in microseconds.
+func (m *member) predictUS(work, nowMS, trust int64) int64 {
+	speed := m.speed.tokensPerS()
+	pending := max(0, m.load.PendingPrefill-speed*max(0, nowMS-m.reportMS)/1000)
+	tokens := pending + m.charged.tokens + m.held + work
+	steps := (tokens + int64(m.MaxBatchTokens) - 1) / int64(m.MaxBatchTokens)
+	us := (tokens + steps*int64(m.sequences())*decodeTokens) * 1_000_000 / speed
+	return m.derated(us) * 1000 / max(1, trust)
+}
+
+// busyUS orders workers by the load that a new request would find, itself among the sequences.
+func (m *member) busyUS() int64 {
+	return m.derated((m.tokens() + int64(m.sequences()+1)*decodeTokens) * 1_000_000 / m.speed.tokensPerS())
+}
+
+// derated is a time on a worker that is held down.
+func (m *member) derated(us int64) int64 {
+	if m.load.Derate > 0 {
+		us = us * 1000 / int64(m.load.Derate)
+	}
+	return us
+}
