@@ -22,15 +22,18 @@ import (
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
-// admitAll is a leader that admits everything, as placed on worker w.
-type admitAll struct{ pb.ControlClient }
+// admitAll is a connection to a leader that admits everything, as placed on worker w.
+type admitAll struct{ grpc.ClientConnInterface }
 
-func (admitAll) Submit(context.Context, *pb.SubmitRequest, ...grpc.CallOption) (*pb.SubmitResponse, error) {
-	return &pb.SubmitResponse{WorkerId: "w"}, nil
+func (admitAll) Invoke(_ context.Context, _ string, _, reply any, _ ...grpc.CallOption) error {
+	if r, ok := reply.(*pb.SubmitResponse); ok {
+		r.WorkerId = "w"
+	}
+	return nil
 }
 
-func (admitAll) Abort(context.Context, *pb.AbortRequest, ...grpc.CallOption) (*pb.AbortResponse, error) {
-	return &pb.AbortResponse{}, nil
+func dialAdmitAll(string) (grpc.ClientConnInterface, func() error, error) {
+	return admitAll{}, func() error { return nil }, nil
 }
 
 // BenchmarkTokens streams to 16 HTTP clients on loopback, a token each a step, waiting for
@@ -39,12 +42,12 @@ func (admitAll) Abort(context.Context, *pb.AbortRequest, ...grpc.CallOption) (*p
 // BenchmarkDecodeStep. The budget is 41 µs: 2,400 tokens/s in a tenth of a core.
 func BenchmarkTokens(b *testing.B) {
 	const streams = 16
-	g, err := New(Settings{NodeID: "n", Control: admitAll{}, DialWorker: noWorker, Log: slog.New(slog.DiscardHandler),
+	g, err := New(Settings{NodeID: "n", Nodes: func() []string { return []string{"n"} }, Dial: dialAdmitAll, Log: slog.New(slog.DiscardHandler),
 		Models: []Model{{ID: "test", Tokenizer: gatewaytest.Tokenizer(), ContextLength: 1 << 30}}})
 	if err != nil {
 		b.Fatal(err)
 	}
-	g.workers.byID["w"] = &attachment{info: &pb.WorkerInfo{Id: "w", Model: "test"}, connected: true, cancel: func() {}, aborts: make(chan *pb.AttachRequest, streams)}
+	g.workers.byID["w"] = &attachment{info: &pb.WorkerInfo{Id: "w", Model: "test"}, connected: true, cancel: func() {}, out: make(chan *pb.AttachRequest, streams)}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
@@ -94,8 +97,6 @@ func BenchmarkTokens(b *testing.B) {
 	b.ReportMetric(float64(used)/float64(b.N*streams)/1e3, "cpu-µs/token")
 	b.ReportMetric(0, "ns/op")
 }
-
-func noWorker(string) (grpc.ClientConnInterface, func() error, error) { return nil, nil, net.ErrClosed }
 
 // BenchmarkDecodeStep is what a step of 16 tokens costs to decode from the worker's message.
 func BenchmarkDecodeStep(b *testing.B) {

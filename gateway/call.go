@@ -2,11 +2,7 @@ package gateway
 
 import (
 	"context"
-	"fmt"
-	"sync"
-
-	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/proto"
+	"time"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
@@ -14,10 +10,12 @@ import (
 // call is what a client asked for, on any surface: one or more prompts for one model with the same
 // parameters.
 type call struct {
-	id      string
+	caller
 	model   *served
 	prompts []prompt
 	params  *pb.SamplingParams
+	// priority is lower for what is more urgent.
+	priority int32
 	// constraint names the parameter that params.Constraint comes from, in errors.
 	constraint string
 	// whole calls are answered once, at their end.
@@ -25,15 +23,21 @@ type call struct {
 	skipSpecial bool
 	// scoreOnly calls want the prompt alone; the one token that must be generated is dropped.
 	scoreOnly bool
+	// marks are where the client has read the choices to; none is from the start.
+	marks []mark
 }
+
+// choices is how many choices an answer to the call has, all prompts together.
+func (c *call) choices() int { return len(c.prompts) * int(max(c.params.N, 1)) }
 
 // prompt is one of a call's prompts.
 type prompt struct {
 	ids []int32
 	// text is what an echo shows.
 	text string
-	// maxTokens is what the context leaves of params.MaxTokens.
+	// maxTokens is what the context leaves of params.MaxTokens; defaulted if the client did not say.
 	maxTokens int32
+	defaulted bool
 }
 
 // piece is what is new in one choice of a call since the last look.
@@ -48,6 +52,11 @@ type piece struct {
 	first          bool
 	finish         pb.FinishReason
 	stopped        string
+	// tokens counts the choice's tokens up to the end of the piece, those without text too.
+	tokens int
+	// skip pieces are what the client has already: they are worded, so that what follows fits, and
+	// not sent.
+	skip bool
 }
 
 // cursor is how far one choice has been read.
@@ -57,113 +66,46 @@ type cursor struct {
 	text  *assembler
 	read  int
 	began bool
-	ended bool
+	// texted: all of the text is out, but for the finish.
+	texted bool
+	ended  bool
+	// behind is what the client has and the cursor has not passed yet; nil if that is nothing.
+	behind *mark
 }
 
 // answer is a running call as its client's goroutine sees it.
 type answer struct {
+	reader
 	g       *Gateway
 	call    *call
 	lives   []*live
 	cursors []cursor
-	wake    chan struct{}
 	pieces  []piece
-	// admitted is set once all of it is committed.
-	admitted bool
+	places  int
 }
 
-// start admits all prompts of a call; when it returns, every admission is committed. The caller must
-// call close.
-func (g *Gateway) start(ctx context.Context, c *call) (*answer, *apiError) {
-	ready, _ := g.serving(c.model)
-	if ready == 0 {
-		return nil, unavailable("no worker for model %q is ready", c.model.ID)
-	}
-	if e := g.acquire(len(c.prompts)); e != nil {
-		return nil, e
-	}
-	a := &answer{g: g, call: c, wake: make(chan struct{}, 1)}
-	for i := range c.prompts {
-		id := c.id
-		if len(c.prompts) > 1 {
-			id = fmt.Sprintf("%s.%d", c.id, i)
-		}
-		l := newLive(g.request(id, c, &c.prompts[i]), c.model.meters, a.wake, c.whole, g.Now())
-		if !g.lives.add(l) {
-			a.close(ctx)
-			return nil, conflict("request_id_in_use", "a request with the id %q is running", id)
-		}
-		a.lives = append(a.lives, l)
-		for k := range l.choices {
-			a.cursors = append(a.cursors, cursor{live: l, index: k, text: newAssembler(c.model.Tokenizer, c.params, c.skipSpecial)})
-		}
-	}
-	if e := a.submit(ctx); e != nil {
-		a.close(ctx)
-		return nil, e
-	}
-	a.admitted = true
-	c.model.meters.admitted(a.lives)
-	return a, nil
+func (g *Gateway) newAnswer(c *call) *answer {
+	return &answer{g: g, call: c, reader: reader{wake: make(chan struct{}, 1), whole: c.whole}}
 }
 
-// request builds what the worker gets. The seed is always set.
-func (g *Gateway) request(id string, c *call, p *prompt) *pb.Request {
-	params := c.params
-	if params.MaxTokens != p.maxTokens {
-		params = proto.Clone(params).(*pb.SamplingParams)
-		params.MaxTokens = p.maxTokens
-	}
-	return &pb.Request{
-		Id: id, Model: c.model.ID, Prompt: p.ids, Sampling: params,
-		GatewayId: g.NodeID, ArrivalUnixMs: g.Now().UnixMilli(),
+// add makes a live, which the answer's reader is on, a part of the answer.
+func (a *answer) add(l *live) {
+	a.lives = append(a.lives, l)
+	for k := range l.choices {
+		u := cursor{live: l, index: k, text: newAssembler(a.call.model.Tokenizer, a.call.params, a.call.skipSpecial)}
+		if n := len(a.cursors); n < len(a.call.marks) && a.call.marks[n] != (mark{}) {
+			u.behind = &a.call.marks[n]
+		}
+		a.cursors = append(a.cursors, u)
 	}
 }
 
-// submit sends the prompts to the leader, together, so that they share its next log entry.
-func (a *answer) submit(ctx context.Context) *apiError {
-	ctx, cancel := context.WithTimeout(ctx, a.g.SubmitTimeout)
-	defer cancel()
-	if len(a.lives) == 1 {
-		return a.g.submit(ctx, a.lives[0])
-	}
-	errs := make([]*apiError, len(a.lives))
-	var wg sync.WaitGroup
-	for i, l := range a.lives {
-		wg.Go(func() { errs[i] = a.g.submit(ctx, l) })
-	}
-	wg.Wait()
-	for _, e := range errs {
-		if e != nil {
-			return e
-		}
-	}
-	return nil
-}
-
-// submit sends one request. A request that the leader refuses, or knows already from someone else, is
-// not ours to abort and counts as done; after any other error it may have been admitted.
-func (g *Gateway) submit(ctx context.Context, l *live) *apiError {
-	resp, err := g.Control.Submit(ctx, &pb.SubmitRequest{Request: l.request})
+// created is when the request arrived, here or where it was first admitted.
+func (a *answer) created() time.Time {
+	l := a.lives[0]
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch {
-	case err != nil:
-		e := fromControl(err)
-		if e.code != codes.Unavailable && e.code != codes.Internal {
-			l.end(e)
-		}
-		return e
-	case resp.Duplicate && resp.FinishReason != pb.FinishReason_FINISH_REASON_UNSPECIFIED:
-		l.end(conflict("request_id_used", "a request with the id %q has ended already", l.request.Id))
-		return l.failure
-	case resp.Duplicate:
-		l.end(conflict("request_id_in_use", "a request with the id %q is running", l.request.Id))
-		return l.failure
-	case l.worker == "":
-		l.worker = resp.WorkerId
-	}
-	return nil
+	return time.UnixMilli(l.request.ArrivalUnixMs)
 }
 
 // next waits for news and returns it, at least one piece; nil when all choices have ended. The pieces
@@ -176,7 +118,7 @@ func (a *answer) next(ctx context.Context) ([]piece, *apiError) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, cancelled("its client has gone")
+			return nil, cancelled(reasonGone)
 		case <-a.wake:
 		}
 	}
@@ -185,53 +127,83 @@ func (a *answer) next(ctx context.Context) ([]piece, *apiError) {
 // look collects what is new without waiting.
 func (a *answer) look() ([]piece, *apiError) {
 	a.pieces = a.pieces[:0]
-	n := len(a.cursors) / len(a.lives)
 	for i := range a.cursors {
-		c := &a.cursors[i]
-		if c.ended {
-			continue
-		}
-		l := c.live
-		l.mu.Lock()
-		failure := l.failure
-		if failure != nil || a.call.whole && !l.done {
-			l.mu.Unlock()
-			if failure != nil {
-				return nil, failure
+		for !a.cursors[i].ended {
+			p, ok, e := a.read(i)
+			if e != nil {
+				return nil, e
 			}
-			continue
-		}
-		ch := &l.choices[c.index]
-		p := piece{index: i, prompt: i / n, first: !c.began, finish: ch.finish, stopped: ch.stopped, ids: ch.tokens[c.read:]}
-		if len(ch.logprobs) == len(ch.tokens) {
-			p.logprobs = ch.logprobs[c.read:]
-		}
-		if p.first {
-			p.promptLogprobs = l.prompt
-		}
-		l.mu.Unlock()
-		if len(p.ids) == 0 && p.finish == pb.FinishReason_FINISH_REASON_UNSPECIFIED {
-			continue
-		}
-		c.read += len(p.ids)
-		c.began = true
-		c.ended = p.finish != pb.FinishReason_FINISH_REASON_UNSPECIFIED
-		if a.call.scoreOnly {
-			p.ids, p.logprobs = nil, nil
-			if c.ended {
-				p.finish = pb.FinishReason_FINISH_REASON_LENGTH
+			if ok {
+				a.pieces = append(a.pieces, p)
 			}
-		} else {
-			var kept int
-			p.text, kept = c.text.push(p.ids, p.finish)
-			p.ids = p.ids[:kept]
-			if p.logprobs != nil {
-				p.logprobs = p.logprobs[:kept]
+			if !ok || !p.skip {
+				break
 			}
 		}
-		a.pieces = append(a.pieces, p)
 	}
 	return a.pieces, nil
+}
+
+// read takes what is new in one choice; ok is false if that is nothing.
+func (a *answer) read(i int) (p piece, ok bool, e *apiError) {
+	c := &a.cursors[i]
+	l := c.live
+	l.mu.Lock()
+	failure := l.failure
+	if failure != nil || a.call.whole && !l.done {
+		l.mu.Unlock()
+		return p, false, failure
+	}
+	ch := &l.choices[c.index]
+	to, finish := len(ch.tokens), ch.finish
+	if c.behind != nil {
+		ready, e := c.behind.check(i, to, finish)
+		if !ready {
+			l.mu.Unlock()
+			return p, false, e
+		}
+		to = c.behind.tokens
+		if !c.behind.text && !c.behind.ended {
+			finish = pb.FinishReason_FINISH_REASON_UNSPECIFIED
+		}
+	}
+	p = piece{index: i, prompt: i * len(a.lives) / len(a.cursors), first: !c.began, skip: c.behind != nil,
+		finish: finish, stopped: ch.stopped, ids: ch.tokens[c.read:to], tokens: to}
+	if len(ch.logprobs) == len(ch.tokens) {
+		p.logprobs = ch.logprobs[c.read:to]
+	}
+	if p.first {
+		p.promptLogprobs = l.prompt
+	}
+	l.mu.Unlock()
+	if len(p.ids) == 0 && p.finish == pb.FinishReason_FINISH_REASON_UNSPECIFIED {
+		return p, false, nil
+	}
+	c.read = to
+	c.began = true
+	c.ended = p.finish != pb.FinishReason_FINISH_REASON_UNSPECIFIED
+	switch {
+	case a.call.scoreOnly:
+		p.ids, p.logprobs = nil, nil
+		if c.ended {
+			p.finish = pb.FinishReason_FINISH_REASON_LENGTH
+		}
+	case !c.texted:
+		var kept int
+		p.text, kept = c.text.push(p.ids, p.finish)
+		p.ids = p.ids[:kept]
+		if p.logprobs != nil {
+			p.logprobs = p.logprobs[:kept]
+		}
+	}
+	if c.behind != nil {
+		if c.behind.text && !c.behind.ended {
+			// The finish itself is still to be told.
+			p.finish, c.texted, c.ended = pb.FinishReason_FINISH_REASON_UNSPECIFIED, true, false
+		}
+		c.behind = nil
+	}
+	return p, true, nil
 }
 
 func (a *answer) ended() bool {
@@ -247,9 +219,9 @@ func (a *answer) ended() bool {
 func (a *answer) usage() *pb.Usage {
 	u := &pb.Usage{}
 	for _, l := range a.lives {
-		u.PromptTokens += int32(len(l.request.Prompt))
 		l.mu.Lock()
-		u.CachedTokens += l.cached
+		u.PromptTokens += l.promptTokens
+		u.CachedTokens += min(l.cached, l.promptTokens)
 		for i := range l.choices {
 			if !a.call.scoreOnly {
 				u.CompletionTokens += int32(len(l.choices[i].tokens))
@@ -258,24 +230,4 @@ func (a *answer) usage() *pb.Usage {
 		l.mu.Unlock()
 	}
 	return u
-}
-
-// close gives the call's places back and aborts what has not ended.
-func (a *answer) close(ctx context.Context) {
-	for _, l := range a.lives {
-		l.mu.Lock()
-		running := !l.done
-		if running {
-			l.end(cancelled("its client has gone"))
-		}
-		l.mu.Unlock()
-		if running {
-			a.g.abort(ctx, l, "client gone")
-		}
-		a.g.lives.remove(l)
-		if a.admitted {
-			l.observe(a.g.Now())
-		}
-	}
-	a.g.release(len(a.call.prompts))
 }

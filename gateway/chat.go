@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/quire-serve/quire/model/chat"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -15,7 +16,7 @@ const maxMessages = 4096
 
 // serveChat answers POST /v1/chat/completions.
 func (g *Gateway) serveChat(w http.ResponseWriter, r *http.Request) {
-	id, e := identify(w, r)
+	who, e := identify(w, r)
 	if e != nil {
 		e.write(w)
 		return
@@ -25,16 +26,16 @@ func (g *Gateway) serveChat(w http.ResponseWriter, r *http.Request) {
 		e.write(w)
 		return
 	}
-	c, out, e := g.chatCall(f, id)
+	c, open, e := g.chatCall(f, who)
 	if e != nil {
 		e.write(w)
 		return
 	}
-	g.respond(w, r, c, out)
+	g.respond(w, r, c, open)
 }
 
 // chatCall reads the body of a chat request.
-func (g *Gateway) chatCall(f *fields, id string) (*call, writer, *apiError) {
+func (g *Gateway) chatCall(f *fields, who caller) (*call, opener, *apiError) {
 	m, e := g.modelOf(f)
 	if e != nil {
 		return nil, nil, e
@@ -60,7 +61,7 @@ func (g *Gateway) chatCall(f *fields, id string) (*call, writer, *apiError) {
 		}
 		p.Logprobs = &top
 	}
-	c := &call{id: id, model: m, params: p, constraint: f.constrained(p)}
+	c := &call{caller: who, model: m, params: p, constraint: f.constrained(p)}
 	usage := f.common(c)
 	if f.err != nil {
 		return nil, nil, f.err
@@ -80,9 +81,11 @@ func (g *Gateway) chatCall(f *fields, id string) (*call, writer, *apiError) {
 	if c.whole {
 		object = "chat.completion"
 	}
-	out := &chatWriter{call: c, logprobs: logprobs,
-		wording: newWording("chatcmpl-"+id, object, m.ID, m.fingerprint, g.Now(), usage, c.whole)}
-	return c, out, nil
+	open := func(created time.Time) writer {
+		return &chatWriter{call: c, logprobs: logprobs,
+			wording: newWording("chatcmpl-"+c.id, object, m.ID, m.fingerprint, created, usage, c.whole)}
+	}
+	return c, open, nil
 }
 
 // renderChat turns a conversation into the model's prompt.
@@ -91,12 +94,23 @@ func (m *served) renderChat(messages []chat.Message) ([]int32, *apiError) {
 	if err != nil {
 		return nil, invalid("messages", "the model's chat template refuses these messages: %s", clip(err.Error(), 300))
 	}
-	return m.encode(text), nil
+	return m.encode("messages", text)
 }
 
-// encode cuts text into tokens, the beginning-of-sequence token first if the model wants one and the
-// text does not bring it.
-func (m *served) encode(text string) []int32 {
+// encode cuts a prompt's text into tokens, the beginning-of-sequence token first if the model wants
+// one and the text does not bring it. A text that could not fit whatever its tokens is refused before
+// the work.
+func (m *served) encode(param, text string) ([]int32, *apiError) {
+	if least := m.Tokenizer.MinTokens(len(text)); least >= m.ContextLength {
+		e := invalid(param, "the prompt has at least %d tokens; the model's context length is %d, output included", least, m.ContextLength)
+		e.name = "context_length_exceeded"
+		return nil, e
+	}
+	return m.tokens(text), nil
+}
+
+// tokens is encode without a limit.
+func (m *served) tokens(text string) []int32 {
 	ids := m.Tokenizer.Encode(nil, text, true)
 	if bos := m.Tokenizer.BOS(); m.Tokenizer.AddBOS() && (len(ids) == 0 || ids[0] != bos) {
 		ids = append([]int32{bos}, ids...)
@@ -234,19 +248,25 @@ func (w *chatWriter) shut(b []byte, p *piece, withLogprobs bool, finish pb.Finis
 	return append(b, w.tail...)
 }
 
-func (w *chatWriter) event(b []byte, p *piece) []byte {
+func (w *chatWriter) event(b []byte, p *piece, ids *pen) []byte {
 	const running = pb.FinishReason_FINISH_REASON_UNSPECIFIED
+	withLogprobs := w.logprobs && len(p.logprobs) > 0
+	content := p.text != "" || withLogprobs
 	if p.first {
+		if !content && p.finish == running {
+			b = ids.append(b, p.index, mark{tokens: p.tokens})
+		}
 		b = append(w.open(b, p.index), `{"role":"assistant","content":"","refusal":null}`...)
 		b = w.shut(b, p, false, running)
 	}
-	withLogprobs := w.logprobs && len(p.logprobs) > 0
-	if p.text != "" || withLogprobs {
+	if content {
+		b = ids.append(b, p.index, mark{tokens: p.tokens, text: p.finish != running})
 		b = append(w.open(b, p.index), `{"content":`...)
 		b = append(appendString(b, p.text), '}')
 		b = w.shut(b, p, withLogprobs, running)
 	}
 	if p.finish != running {
+		b = ids.append(b, p.index, mark{tokens: p.tokens, text: true, ended: true})
 		b = append(w.open(b, p.index), "{}"...)
 		b = w.shut(b, p, false, p.finish)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
+	"time"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
@@ -13,7 +14,7 @@ const defaultCompletionTokens = 16
 
 // serveCompletions answers POST /v1/completions.
 func (g *Gateway) serveCompletions(w http.ResponseWriter, r *http.Request) {
-	id, e := identify(w, r)
+	who, e := identify(w, r)
 	if e != nil {
 		e.write(w)
 		return
@@ -23,16 +24,16 @@ func (g *Gateway) serveCompletions(w http.ResponseWriter, r *http.Request) {
 		e.write(w)
 		return
 	}
-	c, out, e := g.completionCall(f, id)
+	c, open, e := g.completionCall(f, who)
 	if e != nil {
 		e.write(w)
 		return
 	}
-	g.respond(w, r, c, out)
+	g.respond(w, r, c, open)
 }
 
 // completionCall reads the body of a plain completion.
-func (g *Gateway) completionCall(f *fields, id string) (*call, writer, *apiError) {
+func (g *Gateway) completionCall(f *fields, who caller) (*call, opener, *apiError) {
 	m, e := g.modelOf(f)
 	if e != nil {
 		return nil, nil, e
@@ -42,7 +43,7 @@ func (g *Gateway) completionCall(f *fields, id string) (*call, writer, *apiError
 	if best, ok := f.integer("best_of"); ok && best != int64(p.N) {
 		f.fail(unsupported("best_of", "best_of is supported only where it equals n; n is %d, best_of %d", p.N, best))
 	}
-	c := &call{id: id, model: m, params: p, constraint: f.constrained(p)}
+	c := &call{caller: who, model: m, params: p, constraint: f.constrained(p)}
 	echo := f.boolean("echo", false)
 	most, explicit := f.completionTokens(echo)
 	c.scoreOnly = explicit && most == 0
@@ -57,7 +58,9 @@ func (g *Gateway) completionCall(f *fields, id string) (*call, writer, *apiError
 	for i := range c.prompts {
 		q := &c.prompts[i]
 		if q.ids == nil {
-			q.ids = m.encode(q.text)
+			if q.ids, e = m.encode("prompt", q.text); e != nil {
+				return nil, nil, e
+			}
 			hidden = m.Tokenizer.AddBOS()
 		} else if e := checkIDs("prompt", q.ids, m.Tokenizer.Size()); e != nil {
 			return nil, nil, e
@@ -71,15 +74,18 @@ func (g *Gateway) completionCall(f *fields, id string) (*call, writer, *apiError
 	if e := g.settle(c, "prompt", explicit); e != nil {
 		return nil, nil, e
 	}
-	out := &completionWriter{call: c, echo: echo, logprobs: logprobs, hidden: hidden,
-		wording: newWording("cmpl-"+id, "text_completion", m.ID, m.fingerprint, g.Now(), usage, c.whole)}
-	if logprobs {
-		out.lists = make([]legacyLogprobs, len(c.prompts)*int(p.N))
-		for i := range out.lists {
-			out.lists[i].vocab = m.Tokenizer
+	open := func(created time.Time) writer {
+		out := &completionWriter{call: c, echo: echo, logprobs: logprobs, hidden: hidden,
+			wording: newWording("cmpl-"+c.id, "text_completion", m.ID, m.fingerprint, created, usage, c.whole)}
+		if logprobs {
+			out.lists = make([]legacyLogprobs, c.choices())
+			for i := range out.lists {
+				out.lists[i].vocab = m.Tokenizer
+			}
 		}
+		return out
 	}
-	return c, out, nil
+	return c, open, nil
 }
 
 // completionTokens reads max_tokens. 0 is allowed with echo alone: the prompt is scored and nothing
@@ -211,11 +217,13 @@ func (w *completionWriter) entries(p *piece) []legacyEntry {
 	return entries
 }
 
-func (w *completionWriter) event(b []byte, p *piece) []byte {
+func (w *completionWriter) event(b []byte, p *piece, ids *pen) []byte {
 	const running = pb.FinishReason_FINISH_REASON_UNSPECIFIED
 	if w.text(p) == "" && p.finish == running && (!w.logprobs || len(p.logprobs) == 0) {
 		return b
 	}
+	ended := p.finish != running
+	b = ids.append(b, p.index, mark{tokens: p.tokens, text: ended, ended: ended})
 	b = append(b, w.head...)
 	b = w.choice(b, p, p.finish)
 	return append(b, w.tail...)

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -32,6 +33,8 @@ type apiError struct {
 	retryAfter time.Duration
 	// noRetry tells clients that would retry this status by habit not to.
 	noRetry bool
+	// reason, if set, says in a word why a request was not taken: what the leader calls it.
+	reason string
 }
 
 func (e *apiError) Error() string { return e.message }
@@ -96,6 +99,8 @@ func unavailable(format string, args ...any) *apiError {
 	}
 }
 
+func shuttingDown() *apiError { return unavailable("the gateway is shutting down") }
+
 func internal(format string, args ...any) *apiError {
 	return &apiError{
 		status: http.StatusInternalServerError, code: codes.Internal, kind: typeServer,
@@ -122,18 +127,47 @@ func cancelled(reason string) *apiError {
 	}
 }
 
+// moved ends the readers of a request that goes on at another gateway: its client is there, or finds
+// it there when it asks again under the same id.
+func moved() *apiError {
+	e := unavailable("the request goes on at another gateway; ask again under the same id")
+	e.name = "request_moved"
+	return e
+}
+
+// forgotten is about a request that is known and of whose output nothing is left.
+func forgotten(id string) *apiError {
+	return &apiError{
+		status: http.StatusNotFound, code: codes.NotFound, kind: typeInvalid, name: "request_not_found",
+		message: fmt.Sprintf("the output of request %q is not kept (any more); send the request again", id),
+	}
+}
+
 // fromControl translates the leader's refusal of a Submit.
 func fromControl(err error) *apiError {
 	s := status.Convert(err)
+	after, reason := time.Duration(0), ""
+	for _, d := range s.Details() {
+		switch d := d.(type) {
+		case *errdetails.RetryInfo:
+			after = d.GetRetryDelay().AsDuration()
+		case *errdetails.ErrorInfo:
+			reason = d.GetReason()
+		}
+	}
 	switch s.Code() {
 	case codes.ResourceExhausted:
-		after := time.Second
-		for _, d := range s.Details() {
-			if r, ok := d.(*errdetails.RetryInfo); ok && r.GetRetryDelay().AsDuration() > 0 {
-				after = r.GetRetryDelay().AsDuration()
-			}
+		if after <= 0 {
+			after = time.Second
 		}
-		return overloaded(after, "%s", s.Message())
+		e := overloaded(after, "%s", s.Message())
+		e.reason = cmp.Or(reason, "overloaded")
+		return e
+	case codes.DeadlineExceeded:
+		return &apiError{
+			status: http.StatusGatewayTimeout, code: codes.DeadlineExceeded, kind: typeServer, name: "deadline_exceeded",
+			message: s.Message(), noRetry: true, reason: cmp.Or(reason, "deadline"),
+		}
 	case codes.InvalidArgument, codes.OutOfRange:
 		return invalid("", "%s", s.Message())
 	case codes.NotFound:
@@ -142,7 +176,7 @@ func fromControl(err error) *apiError {
 		return e
 	case codes.AlreadyExists:
 		return conflict("request_id_in_use", "%s", s.Message())
-	case codes.Unavailable, codes.FailedPrecondition, codes.DeadlineExceeded, codes.Aborted:
+	case codes.Unavailable, codes.FailedPrecondition, codes.Aborted:
 		return unavailable("the control plane does not answer: %s", s.Message())
 	default:
 		return internal("admission failed: %s", s.Message())
@@ -175,6 +209,9 @@ func (e *apiError) write(w http.ResponseWriter) {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Del("Cache-Control")
+	if e.reason != "" {
+		h.Set("X-Quire-Reason", e.reason)
+	}
 	if e.retryAfter > 0 {
 		seconds := (e.retryAfter + time.Second - 1) / time.Second
 		h.Set("Retry-After", strconv.FormatInt(int64(seconds), 10))

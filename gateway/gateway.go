@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +29,8 @@ const (
 	defaultSubmitTimeout = 30 * time.Second
 	defaultReadTimeout   = 30 * time.Second
 	defaultWriteTimeout  = 60 * time.Second
+	defaultResumeGrace   = 10 * time.Second
+	defaultRecover       = 60 * time.Second
 )
 
 // Model is what the gateway needs of a model: names and text, no weights.
@@ -46,19 +49,27 @@ type Model struct {
 type Settings struct {
 	// NodeID names the gateway to leader and workers.
 	NodeID string
-	// Control reaches the leader.
-	Control pb.ControlClient
-	// DialWorker connects to a worker; the second result closes the connection.
-	DialWorker func(address string) (grpc.ClientConnInterface, func() error, error)
-	Models     []Model
+	// Nodes lists the addresses of the control-plane nodes' gRPC services, this node's own first. It is
+	// asked again whenever the leader has to be found, so the set may change. One of them is enough to
+	// begin with: followers name the leader.
+	Nodes func() []string
+	// Dial connects to a node or worker by its address; the second result closes the connection.
+	Dial   func(address string) (grpc.ClientConnInterface, func() error, error)
+	Models []Model
 	// Version is what GET /version says.
 	Version string
 	// MaxBodyBytes bounds an HTTP body; 8 MiB.
 	MaxBodyBytes int64
 	// MaxRequests bounds the prompts being served at once; more are refused with 429. 1024.
 	MaxRequests int
-	// SubmitTimeout bounds the wait for an admission's commit; 30 s.
+	// SubmitTimeout bounds the wait for an admission's commit, an election included; 30 s.
 	SubmitTimeout time.Duration
+	// ResumeGrace is how long a request that its client has named goes on without it, so that the
+	// client can come back; 10 s. Negative is not at all.
+	ResumeGrace time.Duration
+	// RecoverTimeout is how long a request may be silent while its worker's stream is down and no
+	// leader answers, before its client is told; 60 s.
+	RecoverTimeout time.Duration
 	// ReadTimeout bounds the reading of a request's headers, and again of its body; 30 s.
 	ReadTimeout time.Duration
 	// WriteTimeout is how long a client may leave its connection full before it counts as gone; 60 s.
@@ -75,6 +86,8 @@ func (s *Settings) setDefaults() {
 	s.SubmitTimeout = orDefault(s.SubmitTimeout, defaultSubmitTimeout)
 	s.ReadTimeout = orDefault(s.ReadTimeout, defaultReadTimeout)
 	s.WriteTimeout = orDefault(s.WriteTimeout, defaultWriteTimeout)
+	s.ResumeGrace = orDefault(s.ResumeGrace, defaultResumeGrace)
+	s.RecoverTimeout = orDefault(s.RecoverTimeout, defaultRecover)
 	if s.Now == nil {
 		s.Now = time.Now
 	}
@@ -94,13 +107,13 @@ func (s *Settings) validate() error {
 	switch {
 	case s.NodeID == "":
 		return errors.New("gateway: NodeID is empty")
-	case s.Control == nil:
-		return errors.New("gateway: Control is nil")
-	case s.DialWorker == nil:
-		return errors.New("gateway: DialWorker is nil")
+	case s.Nodes == nil:
+		return errors.New("gateway: Nodes is nil")
+	case s.Dial == nil:
+		return errors.New("gateway: Dial is nil")
 	case len(s.Models) == 0:
 		return errors.New("gateway: Models is empty")
-	case s.MaxBodyBytes < 0 || s.MaxRequests < 0 || s.SubmitTimeout < 0 || s.ReadTimeout < 0 || s.WriteTimeout < 0:
+	case s.MaxBodyBytes < 0 || s.MaxRequests < 0 || s.SubmitTimeout < 0 || s.ReadTimeout < 0 || s.WriteTimeout < 0 || s.RecoverTimeout < 0:
 		return errors.New("gateway: a limit is negative")
 	}
 	seen := make(map[string]bool)
@@ -122,6 +135,7 @@ type served struct {
 	meters      *meters
 	fingerprint string
 	grammars    grammars
+	log         *slog.Logger
 }
 
 // Gateway serves clients. Make one with New, keep Run running, and serve Handler over HTTP and
@@ -133,13 +147,20 @@ type Gateway struct {
 	models  map[string]*served
 	order   []*served
 	started time.Time
+	control *control
 	lives   table
 	workers workers
 	metrics *metrics
 	health  *health.Server
 	ready   atomic.Bool
 	inUse   atomic.Int64
-	stopped atomic.Bool
+	// look wakes the supervisor.
+	look chan struct{}
+
+	// tasks are what Run waits for; none begins once it has stopped.
+	spawning sync.Mutex
+	stopped  bool
+	tasks    sync.WaitGroup
 }
 
 var _ pb.InferenceServer = (*Gateway)(nil)
@@ -154,13 +175,15 @@ func New(s Settings) (*Gateway, error) {
 		Settings: s,
 		models:   make(map[string]*served, len(s.Models)),
 		started:  s.Now(),
+		control:  newControl(s.Nodes, s.Dial),
+		look:     make(chan struct{}, 1),
 		lives:    table{byID: make(map[string]*live)},
 		workers:  workers{byID: make(map[string]*attachment)},
 		health:   health.NewServer(),
 	}
 	g.metrics = newMetrics(g)
 	for _, m := range s.Models {
-		v := &served{Model: m, meters: g.metrics.of(m.ID)}
+		v := &served{Model: m, meters: g.metrics.of(m.ID), log: s.Log}
 		if m.Digest != "" {
 			v.fingerprint = "fp_" + m.Digest[:min(12, len(m.Digest))]
 		}
@@ -174,17 +197,40 @@ func New(s Settings) (*Gateway, error) {
 // Run follows the leader's set of workers and keeps a stream to each until ctx ends. Requests that
 // are still live then are ended: serve them out first.
 func (g *Gateway) Run(ctx context.Context) error {
+	g.spawn(func() { g.supervise(ctx) })
 	g.watch(ctx)
-	g.stopped.Store(true)
+	g.spawning.Lock()
+	g.stopped = true
+	g.spawning.Unlock()
 	for _, a := range g.workers.list() {
 		a.cancel()
 	}
 	g.workers.wg.Wait()
 	for _, l := range g.lives.all() {
-		l.fail(unavailable("the gateway is shutting down"))
+		l.fail(shuttingDown())
+		g.expire(ctx, l, g.Now().Add(max(g.ResumeGrace, 0)))
 	}
+	g.tasks.Wait()
+	g.control.close()
 	g.updateReady()
 	return nil
+}
+
+// spawn runs f in a goroutine that Run waits for, unless Run has ended.
+func (g *Gateway) spawn(f func()) bool {
+	g.spawning.Lock()
+	defer g.spawning.Unlock()
+	if g.stopped {
+		return false
+	}
+	g.tasks.Go(f)
+	return true
+}
+
+func (g *Gateway) stopping() bool {
+	g.spawning.Lock()
+	defer g.spawning.Unlock()
+	return g.stopped
 }
 
 // Ready reports whether a request could be served now: some model has a worker that we are attached to.
@@ -196,7 +242,7 @@ func (g *Gateway) updateReady() {
 		connected, _ := a.snapshot()
 		ready = ready || connected && g.models[a.info.Model] != nil
 	}
-	ready = ready && !g.stopped.Load()
+	ready = ready && !g.stopping()
 	g.ready.Store(ready)
 	status := healthpb.HealthCheckResponse_NOT_SERVING
 	if ready {

@@ -21,16 +21,39 @@ func (g *Gateway) Register(s *grpc.Server) {
 
 // Generate streams the tokens of one prompt, a message a choice a step.
 func (g *Gateway) Generate(req *pb.GenerateRequest, stream grpc.ServerStreamingServer[pb.GenerateResponse]) error {
-	c, e := g.generateCall(req)
+	ctx := stream.Context()
+	c, e := g.generateCall(ctx, req)
 	if e != nil {
 		return e
 	}
-	ctx := stream.Context()
 	a, e := g.start(ctx, c)
 	if e != nil {
 		return e
 	}
 	defer a.close(ctx)
+	return a.send(ctx, stream)
+}
+
+// Resume goes on with the stream of a request that is known by its id alone.
+func (g *Gateway) Resume(req *pb.ResumeRequest, stream grpc.ServerStreamingServer[pb.GenerateResponse]) error {
+	ctx := stream.Context()
+	if !validID(req.RequestId) {
+		return badRequestID()
+	}
+	who, _, e := fromMetadata(ctx, req.RequestId)
+	if e != nil {
+		return e
+	}
+	a, e := g.reopen(ctx, who, req.Received)
+	if e != nil {
+		return e
+	}
+	defer a.close(ctx)
+	return a.send(ctx, stream)
+}
+
+// send streams an answer's pieces until all choices have ended.
+func (a *answer) send(ctx context.Context, stream grpc.ServerStreamingServer[pb.GenerateResponse]) error {
 	for {
 		pieces, e := a.next(ctx)
 		if e != nil {
@@ -39,35 +62,36 @@ func (g *Gateway) Generate(req *pb.GenerateRequest, stream grpc.ServerStreamingS
 			}
 			return e
 		}
+		ended := a.ended()
 		for i := range pieces {
 			p := &pieces[i]
-			m := &pb.GenerateResponse{RequestId: c.id, Model: c.model.ID, Index: int32(p.index), Text: p.text,
+			if p.skip {
+				continue
+			}
+			m := &pb.GenerateResponse{RequestId: a.call.id, Model: a.call.model.ID, Index: int32(p.index), Text: p.text,
 				TokenIds: p.ids, Logprobs: p.logprobs, FinishReason: p.finish, StopReason: p.stopped}
-			if a.ended() && i == len(pieces)-1 {
+			if ended && i == len(pieces)-1 {
 				m.Usage = a.usage()
 			}
 			if err := stream.Send(m); err != nil {
 				return err
 			}
 		}
-		if a.ended() {
+		if ended {
 			return nil
 		}
 	}
 }
 
 // generateCall checks a request and turns its input into tokens.
-func (g *Gateway) generateCall(req *pb.GenerateRequest) (*call, *apiError) {
+func (g *Gateway) generateCall(ctx context.Context, req *pb.GenerateRequest) (*call, *apiError) {
 	m := g.models[req.Model]
 	if m == nil {
 		return nil, unknownModel(req.Model)
 	}
-	id := req.RequestId
-	switch {
-	case id == "":
-		id = newID()
-	case !validID(id):
-		return nil, invalid("request_id", "request_id must be 1 to %d printable ASCII characters without spaces", maxIDBytes)
+	who, priority, e := fromMetadata(ctx, req.RequestId)
+	if e != nil {
+		return nil, e
 	}
 	params := req.Sampling
 	if params == nil {
@@ -76,12 +100,14 @@ func (g *Gateway) generateCall(req *pb.GenerateRequest) (*call, *apiError) {
 	if params.PromptLogprobs != nil {
 		return nil, unsupported("prompt_logprobs", "prompt_logprobs has no place in Generate's answer")
 	}
-	c := &call{id: id, model: m, params: params, constraint: "constraint", skipSpecial: true}
+	c := &call{caller: who, model: m, params: params, priority: priority, constraint: "constraint", skipSpecial: true}
 	var ids []int32
 	param := "prompt"
 	switch input := req.Input.(type) {
 	case *pb.GenerateRequest_Prompt:
-		ids = m.encode(input.Prompt)
+		if ids, e = m.encode(param, input.Prompt); e != nil {
+			return nil, e
+		}
 	case *pb.GenerateRequest_PromptTokenIds:
 		param = "prompt_token_ids"
 		ids = input.PromptTokenIds.GetIds()
@@ -90,8 +116,8 @@ func (g *Gateway) generateCall(req *pb.GenerateRequest) (*call, *apiError) {
 		}
 	case *pb.GenerateRequest_Chat:
 		param = "chat"
-		messages, e := protoMessages(m, input.Chat.GetMessages())
-		if e != nil {
+		var messages []chat.Message
+		if messages, e = protoMessages(m, input.Chat.GetMessages()); e != nil {
 			return nil, e
 		}
 		if ids, e = m.renderChat(messages); e != nil {
@@ -132,16 +158,16 @@ func protoMessages(m *served, list []*pb.Message) ([]chat.Message, *apiError) {
 // Cancel ends a request wherever it is.
 func (g *Gateway) Cancel(ctx context.Context, req *pb.CancelRequest) (*pb.CancelResponse, error) {
 	if !validID(req.RequestId) {
-		return nil, invalid("request_id", "request_id must be 1 to %d printable ASCII characters without spaces", maxIDBytes)
+		return nil, badRequestID()
 	}
 	const reason = "cancelled by a client"
-	if l := g.lives.get(req.RequestId); l != nil {
-		g.abort(ctx, l, reason)
-		l.fail(cancelled(reason))
-		return &pb.CancelResponse{}, nil
-	}
-	if _, err := g.Control.Abort(ctx, &pb.AbortRequest{RequestId: req.RequestId, Reason: reason}); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, g.SubmitTimeout)
+	defer cancel()
+	if _, err := ask(ctx, g.control, &pb.AbortRequest{RequestId: req.RequestId, Reason: reason}, pb.ControlClient.Abort); err != nil {
 		return nil, fromControl(err)
+	}
+	if l := g.lives.get(req.RequestId); l != nil {
+		l.fail(cancelled(reason))
 	}
 	return &pb.CancelResponse{}, nil
 }
@@ -153,7 +179,7 @@ func (g *Gateway) Tokenize(_ context.Context, req *pb.TokenizeRequest) (*pb.Toke
 		return nil, unknownModel(req.Model)
 	}
 	if req.AddSpecial {
-		return &pb.TokenizeResponse{TokenIds: m.encode(req.Text)}, nil
+		return &pb.TokenizeResponse{TokenIds: m.tokens(req.Text)}, nil
 	}
 	return &pb.TokenizeResponse{TokenIds: m.Tokenizer.Encode(nil, req.Text, true)}, nil
 }

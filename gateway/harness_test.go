@@ -40,7 +40,12 @@ type door struct {
 // open starts a gateway on a fake cluster and waits until it is ready.
 func open(t testing.TB, o gatewaytest.Options, change ...func(*gateway.Settings)) *door {
 	t.Helper()
-	cluster := gatewaytest.Start(t, o)
+	return join(t, gatewaytest.Start(t, o), o, "node-1", change...)
+}
+
+// join starts one more gateway on a cluster.
+func join(t testing.TB, cluster *gatewaytest.Cluster, o gatewaytest.Options, id string, change ...func(*gateway.Settings)) *door {
+	t.Helper()
 	template, err := chat.New(gatewaytest.ChatTemplate, chat.Settings{})
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +55,7 @@ func open(t testing.TB, o gatewaytest.Options, change ...func(*gateway.Settings)
 		context_ = 2048
 	}
 	s := gateway.Settings{
-		NodeID: "node-1", Control: cluster.Control(), DialWorker: cluster.DialWorker, Version: "1.2.3",
+		NodeID: id, Nodes: cluster.Nodes, Dial: cluster.Dial, Version: "1.2.3",
 		Models: []gateway.Model{{ID: "test", Tokenizer: gatewaytest.Tokenizer(), Chat: template, ContextLength: context_, Digest: "0123456789abcdef"}},
 		Log:    slog.New(slog.DiscardHandler),
 	}
@@ -132,6 +137,9 @@ func events(t testing.TB, body string) []string {
 	t.Helper()
 	var list []string
 	for _, block := range strings.Split(strings.TrimSuffix(body, "\n\n"), "\n\n") {
+		if id, rest, ok := strings.Cut(block, "\n"); ok && strings.HasPrefix(id, "id: ") {
+			block = rest
+		}
 		data, ok := strings.CutPrefix(block, "data: ")
 		if !ok || strings.Contains(data, "\n") {
 			t.Fatalf("not an event: %q", block)
@@ -147,6 +155,8 @@ type stream struct {
 	resp  *http.Response
 	lines *bufio.Scanner
 	close func()
+	// id is that of the newest event that had one.
+	id string
 }
 
 func (d *door) stream(path, body string, headers ...string) *stream {
@@ -174,6 +184,9 @@ func (d *door) stream(path, body string, headers ...string) *stream {
 func (s *stream) next() string {
 	s.t.Helper()
 	for s.lines.Scan() {
+		if id, ok := strings.CutPrefix(s.lines.Text(), "id: "); ok {
+			s.id = id
+		}
 		if data, ok := strings.CutPrefix(s.lines.Text(), "data: "); ok {
 			return data
 		}

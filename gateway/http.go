@@ -71,23 +71,6 @@ func (w *statusWriter) WriteHeader(code int) {
 // Unwrap lets http.ResponseController reach the connection.
 func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// identify settles the id of a request and echoes x-request-id. The id is the client's
-// Idempotency-Key, or new; x-request-id is a label for logs that two requests may share, so it never
-// becomes the id.
-func identify(w http.ResponseWriter, r *http.Request) (string, *apiError) {
-	id := newID()
-	var e *apiError
-	if key := r.Header.Get("Idempotency-Key"); key != "" {
-		if validID(key) {
-			id = key
-		} else {
-			e = invalid("Idempotency-Key", "Idempotency-Key must be 1 to %d printable ASCII characters without spaces", maxIDBytes)
-		}
-	}
-	echoLabel(w, r, id)
-	return id, e
-}
-
 // echoLabel answers with the client's x-request-id if it is valid, else with ours.
 func echoLabel(w http.ResponseWriter, r *http.Request, ours string) {
 	label := r.Header.Get("X-Request-Id")

@@ -214,7 +214,7 @@ func TestPlaces(t *testing.T) {
 
 // TestControlPlaneErrors translates the leader's other answers.
 func TestControlPlaneErrors(t *testing.T) {
-	d := open(t, gatewaytest.Options{})
+	d := open(t, gatewaytest.Options{}, func(s *gateway.Settings) { s.SubmitTimeout = 100 * time.Millisecond })
 	for _, c := range []struct {
 		err    error
 		status int
@@ -286,10 +286,14 @@ func TestIDs(t *testing.T) {
 	if got := decode[chunk](t, r.body).ID; got != "cmpl-order-66" || d.State().Requests[0].Id != "order-66" {
 		t.Errorf("the id is %q", got)
 	}
-	r = d.post(textPath, body, "Idempotency-Key", "order-66")
-	const want = `{"error":{"message":"a request with the id \"order-66\" has ended already","type":"invalid_request_error","param":null,"code":"request_id_used"}}` + "\n"
-	if r.status != 409 || r.body != want || r.header.Get("X-Should-Retry") != "false" {
-		t.Errorf("the second time: %d %s", r.status, r.body)
+	again := d.post(textPath, body, "Idempotency-Key", "order-66")
+	if again.status != 200 || again.body != r.body {
+		t.Errorf("the second time: %d %s", again.status, again.body)
+	}
+	other := d.post(textPath, `{"model":"test","prompt":"ho","max_tokens":1}`, "Idempotency-Key", "order-66")
+	const want = `{"error":{"message":"request.id: \"order-66\" was used for a request with another body","type":"invalid_request_error","param":null,"code":"request_id_in_use"}}` + "\n"
+	if other.status != 409 || other.body != want || other.header.Get("X-Should-Retry") != "false" {
+		t.Errorf("another body: %d %s", other.status, other.body)
 	}
 	if s := d.State(); len(s.Aborts) != 0 || s.Admitted != 1 {
 		t.Errorf("%d aborts, %d admitted", len(s.Aborts), s.Admitted)

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"encoding/json"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -16,7 +17,8 @@ import (
 func testLive(id string, maxTokens, n int32) *live {
 	g := &Gateway{}
 	g.workers.byID = map[string]*attachment{}
-	return newLive(&pb.Request{Id: id, Sampling: &pb.SamplingParams{MaxTokens: maxTokens, N: n}}, newMetrics(g).of("m"), make(chan struct{}, 1), false, time.Unix(0, 0))
+	m := &served{Model: Model{ID: "m"}, meters: newMetrics(g).of("m"), log: slog.New(slog.DiscardHandler)}
+	return newLive(&pb.Request{Id: id, Sampling: &pb.SamplingParams{MaxTokens: maxTokens, N: n}}, m, false, time.Unix(0, 0))
 }
 
 // TestApplyPlacesByPosition delivers a choice's tokens in any cuts, with repeats and with output of
@@ -56,7 +58,7 @@ func TestApplyPlacesByPosition(t *testing.T) {
 		if !l.done || l.failure != nil {
 			t.Fatalf("done %t, failure %v", l.done, l.failure)
 		}
-		if l.apply("w", &pb.TokenEvent{Index: index, First: int32(n), TokenIds: []int32{9}}, time.Unix(1, 0)) {
+		if news, _ := l.apply("w", &pb.TokenEvent{Index: index, First: int32(n), TokenIds: []int32{9}}, time.Unix(1, 0)); news {
 			t.Fatal("an event after the end is news")
 		}
 	})
@@ -68,16 +70,32 @@ func TestApplyRefuses(t *testing.T) {
 		ev   *pb.TokenEvent
 		want string
 	}{
-		"a gap":               {&pb.TokenEvent{First: 1, TokenIds: []int32{5}}, "output was lost: worker w sent token 1 of choice 0 where 0 was next"},
-		"an unknown choice":   {&pb.TokenEvent{Choice: 2}, "worker w sent choice 2 of a request with 2"},
-		"too many tokens":     {&pb.TokenEvent{TokenIds: []int32{1, 2, 3, 4}}, "worker w sent more than max_tokens 3"},
-		"an end without ends": {&pb.TokenEvent{FinishReason: pb.FinishReason_FINISH_REASON_STOP, RequestDone: true}, "worker w ended the request with choice 1 open"},
-		"an error":            {&pb.TokenEvent{FinishReason: pb.FinishReason_FINISH_REASON_ERROR, Error: "boom"}, "generation failed: boom"},
-		"an abort":            {&pb.TokenEvent{FinishReason: pb.FinishReason_FINISH_REASON_ABORT}, "the request was cancelled"},
+		"an unknown choice": {&pb.TokenEvent{Choice: 2}, "worker w sent choice 2 of a request with 2"},
+		"too many tokens":   {&pb.TokenEvent{TokenIds: []int32{1, 2, 3, 4}}, "worker w sent more than max_tokens 3"},
+		"an error":          {&pb.TokenEvent{FinishReason: pb.FinishReason_FINISH_REASON_ERROR, Error: "boom"}, "generation failed: boom"},
+		"an abort":          {&pb.TokenEvent{FinishReason: pb.FinishReason_FINISH_REASON_ABORT}, "the request was cancelled"},
 	} {
 		l := testLive("r", 3, 2)
-		if !l.apply("w", c.ev, time.Unix(1, 0)) || !l.done || l.failure == nil || l.failure.message != c.want {
+		if news, _ := l.apply("w", c.ev, time.Unix(1, 0)); !news || !l.done || l.failure == nil || l.failure.message != c.want {
 			t.Errorf("%s: done %t, failure %v", name, l.done, l.failure)
+		}
+	}
+}
+
+// TestGapsAreAskedAfter drops what does not follow, and says so.
+func TestGapsAreAskedAfter(t *testing.T) {
+	for name, ev := range map[string]*pb.TokenEvent{
+		"tokens":               {First: 1, TokenIds: []int32{5}},
+		"an end without ends":  {FinishReason: pb.FinishReason_FINISH_REASON_STOP, RequestDone: true},
+		"for want of a client": {FinishReason: pb.FinishReason_FINISH_REASON_ABORT, Error: reasonGone, RequestDone: true},
+	} {
+		l := testLive("r", 3, 2)
+		close(l.admitted)
+		if _, gap := l.apply("w", ev, time.Unix(1, 0)); !gap || l.done || len(l.choices[0].tokens) != 0 {
+			t.Errorf("%s: gap %t, done %t, %v", name, gap, l.done, l.failure)
+		}
+		if !l.inquire(time.Unix(1, 0), func(string) bool { return true }) {
+			t.Errorf("%s: the leader is not asked", name)
 		}
 	}
 }
@@ -104,14 +122,16 @@ func TestResumePoint(t *testing.T) {
 // TestRouteWakesOncePerStep applies a step's events before the reader is woken.
 func TestRouteWakesOncePerStep(t *testing.T) {
 	l := testLive("r", 9, 3)
+	who := &reader{wake: make(chan struct{}, 1)}
+	l.readers = []*reader{who}
 	r := router{table: &table{byID: map[string]*live{"r": l}}, worker: "w"}
 	var events []*pb.TokenEvent
 	for i := range int32(3) {
 		events = append(events, &pb.TokenEvent{RequestId: "r", Choice: i, TokenIds: []int32{7}}, &pb.TokenEvent{RequestId: "unknown"})
 	}
 	r.route(events, time.Unix(1, 0))
-	<-l.wake
-	if len(l.wake) != 0 {
+	<-who.wake
+	if len(who.wake) != 0 {
 		t.Error("woken twice")
 	}
 	for i, c := range l.choices {

@@ -23,6 +23,7 @@ var (
 	perTokenBuckets   = []float64{.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80}
 	requestBuckets    = []float64{.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680}
 	tokenBuckets      = []float64{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000}
+	requestGapBuckets = []float64{.01, .025, .05, .1, .15, .25, .5, .75, 1, 1.5, 2, 3, 5, 10, 30, 60}
 	choiceBuckets     = []float64{1, 2, 5, 10, 20, 50, 100, 128}
 )
 
@@ -67,6 +68,9 @@ type meters struct {
 	choices, maxTokens                          prometheus.Observer
 	prompt, generated                           prometheus.Counter
 	ended                                       map[string]prometheus.Counter
+	// What went on where it did not begin.
+	gap                                          prometheus.Observer
+	resumed, replayed, adopted, recovered, rerun prometheus.Counter
 }
 
 // metrics is the gateway's registry. Every series carries model_name.
@@ -85,6 +89,7 @@ func newMetrics(g *Gateway) *metrics {
 	}{
 		{"quire_time_to_first_token_seconds", "From a request's arrival at the gateway to its first token there.", firstTokenBuckets},
 		{"quire_inter_token_latency_seconds", "Between two steps' tokens of one choice.", perTokenBuckets},
+		{"quire_stream_gap_seconds", "Between the last token before a failover and the first after it.", requestGapBuckets},
 		{"quire_time_per_output_token_seconds", "A request's mean time per token after its first.", perTokenBuckets},
 		{"quire_request_duration_seconds", "From a request's arrival to its end.", requestBuckets},
 		{"quire_request_queue_seconds", "From a request's dispatch to its first step, as the worker says.", requestBuckets},
@@ -108,6 +113,7 @@ func newMetrics(g *Gateway) *metrics {
 		{"quire_prompt_tokens_total", "Prompt tokens of admitted requests.", []string{"model_name"}},
 		{"quire_generated_tokens_total", "Tokens received from workers.", []string{"model_name"}},
 		{"quire_requests_total", "Requests that ended, by reason.", []string{"model_name", "finished_reason"}},
+		{"quire_requests_continued_total", "Requests that went on where they did not begin, by how: resumed by a client after what it had, replayed from the start under the same id, adopted from another gateway, recovered after a failover, rerun because their output was not kept.", []string{"model_name", "how"}},
 	} {
 		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: c.name, Help: c.help}, c.labels)
 		m.counters[c.name] = v
@@ -132,26 +138,33 @@ func (m *metrics) of(model string) *meters {
 		generated: m.counters["quire_generated_tokens_total"].WithLabelValues(model),
 		ended:     map[string]prometheus.Counter{},
 	}
+	v.gap = h("quire_stream_gap_seconds")
+	for how, counter := range map[string]*prometheus.Counter{
+		"resumed": &v.resumed, "replayed": &v.replayed, "adopted": &v.adopted, "recovered": &v.recovered, "rerun": &v.rerun,
+	} {
+		*counter = m.counters["quire_requests_continued_total"].WithLabelValues(model, how)
+	}
 	for _, reason := range []string{"stop", "length", "abort", "error"} {
 		v.ended[reason] = m.counters["quire_requests_total"].WithLabelValues(model, reason)
 	}
 	return v
 }
 
-// admitted records what requests asked for.
-func (m *meters) admitted(lives []*live) {
-	for _, l := range lives {
-		m.prompt.Add(float64(len(l.request.Prompt)))
-		m.promptTokens.Observe(float64(len(l.request.Prompt)))
-		m.choices.Observe(float64(len(l.choices)))
-		m.maxTokens.Observe(float64(l.request.Sampling.MaxTokens))
-	}
+// admitted records what a request asked for.
+func (m *meters) admitted(l *live) {
+	m.prompt.Add(float64(len(l.request.Prompt)))
+	m.promptTokens.Observe(float64(len(l.request.Prompt)))
+	m.choices.Observe(float64(len(l.choices)))
+	m.maxTokens.Observe(float64(l.request.Sampling.MaxTokens))
 }
 
-// observe records how an admitted request went; now is its end.
+// observe records how a request that ran here went; now is its end.
 func (l *live) observe(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !l.counted {
+		return
+	}
 	m := l.meters
 	total, longest := 0, 0
 	last := l.firstToken

@@ -306,6 +306,10 @@ func (f *fields) maxTokens(name string) (most int32, explicit bool) {
 
 // common reads how the answer is to be delivered; it returns whether a stream ends with usage.
 func (f *fields) common(c *call) (usage bool) {
+	c.priority = f.count("priority", 0)
+	if c.priority < minPriority || c.priority > maxPriority {
+		f.fail(outside("priority", c.priority, minPriority, maxPriority))
+	}
 	stream := f.boolean("stream", false)
 	c.whole = !stream
 	c.skipSpecial = f.boolean("skip_special_tokens", true)
@@ -357,7 +361,7 @@ func (g *Gateway) settle(c *call, param string, explicit bool) *apiError {
 		if e != nil {
 			return e
 		}
-		q.maxTokens = most
+		q.maxTokens, q.defaulted = most, most != c.params.MaxTokens || !explicit
 	}
 	return nil
 }

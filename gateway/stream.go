@@ -10,22 +10,32 @@ import (
 
 // writer puts an answer into one API's words.
 type writer interface {
-	// event appends the server-sent events for a piece.
-	event(b []byte, p *piece) []byte
+	// event appends the server-sent events for a piece, those that bring a client further with an id.
+	event(b []byte, p *piece, ids *pen) []byte
 	// last appends what follows all pieces: the usage chunk, if asked for, and [DONE].
 	last(b []byte, u *pb.Usage) []byte
 	// whole appends the body of an answer that is not streamed; pieces are in order of index.
 	whole(b []byte, pieces []piece, u *pb.Usage) []byte
 }
 
-// respond runs a call and writes its answer.
-func (g *Gateway) respond(w http.ResponseWriter, r *http.Request, c *call, out writer) {
+// opener makes the writer of an answer to a request that arrived then.
+type opener func(created time.Time) writer
+
+// respond runs a call and writes its answer, or what the client does not have of it yet.
+func (g *Gateway) respond(w http.ResponseWriter, r *http.Request, c *call, open opener) {
+	if last := r.Header.Get(lastEvent); last != "" {
+		if e := c.resume(last); e != nil {
+			e.write(w)
+			return
+		}
+	}
 	a, e := g.start(r.Context(), c)
 	if e != nil {
 		e.write(w)
 		return
 	}
 	defer a.close(r.Context())
+	out := open(a.created())
 	if c.whole {
 		g.respondWhole(w, r.Context(), a, out)
 	} else {
@@ -56,6 +66,7 @@ func (g *Gateway) respondStream(w http.ResponseWriter, ctx context.Context, a *a
 	var buf []byte
 	var deadline time.Time
 	begun := false
+	ids := newPen(a.call.choices())
 	for done := false; !done; {
 		pieces, e := a.next(ctx)
 		buf = buf[:0]
@@ -68,7 +79,13 @@ func (g *Gateway) respondStream(w http.ResponseWriter, ctx context.Context, a *a
 			done = true
 		default:
 			for i := range pieces {
-				buf = out.event(buf, &pieces[i])
+				p := &pieces[i]
+				ids.mute = p.skip
+				if had := len(buf); p.skip {
+					buf = out.event(buf, p, ids)[:had]
+				} else {
+					buf = out.event(buf, p, ids)
+				}
 			}
 			if done = a.ended(); done {
 				buf = out.last(buf, a.usage())

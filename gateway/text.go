@@ -8,7 +8,9 @@ import (
 )
 
 // assembler turns one choice's tokens into the text that the client gets: whole UTF-8 characters,
-// nothing of a stop string or stop token, and nothing that may yet become part of a stop string.
+// nothing of a stop string or stop token, and nothing that may yet become part of a stop string. What
+// it has returned after some tokens depends on those alone, not on the steps they came in: a client
+// that comes back with a count of tokens is continued to the byte.
 type assembler struct {
 	vocab   *tokenizer.Tokenizer
 	params  *pb.SamplingParams
@@ -30,19 +32,17 @@ func newAssembler(vocab *tokenizer.Tokenizer, params *pb.SamplingParams, skipSpe
 // they complete and how many of the tokens belong to the answer: all but a final stop token.
 func (a *assembler) push(ids []int32, finish pb.FinishReason) (text string, kept int) {
 	kept = len(ids)
-	if finish == pb.FinishReason_FINISH_REASON_STOP && kept > 0 && a.ends(ids[kept-1]) {
-		kept--
+	// Stop conditions count only from min_tokens on; the text before is passed by the matcher.
+	free := min(max(int(a.params.MinTokens)-a.seen, 0), len(ids))
+	if i := slices.IndexFunc(ids[free:], a.ends); i >= 0 {
+		kept = free + i // its end, even if we are not told yet
 	}
-	ids = ids[:kept]
-	// Stop strings count only from min_tokens on; the text before is passed by the matcher.
-	if free := min(max(int(a.params.MinTokens)-a.seen, 0), len(ids)); free > 0 {
+	a.seen += len(ids)
+	if free > 0 {
 		text = a.stream.Push(ids[:free]...)
-		a.seen += free
-		ids = ids[free:]
 	}
-	if len(ids) > 0 {
-		a.seen += len(ids)
-		text += a.match(a.stream.Push(ids...))
+	if kept > free {
+		text += a.match(a.stream.Push(ids[free:kept]...))
 	}
 	if finish != pb.FinishReason_FINISH_REASON_UNSPECIFIED {
 		text += a.match(a.stream.Flush())

@@ -16,9 +16,12 @@ import (
 const (
 	firstBackoff = 20 * time.Millisecond
 	lastBackoff  = 2 * time.Second
-	// abortQueue bounds the aborts waiting to be written to one worker. What does not fit is told to
-	// the leader alone, whose word counts anyway.
-	abortQueue = 1024
+	// attachSilence is how long a worker's stream may bring nothing, not even figures, before it counts
+	// as broken; workers send every 250 ms.
+	attachSilence = 3 * time.Second
+	// sendQueue bounds the messages waiting to be written to one worker. What does not fit is lost: the
+	// leader hears of aborts too, and what is to be sent again is asked for again.
+	sendQueue = 1024
 )
 
 // backoff waits before the n-th retry, n from 0; it reports false if ctx ended.
@@ -39,7 +42,7 @@ func backoff(ctx context.Context, n int) bool {
 type attachment struct {
 	info   *pb.WorkerInfo
 	cancel context.CancelFunc
-	aborts chan *pb.AttachRequest
+	out    chan *pb.AttachRequest
 
 	mu        sync.Mutex
 	connected bool
@@ -52,10 +55,28 @@ func (a *attachment) snapshot() (connected bool, stats *pb.WorkerStats) {
 	return a.connected, a.stats
 }
 
+// send queues a message for the worker, if there is room.
+func (a *attachment) send(m *pb.AttachRequest) {
+	select {
+	case a.out <- m:
+	default:
+	}
+}
+
 func (a *attachment) setConnected(on bool) {
 	a.mu.Lock()
 	a.connected = on
 	a.mu.Unlock()
+}
+
+// attached reports whether the stream of a worker is up.
+func (g *Gateway) attached(worker string) bool {
+	a := g.workers.get(worker)
+	if a == nil {
+		return false
+	}
+	connected, _ := a.snapshot()
+	return connected
 }
 
 // workers is the set of attachments.
@@ -82,46 +103,6 @@ func (w *workers) get(id string) *attachment {
 	return w.byID[id]
 }
 
-// watch follows the leader's set of workers until ctx ends. While the leader is away the attachments
-// stay as they are: streams do not depend on it.
-func (g *Gateway) watch(ctx context.Context) {
-	for n := 0; ; n++ {
-		stream, err := g.Control.Watch(ctx, &pb.WatchRequest{GatewayId: g.NodeID})
-		for err == nil {
-			var resp *pb.WatchResponse
-			if resp, err = stream.Recv(); err == nil {
-				n = 0
-				g.attachAll(ctx, resp.Workers)
-				for _, ended := range resp.Ended {
-					g.ended(ended)
-				}
-			}
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		g.Log.Warn("the leader's list of workers is away", "error", err)
-		if !backoff(ctx, n) {
-			return
-		}
-	}
-}
-
-// ended handles a request that ended without a worker telling us. One that finished normally has its
-// last tokens on the way and ends with them.
-func (g *Gateway) ended(e *pb.Ended) {
-	l := g.lives.get(e.RequestId)
-	if l == nil {
-		return
-	}
-	switch e.FinishReason {
-	case pb.FinishReason_FINISH_REASON_ABORT:
-		l.fail(cancelled(e.Error))
-	case pb.FinishReason_FINISH_REASON_ERROR:
-		l.fail(internal("generation failed: %s", e.Error))
-	}
-}
-
 // attachAll makes the attachments equal to the set.
 func (g *Gateway) attachAll(ctx context.Context, set []*pb.WorkerInfo) {
 	defer g.updateReady()
@@ -146,7 +127,7 @@ func (g *Gateway) attachAll(ctx context.Context, set []*pb.WorkerInfo) {
 			continue
 		}
 		run, cancel := context.WithCancel(ctx)
-		a := &attachment{info: info, cancel: cancel, aborts: make(chan *pb.AttachRequest, abortQueue)}
+		a := &attachment{info: info, cancel: cancel, out: make(chan *pb.AttachRequest, sendQueue)}
 		w.byID[info.Id] = a
 		w.wg.Go(func() { g.attach(run, a) })
 	}
@@ -161,7 +142,7 @@ func (g *Gateway) attachAll(ctx context.Context, set []*pb.WorkerInfo) {
 // attach keeps a session with one worker until ctx ends.
 func (g *Gateway) attach(ctx context.Context, a *attachment) {
 	for n := 0; ctx.Err() == nil; n++ {
-		conn, done, err := g.DialWorker(a.info.Address)
+		conn, done, err := g.Dial(a.info.Address)
 		if err == nil {
 			var talked bool
 			talked, err = g.session(ctx, a, pb.NewWorkerClient(conn))
@@ -180,11 +161,13 @@ func (g *Gateway) attach(ctx context.Context, a *attachment) {
 	}
 }
 
-// session runs one Attach stream: this goroutine receives, one more sends aborts. It reports whether
-// the worker said anything.
+// session runs one Attach stream: this goroutine receives, one more sends. It reports whether the
+// worker said anything.
 func (g *Gateway) session(ctx context.Context, a *attachment, client pb.WorkerClient) (talked bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	silent := time.AfterFunc(attachSilence, cancel)
+	defer silent.Stop()
 	stream, err := client.Attach(ctx)
 	if err != nil {
 		return false, err
@@ -201,7 +184,7 @@ func (g *Gateway) session(ctx context.Context, a *attachment, client pb.WorkerCl
 	var sender sync.WaitGroup
 	defer sender.Wait()
 	defer cancel()
-	sender.Go(func() { sendAborts(ctx, stream, a.aborts) })
+	sender.Go(func() { transmit(ctx, stream, a.out) })
 	defer func() {
 		a.setConnected(false)
 		g.updateReady()
@@ -215,23 +198,26 @@ func (g *Gateway) session(ctx context.Context, a *attachment, client pb.WorkerCl
 			return talked, err
 		}
 		talked = true
+		silent.Reset(attachSilence)
 		if resp.Stats != nil {
 			a.mu.Lock()
 			a.stats = resp.Stats
 			a.mu.Unlock()
 		}
 		if len(resp.Events) > 0 {
-			r.route(resp.Events, g.Now())
+			if r.route(resp.Events, g.Now()) {
+				g.poke()
+			}
 		}
 	}
 }
 
-func sendAborts(ctx context.Context, stream grpc.BidiStreamingClient[pb.AttachRequest, pb.AttachResponse], aborts <-chan *pb.AttachRequest) {
+func transmit(ctx context.Context, stream grpc.BidiStreamingClient[pb.AttachRequest, pb.AttachResponse], out <-chan *pb.AttachRequest) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case m := <-aborts:
+		case m := <-out:
 			if stream.Send(m) != nil {
 				return // the receiver sees why
 			}
@@ -239,22 +225,19 @@ func sendAborts(ctx context.Context, stream grpc.BidiStreamingClient[pb.AttachRe
 	}
 }
 
-// abort ends a request wherever it is: quickly at the worker, surely at the leader.
+// abort ends a request that is this gateway's wherever it is: quickly at the worker, surely at the
+// leader.
 func (g *Gateway) abort(ctx context.Context, l *live, reason string) {
-	id := l.request.Id
 	l.mu.Lock()
 	worker := l.worker
 	l.mu.Unlock()
-	m := &pb.AbortRequest{RequestId: id, Reason: reason}
+	m := &pb.AbortRequest{RequestId: l.id, Reason: reason, GatewayId: g.NodeID}
 	if a := g.workers.get(worker); a != nil {
-		select {
-		case a.aborts <- &pb.AttachRequest{Message: &pb.AttachRequest_Abort{Abort: m}}:
-		default:
-		}
+		a.send(&pb.AttachRequest{Message: &pb.AttachRequest_Abort{Abort: m}})
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
 	defer cancel()
-	if _, err := g.Control.Abort(ctx, m); err != nil {
-		g.Log.Warn("the leader did not take an abort", "request", id, "error", err)
+	if _, err := ask(ctx, g.control, m, pb.ControlClient.Abort); err != nil {
+		g.Log.Warn("the leader did not take an abort", "request", l.id, "error", err)
 	}
 }

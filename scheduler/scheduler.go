@@ -154,6 +154,10 @@ func (s *Scheduler) Stats() Stats {
 	return Stats{}
 }
 
+// OtherNodes lists where the Control services of the cluster's other nodes are, as far as this node
+// was told or knows.
+func (s *Scheduler) OtherNodes() []string { return s.members.addresses() }
+
 // ChainHash covers every log entry applied on this node, up to index. Nodes must agree on it.
 func (s *Scheduler) ChainHash() (index, hash uint64) {
 	v := s.store.View()

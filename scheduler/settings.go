@@ -206,6 +206,8 @@ const (
 	streamsTimeout = 2 * time.Second
 	// sessionMessages bounds the messages that wait for a worker to read them.
 	sessionMessages = 1024
+	// watchInterval is how often gateways are told at least what there is.
+	watchInterval = time.Second
 	// newsPerMessage, of each kind, and newsWaiting bound the news to a gateway.
 	newsPerMessage = 1000
 	newsWaiting    = 2 * state.FinishedKept

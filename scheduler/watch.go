@@ -97,7 +97,7 @@ func cutOff[T any](list []T) (front, rest []T) {
 	return list[:n:n], list[n:]
 }
 
-// Watch tells a gateway of workers, and of what happens to its requests: they ended, lost their
+// Watch tells a gateway of workers, every second and when they change, and of what happens to its requests: they ended, lost their
 // worker, or were adopted by another gateway. The first messages repeat what ended lately and what
 // is lost now, so that a gateway which comes back misses nothing.
 func (s *Scheduler) Watch(in *pb.WatchRequest, stream pb.Control_WatchServer) error {
@@ -113,10 +113,15 @@ func (s *Scheduler) Watch(in *pb.WatchRequest, stream pb.Control_WatchServer) er
 		return err
 	}
 	defer l.unwatch(w)
+	// A gateway that hears nothing for long looks for another leader.
+	alive := time.NewTicker(watchInterval)
+	defer alive.Stop()
 	for {
 		select {
 		case <-stream.Context().Done():
 			return status.FromContextError(stream.Context().Err()).Err()
+		case <-alive.C:
+			w.update(func() { w.changed = true })
 		case <-w.ready:
 		}
 		for {

@@ -58,7 +58,7 @@ func (c *nodes) start(i int) {
 func (c *nodes) describe(i int) *pb.DescribeResponse {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	conn, closeConn, err := dialNode(c.grpc[i])
+	conn, closeConn, err := dial(c.grpc[i])
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -59,7 +59,7 @@ func TestFullServerAnswers429(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { resp.Body.Close() })
-			if line, err := bufio.NewReader(resp.Body).ReadString('\n'); err != nil || !strings.HasPrefix(line, "data: {") {
+			if line, err := bufio.NewReader(resp.Body).ReadString('\n'); err != nil || !strings.HasPrefix(line, "id: ") {
 				t.Fatalf("stream begins with %q, %v", line, err)
 			}
 		}

@@ -57,7 +57,6 @@ type controlNode struct {
 	gateway   *gateway.Gateway
 	grpc      *grpc.Server
 	http      *http.Server
-	conn      *grpc.ClientConn
 	clients   clients    // streams of gRPC clients
 	stopped   chan error // a server that ended by itself
 	stopRun   context.CancelFunc
@@ -83,7 +82,7 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 		}
 	}()
 	n := &controlNode{stopped: make(chan error, 3), ran: make(chan struct{}), drain: s.drain}
-	settings := scheduler.Settings{NodeID: s.id, DataDir: s.data, Version: version, DialNode: dialNode}
+	settings := scheduler.Settings{NodeID: s.id, DataDir: s.data, Version: version, DialNode: dial}
 	if err := s.cluster.apply(&settings, s.grpc, grpcListener.Addr()); err != nil {
 		return nil, err
 	}
@@ -92,20 +91,17 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 		return nil, fmt.Errorf("--data %s: %w", s.data, err)
 	}
 	// The gateway talks to the scheduler as it would to one on another machine.
-	n.conn, err = grpc.NewClient(dialable(grpcListener.Addr()), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return nil, errors.Join(err, n.scheduler.Close())
-	}
+	self := dialable(grpcListener.Addr())
 	n.gateway, err = gateway.New(gateway.Settings{
 		NodeID:      s.id,
 		Version:     version,
-		Control:     pb.NewControlClient(n.conn),
-		DialWorker:  dialWorker,
+		Nodes:       func() []string { return append([]string{self}, n.scheduler.OtherNodes()...) },
+		Dial:        dial,
 		Models:      gatewayModels(specs),
 		MaxRequests: s.maxRequests,
 	})
 	if err != nil {
-		return nil, errors.Join(err, n.conn.Close(), n.scheduler.Close())
+		return nil, errors.Join(err, n.scheduler.Close())
 	}
 
 	n.grpc = grpc.NewServer(grpc.StreamInterceptor(n.clients.intercept))
@@ -206,7 +202,7 @@ func (n *controlNode) close() error {
 		n.grpc.Stop()
 		<-done
 	}
-	return errors.Join(n.conn.Close(), n.scheduler.Close())
+	return n.scheduler.Close()
 }
 
 func gatewayModels(specs []*model.Spec) []gateway.Model {
@@ -220,18 +216,11 @@ func gatewayModels(specs []*model.Spec) []gateway.Model {
 // stepDownTimeout bounds handing over leadership at the end.
 const stepDownTimeout = 5 * time.Second
 
-// dialNode connects to another control-plane node. One that was away is tried again soon.
-func dialNode(address string) (grpc.ClientConnInterface, func() error, error) {
+// dial connects to a node or worker. One that cannot be reached is tried again soon: it may be back.
+func dial(address string) (grpc.ClientConnInterface, func() error, error) {
+	again := backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 2, Jitter: 0.5, MaxDelay: 500 * time.Millisecond}
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: time.Second}}))
-	if err != nil {
-		return nil, nil, err
-	}
-	return conn, conn.Close, nil
-}
-
-func dialWorker(address string) (grpc.ClientConnInterface, func() error, error) {
-	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: again, MinConnectTimeout: 2 * time.Second}))
 	if err != nil {
 		return nil, nil, err
 	}

@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
@@ -40,11 +39,15 @@ type Options struct {
 	StallAt int
 	// Manual makes the workers stand still but for Step.
 	Manual bool
+	// Nodes is how many control-plane nodes there are; 1. The first leads.
+	Nodes int
+	// CheckpointSteps is how many steps lie between two moments at which the log gets all tokens; 3.
+	CheckpointSteps int
 }
 
 const blockTokens = 16
 
-// Cluster is a fake leader with fake workers.
+// Cluster is a fake control plane with fake workers.
 type Cluster struct {
 	opts Options
 
@@ -55,41 +58,32 @@ type Cluster struct {
 	runs     map[string]*run
 	order    []string // ids in order of admission
 	sessions map[*session]bool
-	workers  []*pb.WorkerInfo
-	version  int // of the set of workers
-	endings  []*pb.Ended
-	credit   int // steps that may be taken, in manual mode
+	watchers map[*watcher]bool
+	workers  []*pb.WorkerInfo // in session with the leader
+	leader   int              // -1 is an election
+	endings  []*pb.Ended      // told to every watcher
+	credit   int              // steps that may be taken, in manual mode
 	steps    int
 	index    uint64
+	placed   int
 	aborts   []string
+	recalls  int
+	adopted  int
+	reruns   int
+	wrong    []string
 	refusal  error
 	gate     chan struct{}
+	unheard  int // Submits whose answer is to be lost
+	mute     map[string]bool
 
-	listeners map[string]*bufconn.Listener
-	servers   []*grpc.Server
-	control   *grpc.ClientConn
-	stepper   sync.WaitGroup
+	servers map[string]*server
+	running sync.WaitGroup
 }
 
-// run is one request and all of its output.
-type run struct {
-	req     *pb.Request
-	worker  string
-	index   uint64
-	choices []*runChoice
-	done    bool
-	// delivered: some session has been given all of it.
-	delivered bool
-	reason    pb.FinishReason
-	errorMsg  string
-}
-
-type runChoice struct {
-	tokens  []int32
-	text    *tokenizer.Stream
-	stops   *tokenizer.StopMatcher
-	finish  pb.FinishReason
-	stopped string
+// server is what answers at one address.
+type server struct {
+	lis  *bufconn.Listener
+	grpc *grpc.Server
 }
 
 // Start runs a cluster until the test ends.
@@ -107,20 +101,19 @@ func Start(t testing.TB, o Options) *Cluster {
 	if o.Reply == nil {
 		o.Reply = Babble
 	}
-	c := &Cluster{opts: o, runs: map[string]*run{}, sessions: map[*session]bool{}, listeners: map[string]*bufconn.Listener{}}
+	o.Nodes = orDefault(o.Nodes, 1)
+	o.CheckpointSteps = orDefault(o.CheckpointSteps, 3)
+	c := &Cluster{opts: o, runs: map[string]*run{}, sessions: map[*session]bool{}, watchers: map[*watcher]bool{},
+		mute: map[string]bool{}, servers: map[string]*server{}}
 	c.changed = sync.NewCond(&c.mu)
-	c.serve("leader", func(s *grpc.Server) { pb.RegisterControlServer(s, &leader{c: c}) })
+	for i := range o.Nodes {
+		c.serveNode(i)
+	}
 	for i := range o.Workers {
-		id := fmt.Sprintf("worker-%d", i)
-		c.serve(id, func(s *grpc.Server) { pb.RegisterWorkerServer(s, &worker{c: c, id: id}) })
-		c.workers = append(c.workers, c.info(id))
+		c.serveWorker(workerID(i))
+		c.workers = append(c.workers, c.info(workerID(i)))
 	}
-	conn, err := c.dial("leader")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.control = conn
-	c.stepper.Go(c.stepForever)
+	c.running.Go(c.stepForever)
 	t.Cleanup(c.close)
 	return c
 }
@@ -138,46 +131,78 @@ func (c *Cluster) info(id string) *pb.WorkerInfo {
 		BlockTokens: blockTokens, TotalBlocks: int32(c.opts.TotalBlocks), MaxSequences: 256, Device: "fake"}
 }
 
-func (c *Cluster) serve(name string, register func(*grpc.Server)) {
-	lis := bufconn.Listen(1 << 20)
-	s := grpc.NewServer()
-	register(s)
-	c.listeners[name] = lis
-	c.servers = append(c.servers, s)
-	c.stepper.Go(func() { _ = s.Serve(lis) }) // it returns when close stops the server
+func workerID(i int) string { return fmt.Sprintf("worker-%d", i) }
+
+func nodeID(i int) string { return fmt.Sprintf("node-%d", i) }
+
+func (c *Cluster) serveNode(i int) {
+	c.serve(nodeID(i), func(s *grpc.Server) { pb.RegisterControlServer(s, &node{c: c, place: i}) })
 }
 
-func (c *Cluster) dial(name string) (*grpc.ClientConn, error) {
-	lis, ok := c.listeners[name]
-	if !ok {
-		return nil, errors.New("gatewaytest: no such address: " + name)
+func (c *Cluster) serveWorker(id string) {
+	c.serve(id, func(s *grpc.Server) { pb.RegisterWorkerServer(s, &worker{c: c, id: id}) })
+}
+
+// serve answers at an address until kill.
+func (c *Cluster) serve(name string, register func(*grpc.Server)) {
+	s := &server{lis: bufconn.Listen(1 << 20), grpc: grpc.NewServer()}
+	register(s.grpc)
+	c.mu.Lock()
+	c.servers[name] = s
+	c.mu.Unlock()
+	c.running.Go(func() { _ = s.grpc.Serve(s.lis) }) // it returns when kill stops the server
+}
+
+// kill cuts an address off, as when its process dies.
+func (c *Cluster) kill(name string) {
+	c.mu.Lock()
+	s := c.servers[name]
+	delete(c.servers, name)
+	c.changed.Broadcast()
+	c.mu.Unlock()
+	if s != nil {
+		s.grpc.Stop()
 	}
-	return grpc.NewClient("passthrough:///"+name, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
+}
+
+// Dial connects to a node or worker by its address.
+func (c *Cluster) Dial(address string) (grpc.ClientConnInterface, func() error, error) {
+	reach := func(ctx context.Context, _ string) (net.Conn, error) {
+		c.mu.Lock()
+		s := c.servers[address]
+		c.mu.Unlock()
+		if s == nil {
+			return nil, errors.New("gatewaytest: nothing answers at " + address)
+		}
+		return s.lis.DialContext(ctx)
+	}
+	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(reach))
+	if err != nil {
+		return nil, nil, err
+	}
+	return conn, conn.Close, nil
+}
+
+// Nodes are the addresses of the control-plane nodes.
+func (c *Cluster) Nodes() []string {
+	list := make([]string, c.opts.Nodes)
+	for i := range list {
+		list[i] = nodeID(i)
+	}
+	return list
 }
 
 func (c *Cluster) close() {
 	c.mu.Lock()
 	c.closed = true
+	servers := c.servers
+	c.servers = map[string]*server{}
 	c.changed.Broadcast()
 	c.mu.Unlock()
-	_ = c.control.Close()
-	for _, s := range c.servers {
-		s.Stop()
+	for _, s := range servers {
+		s.grpc.Stop()
 	}
-	c.stepper.Wait()
-}
-
-// Control is a client of the leader.
-func (c *Cluster) Control() pb.ControlClient { return pb.NewControlClient(c.control) }
-
-// DialWorker connects to a worker by the address that Watch gives.
-func (c *Cluster) DialWorker(address string) (grpc.ClientConnInterface, func() error, error) {
-	conn, err := c.dial(address)
-	if err != nil {
-		return nil, nil, err
-	}
-	return conn, conn.Close, nil
+	c.running.Wait()
 }
 
 // Babble is a reply of lower-case letters and spaces that depends on the prompt, the seed, the choice
@@ -234,50 +259,14 @@ func (c *Cluster) HoldSubmit() (release func()) {
 	})
 }
 
-// Fail ends a request with an error, as a worker would.
-func (c *Cluster) Fail(id, message string) {
-	c.mu.Lock()
-	if r := c.runs[id]; r != nil {
-		r.end(pb.FinishReason_FINISH_REASON_ERROR, message)
-	}
-	c.changed.Broadcast()
-	c.mu.Unlock()
-}
-
-// EndQueued tells gateways through Watch that a request has ended.
-func (c *Cluster) EndQueued(id string, reason pb.FinishReason, message string) {
-	c.mu.Lock()
-	c.endings = append(c.endings, &pb.Ended{RequestId: id, FinishReason: reason, Error: message})
-	c.version++
-	c.changed.Broadcast()
-	c.mu.Unlock()
-}
-
-// Break cuts all Attach streams; their output stays for whoever attaches next.
-func (c *Cluster) Break() {
-	c.mu.Lock()
-	for s := range c.sessions {
-		s.broken = true
-	}
-	c.changed.Broadcast()
-	c.mu.Unlock()
-}
-
-// SetWorkers makes the first n workers the set that Watch shows.
-func (c *Cluster) SetWorkers(n int) {
-	c.mu.Lock()
-	c.workers = c.workers[:0]
-	for i := range n {
-		c.workers = append(c.workers, c.info(fmt.Sprintf("worker-%d", i)))
-	}
-	c.version++
-	c.changed.Broadcast()
-	c.mu.Unlock()
-}
-
 // State is what the cluster holds at one moment.
 type State struct {
 	Live, Admitted, UsedBlocks, Steps, Sessions int
+	// Recalls and Adoptions count requests whose output a gateway gave back, and that changed gateway;
+	// Reruns those that ran again after their end.
+	Recalls, Adoptions, Reruns int
+	// Wrong is what a gateway gave back that was never generated.
+	Wrong []string
 	// Aborts are the ids of aborted requests that were live.
 	Aborts []string
 	// Requests are all requests in order of admission.
@@ -306,7 +295,8 @@ func (c *Cluster) State() State {
 }
 
 func (c *Cluster) state() State {
-	s := State{Admitted: len(c.order), Steps: c.steps, Sessions: len(c.sessions), Aborts: slices.Clone(c.aborts)}
+	s := State{Admitted: len(c.order), Steps: c.steps, Sessions: len(c.sessions), Aborts: slices.Clone(c.aborts),
+		Recalls: c.recalls, Adoptions: c.adopted, Reruns: c.reruns, Wrong: slices.Clone(c.wrong)}
 	for _, id := range c.order {
 		r := c.runs[id]
 		s.Requests = append(s.Requests, r.req)
@@ -317,5 +307,3 @@ func (c *Cluster) state() State {
 	}
 	return s
 }
-
-var errNotFake = grpcError(codes.Unimplemented, "gatewaytest: the fake cluster's workers are built in")

@@ -9,13 +9,60 @@ import (
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
-func (c *Cluster) newRun(req *pb.Request, worker string) *run {
-	c.index++
-	r := &run{req: req, worker: worker, index: c.index}
+// run is one request and all of its output.
+type run struct {
+	req *pb.Request
+	// gateway is the one it streams to; worker has it, or nobody.
+	gateway, worker string
+	// index is the number of its newest dispatch; first is how many tokens of each choice that came with.
+	index uint64
+	first []int
+	// logged is how many tokens of each choice the log has; lost runs wait for what gateways have.
+	logged  []int
+	lost    bool
+	choices []*runChoice
+	done    bool
+	// delivered: some session has been given all of it. bare: its output is not kept.
+	delivered, bare bool
+	reason          pb.FinishReason
+	errorMsg        string
+}
+
+type runChoice struct {
+	tokens  []int32
+	text    *tokenizer.Stream
+	stops   *tokenizer.StopMatcher
+	finish  pb.FinishReason
+	stopped string
+}
+
+func (c *Cluster) newRun(req *pb.Request) *run {
+	r := &run{req: req, gateway: req.GatewayId}
 	for range max(req.Sampling.GetN(), 1) {
-		r.choices = append(r.choices, &runChoice{text: c.opts.Tokenizer.NewStream(true), stops: tokenizer.NewStopMatcher(req.Sampling.GetStop())})
+		r.choices = append(r.choices, c.newChoice(req))
 	}
+	r.first, r.logged = make([]int, len(r.choices)), make([]int, len(r.choices))
 	return r
+}
+
+func (c *Cluster) newChoice(req *pb.Request) *runChoice {
+	return &runChoice{text: c.opts.Tokenizer.NewStream(true), stops: tokenizer.NewStopMatcher(req.Sampling.GetStop())}
+}
+
+// probabilities reports whether the run must be whole to be of use.
+func (r *run) probabilities() bool {
+	p := r.req.Sampling
+	return p.Logprobs != nil || p.PromptLogprobs != nil
+}
+
+// cached is how many prompt tokens the made-up prefix cache had.
+func (r *run) cached() int32 { return int32(len(r.req.Prompt) / blockTokens * blockTokens / 2) }
+
+// checkpoint brings the log up to what is generated.
+func (r *run) checkpoint() {
+	for i, ch := range r.choices {
+		r.logged[i] = max(r.logged[i], len(ch.tokens))
+	}
 }
 
 // blocks is how many blocks the request holds: each choice its own.
@@ -32,6 +79,7 @@ func (r *run) end(reason pb.FinishReason, message string) {
 		return
 	}
 	r.done, r.reason, r.errorMsg = true, reason, message
+	r.checkpoint()
 	for _, ch := range r.choices {
 		if ch.finish == pb.FinishReason_FINISH_REASON_UNSPECIFIED {
 			ch.finish = reason
@@ -56,8 +104,11 @@ func (c *Cluster) stepForever() {
 		}
 		c.steps++
 		for _, id := range c.order {
-			if r := c.runs[id]; !r.done {
+			if r := c.runs[id]; r.runs() {
 				c.step(r)
+				if c.steps%c.opts.CheckpointSteps == 0 {
+					r.checkpoint()
+				}
 			}
 		}
 		c.changed.Broadcast()
@@ -67,13 +118,16 @@ func (c *Cluster) stepForever() {
 func (c *Cluster) runnable() bool {
 	for _, r := range c.runs {
 		for _, ch := range r.choices {
-			if !r.done && c.moves(ch) {
+			if r.runs() && c.moves(ch) {
 				return true
 			}
 		}
 	}
 	return false
 }
+
+// runs reports whether a worker has it.
+func (r *run) runs() bool { return !r.done && r.worker != "" }
 
 // moves reports whether a choice has more to say.
 func (c *Cluster) moves(ch *runChoice) bool {
@@ -83,7 +137,7 @@ func (c *Cluster) moves(ch *runChoice) bool {
 
 func (c *Cluster) delivered() bool {
 	for s := range c.sessions {
-		if !s.broken && s.behind() {
+		if !s.broken && !c.mute[s.worker] && s.behind() {
 			return false
 		}
 	}
@@ -103,6 +157,7 @@ func (c *Cluster) step(r *run) {
 	}
 	if !open {
 		r.done, r.reason = true, r.choices[0].finish
+		r.checkpoint()
 	}
 }
 
@@ -158,7 +213,7 @@ func (r *run) events(m *mark) []*pb.TokenEvent {
 		if from == to && !ended {
 			continue
 		}
-		ev := &pb.TokenEvent{RequestId: r.req.Id, Choice: int32(i), First: int32(from), TokenIds: slices.Clone(ch.tokens[from:to]), Term: 1, Index: r.index}
+		ev := &pb.TokenEvent{RequestId: r.req.Id, Choice: int32(i), First: int32(from), TokenIds: slices.Clone(ch.tokens[from:to]), Term: term, Index: r.index}
 		if p.Logprobs != nil {
 			for _, id := range ev.TokenIds {
 				ev.Logprobs = append(ev.Logprobs, logprobs(id, int(*p.Logprobs)))
@@ -167,7 +222,7 @@ func (r *run) events(m *mark) []*pb.TokenEvent {
 		if i == 0 && from == 0 {
 			queue, prefill := int64(1000), int64(2000)
 			ev.QueueUs, ev.PrefillUs = &queue, &prefill
-			ev.CachedTokens = int32(len(r.req.Prompt) / blockTokens * blockTokens / 2)
+			ev.CachedTokens = r.cached()
 			if p.PromptLogprobs != nil {
 				for _, id := range r.req.Prompt[1:] {
 					ev.PromptLogprobs = append(ev.PromptLogprobs, logprobs(id, int(*p.PromptLogprobs)))

@@ -1,0 +1,259 @@
+package gateway
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// reasonGone is why a request without a client was aborted. One that ended so runs again when its
+// client comes back.
+const reasonGone = "its client has gone"
+
+// start makes the caller a reader of all prompts of a call, each admitted or, if it is known already,
+// taken over; when it returns, every admission is committed. The caller must call close.
+func (g *Gateway) start(ctx context.Context, c *call) (*answer, *apiError) {
+	if ready, _ := g.serving(c.model); ready == 0 {
+		return nil, unavailable("no worker for model %q is ready", c.model.ID)
+	}
+	a := g.newAnswer(c)
+	if e := g.acquire(len(c.prompts)); e != nil {
+		return nil, e
+	}
+	a.places = len(c.prompts)
+	for i := range c.prompts {
+		id := c.id
+		if len(c.prompts) > 1 {
+			id = fmt.Sprintf("%s.%d", c.id, i)
+		}
+		request := g.request(id, c, &c.prompts[i])
+		e := g.enter(a, id, request, func() *live { return newLive(request, c.model, c.named, g.Now()) })
+		switch {
+		case e.other:
+			a.close(ctx)
+			return nil, conflict("request_id_in_use", "request %q has another body; an id belongs to one body", id)
+		case e.fresh:
+			g.submit(e.live, c.prompts[i].defaulted)
+		default:
+			c.model.meters.replayed.Inc()
+		}
+	}
+	if e := a.await(ctx); e != nil {
+		a.close(ctx)
+		return nil, e
+	}
+	return a, nil
+}
+
+// enter puts the answer's reader on a live and settles what that changes.
+func (g *Gateway) enter(a *answer, id string, wanted *pb.Request, create func() *live) entry {
+	e := g.lives.enter(id, &a.reader, a.call.named, wanted, create)
+	if e.replaced != nil {
+		e.replaced.fail(moved())
+	}
+	if e.lingered {
+		g.release(1)
+	}
+	if e.live != nil {
+		a.add(e.live)
+	}
+	return e
+}
+
+// request builds what the worker gets. The seed is always set.
+func (g *Gateway) request(id string, c *call, p *prompt) *pb.Request {
+	params := c.params
+	if params.MaxTokens != p.maxTokens {
+		params = proto.Clone(params).(*pb.SamplingParams)
+		params.MaxTokens = p.maxTokens
+	}
+	r := &pb.Request{
+		Id: id, Model: c.model.ID, Prompt: p.ids, Sampling: params, Tenant: c.tenant, CacheSalt: saltOf(c.tenant),
+		GatewayId: g.NodeID, ArrivalUnixMs: g.Now().UnixMilli(), Priority: c.priority,
+	}
+	if c.patience > 0 {
+		r.DeadlineUnixMs = r.ArrivalUnixMs + c.patience.Milliseconds()
+	}
+	return r
+}
+
+// saltOf keeps tenants apart in prefix caches. Requests without a tenant share.
+func saltOf(tenant string) []byte {
+	if tenant == "" {
+		return nil
+	}
+	sum := sha256.Sum256([]byte("quire tenant " + tenant))
+	return sum[:16]
+}
+
+// submit admits a live in a goroutine of its own, because it may have readers that came later and
+// stay longer than the first. Prompts of one call go together, so that they share a log entry.
+func (g *Gateway) submit(l *live, defaulted bool) {
+	g.run(l, func(ctx context.Context) { g.admit(ctx, l, defaulted) })
+}
+
+// overtake is submit for a live that was found by its id.
+func (g *Gateway) overtake(l *live) {
+	g.run(l, func(ctx context.Context) { g.takeOver(ctx, l) })
+}
+
+// run does what admits a live.
+func (g *Gateway) run(l *live, admit func(context.Context)) {
+	ctx, cancel := context.WithTimeout(context.Background(), g.SubmitTimeout)
+	l.mu.Lock()
+	l.withdraw = cancel
+	if l.done {
+		cancel()
+	}
+	l.mu.Unlock()
+	ok := g.spawn(func() {
+		defer cancel()
+		defer close(l.admitted)
+		admit(ctx)
+	})
+	if !ok {
+		cancel()
+		l.fail(shuttingDown())
+		close(l.admitted)
+	}
+}
+
+// admit sends one request to the leader. One that is known there already is taken over.
+func (g *Gateway) admit(ctx context.Context, l *live, defaulted bool) {
+	resp, err := ask(ctx, g.control, &pb.SubmitRequest{Request: l.request}, pb.ControlClient.Submit)
+	if status.Code(err) == codes.AlreadyExists && defaulted && g.agree(ctx, l) {
+		resp, err = ask(ctx, g.control, &pb.SubmitRequest{Request: l.request}, pb.ControlClient.Submit)
+	}
+	switch {
+	case err != nil:
+		e := fromControl(err)
+		l.mu.Lock()
+		if !l.done {
+			l.end(e)
+			l.uncertain = e.status == http.StatusServiceUnavailable || e.status == http.StatusInternalServerError
+		}
+		l.mu.Unlock()
+	case resp.Duplicate:
+		g.takeOver(ctx, l)
+	default:
+		l.mu.Lock()
+		if l.worker == "" {
+			l.worker = resp.WorkerId
+		}
+		l.inquiry.hear(g.Now())
+		l.counted = true
+		l.mu.Unlock()
+		l.meters.admitted(l)
+	}
+}
+
+// agree gives a request that left max_tokens to us the value it was admitted with: what the context
+// leaves depends on which workers there are. It reports whether that changed anything.
+func (g *Gateway) agree(ctx context.Context, l *live) bool {
+	r, err := ask(ctx, g.control, &pb.AdoptRequest{RequestId: l.id, GatewayId: g.NodeID, IfMine: true}, pb.ControlClient.Adopt)
+	if err != nil || r.Request.GetSampling() == nil {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	most := r.Request.Sampling.MaxTokens
+	if most == l.request.Sampling.MaxTokens {
+		return false
+	}
+	l.request = proto.CloneOf(l.request)
+	l.request.Sampling.MaxTokens = most
+	return true
+}
+
+// takeOver makes this gateway the one that a known request streams to, and brings the live up to what
+// is known of it.
+func (g *Gateway) takeOver(ctx context.Context, l *live) {
+	r, err := ask(ctx, g.control, &pb.AdoptRequest{RequestId: l.id, GatewayId: g.NodeID}, pb.ControlClient.Adopt)
+	switch {
+	case err != nil:
+		l.fail(fromControl(err))
+		return
+	case !r.Found:
+		l.fail(forgotten(l.id))
+		return
+	}
+	if r.FinishReason == pb.FinishReason_FINISH_REASON_UNSPECIFIED {
+		l.meters.adopted.Inc()
+	} else {
+		l.meters.replayed.Inc()
+	}
+	l.mu.Lock()
+	l.request = proto.CloneOf(l.request)
+	l.request.ArrivalUnixMs = r.Request.GetArrivalUnixMs()
+	l.counted = r.FinishReason == pb.FinishReason_FINISH_REASON_UNSPECIFIED
+	l.inquiry.hear(g.Now())
+	l.mu.Unlock()
+	g.catchUp(ctx, l, r)
+}
+
+// await waits until all of an answer is admitted.
+func (a *answer) await(ctx context.Context) *apiError {
+	for _, l := range a.lives {
+		select {
+		case <-l.admitted:
+		case <-ctx.Done():
+			return cancelled(reasonGone)
+		}
+	}
+	for _, l := range a.lives {
+		l.mu.Lock()
+		failure := l.failure
+		l.mu.Unlock()
+		if failure != nil {
+			return failure
+		}
+	}
+	return nil
+}
+
+// close ends the answer's reading. What nobody reads any more is aborted, or kept for a while if its
+// client may come back to it.
+func (a *answer) close(ctx context.Context) {
+	g := a.g
+	var until time.Time
+	if g.ResumeGrace > 0 && !g.stopping() {
+		until = g.Now().Add(g.ResumeGrace)
+	}
+	var aborts sync.WaitGroup
+	for _, l := range a.lives {
+		d := g.lives.leave(l, &a.reader, until)
+		if d.lingers {
+			a.places-- // the live keeps it
+		}
+		if d.retired {
+			l.observe(g.Now())
+		}
+		if d.abandoned {
+			aborts.Go(func() { g.abort(ctx, l, reasonGone) })
+		}
+	}
+	aborts.Wait()
+	g.release(a.places)
+	a.places = 0
+}
+
+// expire ends a live whose client did not come back in time.
+func (g *Gateway) expire(ctx context.Context, l *live, now time.Time) {
+	d := g.lives.expire(l, now)
+	if d.retired {
+		g.release(1)
+		l.observe(now)
+	}
+	if d.abandoned {
+		g.spawn(func() { g.abort(ctx, l, reasonGone) })
+	}
+}

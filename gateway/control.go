@@ -1,0 +1,218 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+const (
+	// leaderTrailer names the leader's address in a follower's refusal.
+	leaderTrailer = "quire-leader"
+	// tryTimeout is how long one node may take to answer. A node that is cut off without a sign must
+	// not hold a call that another one could serve; asking twice changes nothing.
+	tryTimeout = 2 * time.Second
+	// A call that no leader takes is tried again after the first of these, doubling up to the second,
+	// half of it random; or at once when Watch has found a leader.
+	firstRetry = 20 * time.Millisecond
+	lastRetry  = 500 * time.Millisecond
+	// hintsFollowed is how many leaders' addresses a call goes to without a pause.
+	hintsFollowed = 2
+	// sparedConns is how many connections are kept to nodes that are not on the list (any more): a
+	// leader may be named before the list has it.
+	sparedConns = 2
+)
+
+// dialer connects to a node or worker; the second result closes the connection.
+type dialer func(address string) (grpc.ClientConnInterface, func() error, error)
+
+// control speaks to the leader, wherever it is. All its users share what is known of that: it asks
+// the node that answered last, goes where a follower points, and else tries one node after the other.
+type control struct {
+	nodes func() []string
+	dial  dialer
+
+	mu     sync.Mutex
+	closed bool
+	at     string // the node to ask next
+	turn   int    // its place, or that of the node to fall back to, among nodes
+	conns  map[string]*nodeConn
+	// found is closed and replaced when Watch has found a leader.
+	found chan struct{}
+}
+
+type nodeConn struct {
+	client pb.ControlClient
+	conn   grpc.ClientConnInterface
+	close  func() error
+}
+
+func newControl(nodes func() []string, dial dialer) *control {
+	return &control{nodes: nodes, dial: dial, conns: map[string]*nodeConn{}, found: make(chan struct{})}
+}
+
+var errClosed = status.Error(codes.Unavailable, "the gateway has stopped")
+
+// pick returns the node to ask.
+func (c *control) pick() (address string, client pb.ControlClient, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return "", nil, errClosed
+	}
+	nodes := c.nodes()
+	if c.at == "" {
+		if len(nodes) == 0 {
+			return "", nil, status.Error(codes.Unavailable, "no control-plane node is known")
+		}
+		c.at = nodes[c.turn%len(nodes)]
+	}
+	if n := c.conns[c.at]; n != nil {
+		return c.at, n.client, nil
+	}
+	conn, done, err := c.dial(c.at)
+	if err != nil {
+		return c.at, nil, status.Errorf(codes.Unavailable, "node %s: %v", c.at, err)
+	}
+	n := &nodeConn{client: pb.NewControlClient(conn), conn: conn, close: done}
+	c.conns[c.at] = n
+	c.prune(nodes)
+	return c.at, n.client, nil
+}
+
+// prune closes connections to nodes that have left, but for a few. The lock is held.
+func (c *control) prune(nodes []string) {
+	for address, n := range c.conns {
+		if len(c.conns) <= len(nodes)+sparedConns {
+			return
+		}
+		if address != c.at && !slices.Contains(nodes, address) {
+			_ = n.close() // whatever still runs on it is tried again elsewhere
+			delete(c.conns, address)
+		}
+	}
+}
+
+// failed moves on from a node that does not lead, to the one it names if it names one. It reports
+// whether there is a fresh address to try at once.
+func (c *control) failed(address, hint string) (fresh bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := c.conns[address]; n != nil {
+		// A connection that could not be made waits longer and longer before it tries again; this node
+		// may be back by the time its turn comes.
+		if r, ok := n.conn.(interface{ ResetConnectBackoff() }); ok {
+			r.ResetConnectBackoff()
+		}
+	}
+	if c.at != address {
+		return c.at != "" // another call has moved on already
+	}
+	if hint != "" && hint != address {
+		c.at = hint
+		return true
+	}
+	c.turn++
+	c.at = ""
+	return false
+}
+
+// lead notes that a node leads, and wakes the calls that wait for one.
+func (c *control) lead(address string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at = address
+	close(c.found)
+	c.found = make(chan struct{})
+}
+
+func (c *control) signal() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.found
+}
+
+func (c *control) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, n := range c.conns {
+		_ = n.close() // nothing is left to be said on it
+	}
+	clear(c.conns)
+	c.closed = true
+}
+
+// hint is the leader's address in a node's refusal.
+func hint(trailer metadata.MD) string {
+	if v := trailer.Get(leaderTrailer); len(v) > 0 {
+		return v[0]
+	}
+	return ""
+}
+
+// pause waits for d, half of it random, or until a leader is found; it reports false if ctx ended.
+func pause(ctx context.Context, d time.Duration, found <-chan struct{}) bool {
+	t := time.NewTimer(d/2 + rand.N(d/2))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-found:
+	case <-t.C:
+	}
+	return true
+}
+
+// ask makes one call to the leader, again and again until it answers or ctx ends. What is asked must
+// be safe to ask twice. The error is the last node's.
+func ask[Q, A any](ctx context.Context, c *control, q *Q, method func(pb.ControlClient, context.Context, *Q, ...grpc.CallOption) (*A, error)) (*A, error) {
+	wait, hints := firstRetry, 0
+	for {
+		found := c.signal()
+		address, client, err := c.pick()
+		var trailer metadata.MD
+		if err == nil {
+			var answer *A
+			try, cancel := context.WithTimeout(ctx, tryTimeout)
+			answer, err = method(client, try, q, grpc.Trailer(&trailer))
+			silent := try.Err() != nil
+			cancel()
+			if err == nil {
+				return answer, nil
+			}
+			switch status.Code(err) {
+			case codes.Unavailable, codes.FailedPrecondition:
+			case codes.DeadlineExceeded:
+				if !silent {
+					return nil, err // the leader says that the request's deadline has passed
+				}
+				err = status.Errorf(codes.Unavailable, "node %s does not answer", address)
+			case codes.Canceled:
+				err = status.Errorf(codes.Unavailable, "the call to node %s was cut", address)
+			default:
+				return nil, err
+			}
+		}
+		if ctx.Err() != nil || errors.Is(err, errClosed) {
+			return nil, err
+		}
+		if c.failed(address, hint(trailer)) && hints < hintsFollowed {
+			hints++
+			continue
+		}
+		if !pause(ctx, wait, found) {
+			return nil, err
+		}
+		wait, hints = min(2*wait, lastRetry), 0
+	}
+}

@@ -1,0 +1,381 @@
+package gateway
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// What keeps streams going when a worker, the leader or another gateway dies. News come from three
+// sides, and none is waited for for ever:
+//
+//   - The leader says that a request is lost with its worker: what is here of it goes back to the
+//     leader, which lets it go on elsewhere after that (recall).
+//   - Output comes that does not follow what is here: it is dropped, and the leader asked.
+//   - A request is silent: the leader is asked, now and then.
+//
+// The leader's answer has what the log knows of the output; what comes after that the request's worker
+// is asked to send again.
+
+const (
+	// supervision is how often silent requests are looked for.
+	supervision = 100 * time.Millisecond
+	// A request is silent after the first of these while its worker's stream is up, else after the
+	// second; the third is for one of which the leader said that it has ended. Each doubles with every
+	// question that brings nothing, up to silenceDoublings times.
+	silenceAttached  = 3 * time.Second
+	silenceDetached  = 500 * time.Millisecond
+	silenceEnded     = 250 * time.Millisecond
+	silenceDoublings = 4
+	// A gap is asked after at once, then after firstGap, doubling, gapQuestions times in a row. Gaps
+	// that are gapRest apart are not in a row.
+	firstGap     = 20 * time.Millisecond
+	gapQuestions = 10
+	gapRest      = 10 * time.Second
+	// askTimeout bounds a question to the leader, questions how many are asked at once.
+	askTimeout = 5 * time.Second
+	questions  = 64
+	// recallTimeout bounds the answer to a loss; the leader goes on without it before that.
+	recallTimeout = time.Second
+	// recallBytes is about how large such an answer may be.
+	recallBytes = 1 << 20
+	// rerunsAllowed bounds how often a live has its request run again.
+	rerunsAllowed = 3
+)
+
+// inquiry is when the leader must be asked about a request.
+type inquiry struct {
+	heard  time.Time // the last news of the request
+	asked  time.Time
+	times  int // asked since it was heard
+	asking bool
+	ended  bool // the leader says so
+	gap    bool // output is missing
+	gaps   int  // questions for that in a row
+}
+
+func (q *inquiry) hear(now time.Time) { q.heard, q.times = now, 0 }
+
+// due reports whether it is time to ask.
+func (q *inquiry) due(now time.Time, attached bool) bool {
+	since := now.Sub(q.asked)
+	switch {
+	case q.asking:
+		return false
+	case q.gap && since > gapRest:
+		q.gaps = 0
+		return true
+	case q.gap:
+		return since >= firstGap<<min(q.gaps, 7)
+	}
+	wait := silenceDetached
+	switch {
+	case q.ended:
+		wait = silenceEnded
+	case attached:
+		wait = silenceAttached
+	}
+	return min(now.Sub(q.heard), since) >= wait<<min(q.times, silenceDoublings)
+}
+
+// begin notes that the question is being asked.
+func (q *inquiry) begin(now time.Time) {
+	if q.gap {
+		q.gaps++
+	}
+	q.asking, q.asked, q.gap = true, now, false
+	q.times++
+}
+
+// lost handles the leader's news that requests are lost with their worker: output of their dispatches
+// counts no more, and the leader gets what is here.
+func (g *Gateway) lost(ctx context.Context, client pb.ControlClient, list []*pb.Lost) {
+	answer := &pb.RecallRequest{GatewayId: g.NodeID}
+	size := 0
+	send := func() {
+		try, cancel := context.WithTimeout(ctx, recallTimeout)
+		defer cancel()
+		if _, err := client.Recall(try, answer); err != nil {
+			g.Log.Warn("the leader did not take what was here of lost requests; it goes on from its last checkpoint", "requests", len(answer.Requests), "error", err)
+		}
+		answer.Requests, size = nil, 0
+	}
+	for _, lost := range list {
+		p := &pb.RequestProgress{RequestId: lost.RequestId, Term: lost.Term, Index: lost.Index}
+		if l := g.lives.get(lost.RequestId); l != nil {
+			p.Choices = l.recall(dispatch{lost.Term, lost.Index})
+		}
+		answer.Requests = append(answer.Requests, p)
+		size += len(lost.RequestId) + 32
+		for _, c := range p.Choices {
+			size += 16 + 4*len(c.TokenIds)
+		}
+		if size >= recallBytes {
+			send()
+		}
+	}
+	if len(answer.Requests) > 0 {
+		send()
+	}
+}
+
+// recall fences the dispatch off and returns what is here of the output. Both happen at one moment:
+// nothing that the leader does not get is shown.
+func (l *live) recall(lost dispatch) []*pb.ChoiceProgress {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	next := dispatch{lost.term, lost.index + 1}
+	if l.fence.before(next) {
+		l.fence = next
+		l.worker = ""
+		l.moved = l.generated() > 0
+	}
+	var list []*pb.ChoiceProgress
+	for i := range l.choices {
+		c := &l.choices[i]
+		p := &pb.ChoiceProgress{Choice: int32(i), TokenIds: c.tokens[:len(c.tokens):len(c.tokens)]}
+		if ownEnd(c.finish) {
+			p.FinishReason, p.StopReason = c.finish, c.stopped
+		}
+		if len(p.TokenIds) > 0 || p.FinishReason != 0 {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// ownEnd reports whether a choice or request with this reason stopped by itself.
+func ownEnd(r pb.FinishReason) bool {
+	return r == pb.FinishReason_FINISH_REASON_STOP || r == pb.FinishReason_FINISH_REASON_LENGTH
+}
+
+// unwanted reports whether a request was aborted because nobody was there to read it: its client was
+// gone, or its gateway, as the leader says. Such a one runs again when somebody asks for it.
+func unwanted(reason string) bool {
+	return reason == reasonGone || strings.HasPrefix(reason, "its gateway ")
+}
+
+// ended handles a request that has ended. One that stopped by itself has its last tokens on the way
+// and ends with them; if they do not come the leader has them.
+func (g *Gateway) ended(e *pb.Ended) {
+	l := g.lives.get(e.RequestId)
+	if l == nil {
+		return
+	}
+	switch {
+	case e.FinishReason == pb.FinishReason_FINISH_REASON_ABORT && !unwanted(e.Error):
+		l.fail(cancelled(e.Error))
+	case e.FinishReason == pb.FinishReason_FINISH_REASON_ERROR:
+		l.fail(internal("generation failed: %s", e.Error))
+	default:
+		l.mu.Lock()
+		l.inquiry.ended = true
+		l.inquiry.hear(g.Now())
+		l.mu.Unlock()
+	}
+}
+
+// movedAway ends the readers of a request that another gateway has adopted: its client is there.
+func (g *Gateway) movedAway(id string) {
+	if l := g.lives.get(id); l != nil {
+		l.fail(moved())
+	}
+}
+
+// poke has the supervisor look at once.
+func (g *Gateway) poke() {
+	select {
+	case g.look <- struct{}{}:
+	default:
+	}
+}
+
+// supervise asks after silent requests and ends those whose client did not come back, until ctx ends.
+func (g *Gateway) supervise(ctx context.Context) {
+	tick := time.NewTicker(supervision)
+	defer tick.Stop()
+	busy := make(chan struct{}, questions)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-g.look:
+		case <-tick.C:
+		}
+		now := g.Now()
+		for _, l := range g.lives.all() {
+			g.expire(ctx, l, now)
+			if !l.inquire(now, g.attached) {
+				continue
+			}
+			select {
+			case busy <- struct{}{}:
+				g.spawn(func() {
+					g.ask(ctx, l)
+					<-busy
+				})
+			default:
+				l.inquired() // all are asking; the next look asks
+			}
+		}
+	}
+}
+
+// inquire reports whether the leader is to be asked now, and if so notes that it is being asked.
+func (l *live) inquire(now time.Time, attached func(worker string) bool) bool {
+	select {
+	case <-l.admitted:
+	default:
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.done || !l.inquiry.due(now, l.worker != "" && attached(l.worker)) {
+		return false
+	}
+	l.inquiry.begin(now)
+	return true
+}
+
+func (l *live) inquired() {
+	l.mu.Lock()
+	l.inquiry.asking = false
+	l.mu.Unlock()
+}
+
+// ask brings a live up to what the leader knows.
+func (g *Gateway) ask(ctx context.Context, l *live) {
+	defer l.inquired()
+	try, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	r, err := ask(try, g.control, &pb.AdoptRequest{RequestId: l.id, GatewayId: g.NodeID, IfMine: true}, pb.ControlClient.Adopt)
+	now := g.Now()
+	if err != nil {
+		l.mu.Lock()
+		silent, worker := now.Sub(l.inquiry.heard), l.worker
+		l.mu.Unlock()
+		if silent > g.RecoverTimeout && !g.attached(worker) {
+			l.fail(unavailable("the request has been silent for %v, and the control plane does not answer; ask again under the same id", silent.Round(time.Second)))
+		}
+		return
+	}
+	l.mu.Lock()
+	hopeless := l.inquiry.gaps > gapQuestions
+	l.mu.Unlock()
+	switch {
+	case hopeless:
+		l.fail(internal("output was lost: neither worker %s nor the control plane has all of it", r.WorkerId))
+	case !r.Found:
+		l.fail(internal("the control plane has forgotten the request"))
+	case r.Request.GetGatewayId() != g.NodeID && r.FinishReason == pb.FinishReason_FINISH_REASON_UNSPECIFIED:
+		l.fail(moved())
+	default:
+		g.catchUp(try, l, r)
+	}
+}
+
+// catchUp takes in the leader's answer and has the rest sent, or generated, again.
+func (g *Gateway) catchUp(ctx context.Context, l *live, r *pb.AdoptResponse) {
+	news, again := l.learn(r, g.Now())
+	if again {
+		g.rerun(ctx, l)
+		return
+	}
+	if news {
+		l.notify()
+	}
+	if a := g.workers.get(r.WorkerId); a != nil {
+		if p := l.received(); p != nil {
+			a.send(&pb.AttachRequest{Message: &pb.AttachRequest_Resume{Resume: p}})
+		}
+	}
+}
+
+// learn takes in what the leader knows. It reports whether that is news for readers, and whether the
+// request must run again to have its output.
+func (l *live) learn(r *pb.AdoptResponse, now time.Time) (news, again bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.done {
+		return false, false
+	}
+	if at := (dispatch{r.Term, r.Index}); l.fence.before(at) {
+		l.moved = l.moved || l.worker != "" && l.generated() > 0
+		l.fence = at
+	}
+	if r.WorkerId != "" {
+		l.worker = r.WorkerId
+	}
+	if !l.probabilities() {
+		for i, o := range r.Outputs {
+			if i < len(l.choices) && l.extend(&l.choices[i], o, now) {
+				news = true
+			}
+		}
+	}
+	if news {
+		l.inquiry.hear(now)
+	}
+	switch r.FinishReason {
+	case pb.FinishReason_FINISH_REASON_UNSPECIFIED:
+		l.inquiry.ended = false
+		return news, false
+	case pb.FinishReason_FINISH_REASON_ERROR:
+		return l.end(internal("generation failed: %s", r.Error)), false
+	case pb.FinishReason_FINISH_REASON_ABORT:
+		if unwanted(r.Error) {
+			return news, true // nobody was there then, and somebody is now
+		}
+		return l.end(cancelled(r.Error)), false
+	}
+	if !l.complete() {
+		return news, true
+	}
+	if l.cached == 0 {
+		l.cached = r.Usage.GetCachedTokens()
+	}
+	return l.end(nil), false
+}
+
+// extend appends what the log knows of a choice beyond what is here.
+func (l *live) extend(c *choice, o *pb.Output, now time.Time) (news bool) {
+	if c.finish != pb.FinishReason_FINISH_REASON_UNSPECIFIED || len(o.TokenIds) < len(c.tokens) {
+		return false
+	}
+	if fresh := o.TokenIds[len(c.tokens):]; len(fresh) > 0 {
+		c.tokens = append(c.tokens, fresh...)
+		l.measure(c, nil, len(fresh), now)
+		news = true
+	}
+	if ownEnd(o.FinishReason) {
+		c.finish, c.stopped = o.FinishReason, o.StopReason
+		news = true
+	}
+	return news
+}
+
+// rerun has an ended request run again, under the same id: its output is wanted and not kept.
+func (g *Gateway) rerun(ctx context.Context, l *live) {
+	l.mu.Lock()
+	l.reruns++
+	allowed := l.reruns <= rerunsAllowed && len(l.request.Prompt) > 0
+	request := l.request
+	l.inquiry.ended = false
+	l.mu.Unlock()
+	if !allowed {
+		l.fail(forgotten(l.id))
+		return
+	}
+	resp, err := ask(ctx, g.control, &pb.SubmitRequest{Request: request, Rerun: true}, pb.ControlClient.Submit)
+	if err != nil {
+		l.fail(fromControl(err))
+		return
+	}
+	l.meters.rerun.Inc()
+	l.mu.Lock()
+	l.worker = resp.WorkerId
+	l.inquiry.hear(g.Now())
+	l.mu.Unlock()
+}

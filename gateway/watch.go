@@ -1,0 +1,93 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+const (
+	// watchRetry is the pause before another node is tried, half of it random: short enough that a new
+	// leader is found at once, for there is one such stream a gateway.
+	watchRetry = 75 * time.Millisecond
+	// firstNews is how long a node may take to send the first news, watchSilence how long the leader
+	// may send none; it says every second what there is.
+	firstNews    = 2 * time.Second
+	watchSilence = 4 * time.Second
+)
+
+var errSilent = errors.New("the leader is silent")
+
+// watch follows the leader's news until ctx ends. While there is no leader the attachments stay as
+// they are: streams do not depend on it.
+func (g *Gateway) watch(ctx context.Context) {
+	away, hints := false, 0
+	for {
+		address, told, hint, err := g.follow(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if told {
+			away, hints = false, 0
+		}
+		if !away {
+			away = true
+			g.Log.Warn("the leader's news are away", "node", address, "error", err)
+		}
+		if g.control.failed(address, hint) && hints < hintsFollowed {
+			hints++
+			continue
+		}
+		hints = 0
+		if !pause(ctx, watchRetry, nil) {
+			return
+		}
+	}
+}
+
+// follow takes one node's news until they break off. It reports whether there were any, and which
+// node leads if this one named it.
+func (g *Gateway) follow(ctx context.Context) (address string, told bool, leader string, err error) {
+	address, client, err := g.control.pick()
+	if err != nil {
+		return address, false, "", err
+	}
+	// Attachments outlive the stream, so it has a context of its own.
+	call, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silent := time.AfterFunc(firstNews, func() { cancel(errSilent) })
+	defer silent.Stop()
+	stream, err := client.Watch(call, &pb.WatchRequest{GatewayId: g.NodeID})
+	for err == nil {
+		var news *pb.WatchResponse
+		if news, err = stream.Recv(); err != nil {
+			if status.Code(err) != codes.Canceled {
+				leader = hint(stream.Trailer())
+			}
+			break
+		}
+		silent.Reset(watchSilence)
+		if !told {
+			told = true
+			g.control.lead(address)
+			g.Log.Info("following the leader", "node", address)
+		}
+		g.attachAll(ctx, news.Workers)
+		for _, id := range news.Adopted {
+			g.movedAway(id)
+		}
+		g.lost(call, client, news.Lost)
+		for _, ended := range news.Ended {
+			g.ended(ended)
+		}
+	}
+	if errors.Is(context.Cause(call), errSilent) {
+		err = errSilent
+	}
+	return address, told, leader, err
+}
