@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/consensus"
 	"github.com/quire-serve/quire/scheduler/state"
@@ -48,7 +50,7 @@ func New(settings Settings) (*Scheduler, error) {
 		peers.Peers = append(peers.Peers, consensus.Server{ID: p.ID, Address: p.Raft})
 	}
 	if settings.RaftListen != "" {
-		layer, err := consensus.ListenTCP(settings.RaftListen, settings.RaftAdvertise)
+		layer, err := s.listenRaft()
 		if err != nil {
 			return nil, err
 		}
@@ -73,6 +75,15 @@ func New(settings Settings) (*Scheduler, error) {
 		s.owned.Go(func() { s.members.run(ctx) })
 	}
 	return s, nil
+}
+
+func (s *Scheduler) listenRaft() (raft.StreamLayer, error) {
+	if files := s.settings.RaftTLS; files != nil {
+		return consensus.ListenTLS(s.settings.RaftListen, s.settings.RaftAdvertise, *files, func(err error) {
+			s.settings.Logger.Warn("TLS between control-plane nodes", "error", err)
+		})
+	}
+	return consensus.ListenTCP(s.settings.RaftListen, s.settings.RaftAdvertise)
 }
 
 // machine drives the tables with the log.

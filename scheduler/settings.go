@@ -27,6 +27,8 @@ type Settings struct {
 	// RaftListen is the host:port for peers; empty opens none, for a cluster of one. RaftAdvertise
 	// is the address that peers dial, if it is another.
 	RaftListen, RaftAdvertise string
+	// RaftTLS are the files for TLS between peers. Default: none, plain TCP.
+	RaftTLS *consensus.TLSFiles
 	// ControlAdvertise is where this node's gRPC services are reached. Required with RaftListen.
 	ControlAdvertise string
 	// Join lists where the gRPC services of the cluster's nodes are, the same on every node and in

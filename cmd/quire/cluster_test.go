@@ -12,6 +12,7 @@ import (
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler"
+	"github.com/quire-serve/quire/scheduler/consensus"
 )
 
 // nodes are control-plane nodes as processes of their own.
@@ -19,8 +20,8 @@ type nodes struct {
 	t    *testing.T
 	dir  string
 	join string
-	// args are those of every node, beside what tells them apart.
-	args []string
+	// args are more flags of node i.
+	args func(i int) []string
 	raft []string
 	grpc []string
 	http []string
@@ -28,7 +29,7 @@ type nodes struct {
 }
 
 // newNodes starts size nodes that form a cluster.
-func newNodes(t *testing.T, size int, args ...string) *nodes {
+func newNodes(t *testing.T, size int, args func(i int) []string) *nodes {
 	t.Helper()
 	c := &nodes{t: t, dir: t.TempDir(), args: args, run: make([]*process, size)}
 	for range size {
@@ -49,7 +50,7 @@ func (c *nodes) start(i int) {
 	p.cmd = command(c.t, append([]string{
 		"server", "--id", fmt.Sprint("n", i+1), "--model", "tiny", "--data", filepath.Join(c.dir, fmt.Sprint("n", i+1)),
 		"--http", c.http[i], "--grpc", c.grpc[i], "--raft", c.raft[i], "--join", c.join,
-	}, c.args...)...)
+	}, c.args(i)...)...)
 	p.start()
 	c.run[i] = p
 }
@@ -108,26 +109,77 @@ func memberOf(members []*pb.Member, i int) *pb.Member {
 }
 
 // TestClusterFormsAndLosesItsLeader starts three processes with the same flags, and kills the one
-// that leads: the others notice by its connections and do not wait for a timeout.
+// that leads: the others notice by its connections and do not wait for a timeout. The operators'
+// commands see and change it all.
 func TestClusterFormsAndLosesItsLeader(t *testing.T) {
-	c := newNodes(t, 3)
-	leader := c.leader(0, 1, 2)
+	certs := t.TempDir()
+	if code, _, stderr := runQuire(t, "raft", "cert", "--dir", certs, "n1=127.0.0.1", "n2=127.0.0.1,localhost", "n3=127.0.0.1"); code != 0 {
+		t.Fatal(stderr)
+	}
+	c := newNodes(t, 3, func(i int) []string {
+		cert := filepath.Join(certs, fmt.Sprint("n", i+1))
+		return []string{"--raft-tls-cert", cert + ".pem", "--raft-tls-key", cert + "-key.pem", "--raft-tls-ca", filepath.Join(certs, "ca.pem")}
+	})
+	old := c.leader(0, 1, 2)
 	for i := range 3 {
 		r := c.describe(i)
 		if len(r.GetMembers()) != 3 || r.GetTerm() > 3 {
 			t.Errorf("node %d after forming: %v", i, r)
 		}
 	}
+	leader := (old + 1) % 3
+	c.raftCommand(0, fmt.Sprintf("n%d leads", leader+1), "transfer", "--to", fmt.Sprint("n", leader+1))
+	if got := c.leader(0, 1, 2); got != leader {
+		t.Fatalf("node %d leads after the transfer, want %d", got, leader)
+	}
+	c.raftCommand(0, fmt.Sprintf("n%d leads", leader+1), "transfer", "--to", fmt.Sprint("n", leader+1))
+	c.raftCommand(1, "no such member", "transfer", "--to", "n7")
+	c.raftCommand(1, "still runs", "remove", fmt.Sprint("n", old+1))
+	c.raftCommand(1, fmt.Sprintf(`"n%d" is the leader`, leader+1), "remove", fmt.Sprint("n", leader+1))
+	c.raftCommand(1, `no member is called "n7"`, "remove", "n7")
+	for i := range 3 {
+		role := map[bool]string{true: "leader", false: "voter"}[i == leader]
+		c.raftCommand(2, fmt.Sprintf("n%d  %-6s  %s", i+1, role, c.raft[i]), "peers")
+	}
+	c.run[0].waitFor("healthy", func() bool {
+		code, stdout, _ := c.raftRun(0, "health")
+		return code == 0 && strings.Contains(stdout, "may lose 1 voters")
+	})
+
 	c.run[leader].kill()
 	began := time.Now()
-	rest := []int{(leader + 1) % 3, (leader + 2) % 3}
+	rest := []int{old, 3 - old - leader}
 	next := c.leader(rest...)
 	if took := time.Since(began); took > 3*time.Second {
 		t.Errorf("the next leader took %v; a heartbeat timeout is 3 s", took)
 	}
+	if code, stdout, stderr := c.raftRun(next, "health"); code != 1 || !strings.Contains(stderr, "not healthy") || !strings.Contains(stdout, "never") {
+		t.Errorf("health with a dead node: %d, %s%s", code, stdout, stderr)
+	}
+	c.raftCommand(next, "no member any more", "remove", fmt.Sprint("n", leader+1))
+	if members := c.describe(next).GetMembers(); len(members) != 2 {
+		t.Errorf("after removing one of three: %v", members)
+	}
 	c.start(leader)
 	if again := c.leader(0, 1, 2); again != next {
 		t.Errorf("node %d led; with node %d back, %d does", next, leader, again)
+	}
+	if m := memberOf(c.describe(next).GetMembers(), leader); m.GetSuffrage() != pb.Suffrage_SUFFRAGE_NON_VOTER {
+		t.Errorf("a node that joined just now is %v", m)
+	}
+}
+
+// raftRun runs `quire raft` against node i.
+func (c *nodes) raftRun(i int, args ...string) (code int, stdout, stderr string) {
+	c.t.Helper()
+	return runQuire(c.t, append([]string{"raft", "--server", c.grpc[i]}, args...)...)
+}
+
+// raftCommand wants a text in what `quire raft` says.
+func (c *nodes) raftCommand(i int, want string, args ...string) {
+	c.t.Helper()
+	if code, stdout, stderr := c.raftRun(i, args...); !strings.Contains(stdout+stderr, want) {
+		c.t.Errorf("quire raft %s: %d, %s%s; want %q in it", strings.Join(args, " "), code, stdout, stderr, want)
 	}
 }
 
@@ -142,6 +194,10 @@ func TestClusterFlags(t *testing.T) {
 		{clusterFlags{raft: "a:2", join: []string{"a:1"}, expect: 2}, "a:1", "--bootstrap-expect: 2 nodes, but --join names 1"},
 		{clusterFlags{raft: "a:2", join: []string{"a"}}, "a:1", `--join: "a" is not host:port`},
 		{clusterFlags{raft: "a:2", join: []string{"a:1"}}, ":8001", "--advertise-grpc"},
+		{clusterFlags{raft: "10.0.0.1:2", join: []string{"a:1"}}, "a:1", "has no TLS"},
+		{clusterFlags{raft: "localhost:2", tls: consensus.TLSFiles{Cert: "c", Key: "k"}}, "a:1", "--raft-tls-ca is missing"},
+		{clusterFlags{raft: "localhost:2", tls: consensus.TLSFiles{Cert: "c", Key: "k", CA: "a"}, insecure: true}, "a:1", "contradicts"},
+		{clusterFlags{insecure: true}, "a:1", "--raft-insecure needs --raft"},
 		{clusterFlags{raft: "0.0.0.0:2", join: []string{"a:1"}}, "a:1", "--advertise-raft"},
 		{clusterFlags{raft: "a:2", advertiseRaft: "b", join: []string{"a:1"}}, "a:1", `--advertise-raft: "b" is not host:port`},
 	} {
@@ -151,7 +207,7 @@ func TestClusterFlags(t *testing.T) {
 		}
 	}
 	var s scheduler.Settings
-	if err := (&clusterFlags{raft: ":8003", advertiseRaft: "b:8003", join: []string{"a:1"}}).apply(&s, "a:1", tcp); err != nil ||
+	if err := (&clusterFlags{raft: ":8003", advertiseRaft: "b:8003", insecure: true, join: []string{"a:1"}}).apply(&s, "a:1", tcp); err != nil ||
 		s.RaftListen != ":8003" || s.RaftAdvertise != "b:8003" || s.ControlAdvertise != "a:1" {
 		t.Errorf("settings %+v, %v", s, err)
 	}

@@ -18,21 +18,28 @@ const (
 // ListenTCP opens a node's port for its peers. advertise is the address that they dial; empty means
 // the listener's own.
 func ListenTCP(listen, advertise string) (raft.StreamLayer, error) {
+	return listenTCP(listen, advertise)
+}
+
+func listenTCP(listen, advertise string) (*tcpLayer, error) {
 	listener, err := net.Listen("tcp", listen)
 	if err != nil {
 		return nil, fmt.Errorf("listen for control-plane peers: %w", err)
 	}
 	layer := &tcpLayer{Listener: listener}
 	if advertise != "" {
-		if layer.advertised, err = net.ResolveTCPAddr("tcp", advertise); err != nil {
-			_ = listener.Close()
-			return nil, fmt.Errorf("address for control-plane peers: %w", err)
-		}
+		layer.advertised = named(advertise)
 	}
 	return layer, nil
 }
 
-// tcpLayer is plain TCP. A layer with TLS takes its place without the rest noticing.
+// named is an address that peers resolve themselves: a name stays a name.
+type named string
+
+func (named) Network() string  { return "tcp" }
+func (n named) String() string { return string(n) }
+
+// tcpLayer is plain TCP.
 type tcpLayer struct {
 	net.Listener
 	advertised net.Addr
