@@ -94,7 +94,7 @@ func (o *operator) follow(ctx context.Context, address string, f func(context.Co
 
 // at calls f with the service at an address.
 func at(address string, f func(pb.ClusterClient) error) error {
-	conn, closeConn, err := dialNode(address)
+	conn, closeConn, err := dial(address)
 	if err != nil {
 		return usagef("--server %q: %w", address, err)
 	}
