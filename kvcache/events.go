@@ -176,17 +176,25 @@ func (p *Pool) Snapshot(dst []Event) (events []Event, next uint64) {
 	if p.journal == nil {
 		return dst, 0
 	}
-	for i := range p.blocks {
-		b := &p.blocks[i]
-		if b.hash == (Hash{}) || p.index.find(p.blocks, &b.hash) != BlockID(i) {
-			continue // has no name, or another block tells this one
-		}
+	p.EachName(0, len(p.blocks), func(h, parent Hash) {
 		dst = append(dst, Event{
 			Seq: p.journal.next, Kind: Stored, Group: p.cfg.Group, BlockTokens: p.cfg.BlockTokens,
-			Parent: b.parent, Hashes: []Hash{b.hash},
+			Parent: parent, Hashes: []Hash{h},
 		})
-	}
+	})
 	return dst, p.journal.next
+}
+
+// EachName calls f for each hash that one of n blocks from first on carries, once for those that
+// several do. A consumer that is told of all blocks so, in any number of parts, and of the events
+// since the first part, knows what the pool has: being told the same twice changes nothing.
+func (p *Pool) EachName(first BlockID, n int, f func(h, parent Hash)) {
+	for i := int(first); i < min(int(first)+n, len(p.blocks)); i++ {
+		b := &p.blocks[i]
+		if b.hash != (Hash{}) && p.index.find(p.blocks, &b.hash) == BlockID(i) {
+			f(b.hash, b.parent) // another block that carries it tells nothing
+		}
+	}
 }
 
 // RecordTier adds an event about a lower tier, in order with the pool's own.

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"slices"
 	"testing"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/quire-serve/quire/kvcache"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
@@ -346,4 +348,33 @@ func TestOlderRunGivesWay(t *testing.T) {
 			break
 		}
 	}
+}
+
+// TestCacheIsTold: a session hears of what the cache holds, first all and then what is new.
+func TestCacheIsTold(t *testing.T) {
+	l := newLeader(t, 1)
+	w := start(t, nil, l.address)
+	w.gate.let(-1)
+	s := next(t, l.sessions, "session")
+	q := ask("a", 40) // 44 tokens, of which the last is never computed: 2 blocks
+	s.dispatch(t, 1, 1, q)
+	next(t, s.finished, "report")
+	want := kvcache.Hashes(nil, kvcache.Root(nil, nil), append(slices.Clone(q.Prompt), outputOf(q.Prompt, 40)...), 16)[:2]
+	stored := func(s *leaderSession) {
+		t.Helper()
+		var got []byte
+		for first := true; len(got) < 32; first = false {
+			e := next(t, s.cache, "cache event")
+			if first != (e.Kind == pb.CacheEvent_KIND_RESET) {
+				t.Fatalf("event is %v", e)
+			}
+			got = append(got, e.Hashes...)
+		}
+		if !bytes.Equal(got, append(want[0][:], want[1][:]...)) {
+			t.Errorf("stored %x, want %v", got, want)
+		}
+	}
+	stored(s)
+	s.end <- status.Error(codes.Unavailable, "lost")
+	stored(next(t, l.sessions, "second session"))
 }

@@ -20,6 +20,10 @@ type workStream struct {
 	ended    chan struct{} // closed when nothing more comes, because of err
 	err      error
 	sequence uint64
+	// What the KV cache holds is asked for when the last answer was passed on.
+	cache  chan engine.CacheNews
+	asked  bool
+	joined bool // the snapshot was asked for
 }
 
 // session runs one Work stream. It reports whether the node welcomed the worker and, if it is a
@@ -34,7 +38,7 @@ func (w *Worker) session(ctx context.Context, client pb.ControlClient) (welcomed
 	if err != nil {
 		return false, "", err
 	}
-	s := &workStream{BidiStreamingClient: stream, obeyed: make(chan struct{}, 1), ended: make(chan struct{})}
+	s := &workStream{BidiStreamingClient: stream, obeyed: make(chan struct{}, 1), ended: make(chan struct{}), cache: make(chan engine.CacheNews, 1)}
 	hello := &pb.Hello{Worker: w.info, Running: w.outbox.brief(time.Now())}
 	if err := s.Send(&pb.WorkRequest{Message: &pb.WorkRequest_Hello{Hello: hello}}); err != nil {
 		_, err = s.Recv() // the status says more than "EOF"
@@ -136,6 +140,12 @@ func (w *Worker) report(ctx context.Context, s *workStream, beat, checkpoint tim
 				if err := w.tellProgress(s); err != nil {
 					return err
 				}
+				w.askCache(s)
+				continue
+			case news := <-s.cache:
+				if err := w.tellCache(s, news); err != nil {
+					return err
+				}
 				continue
 			case <-beats.C:
 			case <-s.obeyed:
@@ -183,6 +193,34 @@ func (w *Worker) tellProgress(s *workStream) error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// askCache asks the engine what its KV cache took up and lost, from the beginning the first time.
+func (w *Worker) askCache(s *workStream) {
+	if !s.asked {
+		w.engine.AskCache(!s.joined, s.cache)
+		s.asked, s.joined = true, true
+	}
+}
+
+// tellCache passes an answer of the engine on.
+func (w *Worker) tellCache(s *workStream, news engine.CacheNews) error {
+	s.asked = false
+	for events := news.Events; len(events) > 0; {
+		size, n := 0, 0
+		for n < len(events) && (n == 0 || size < newsBytes) {
+			size += len(events[n].Hashes) + 32
+			n++
+		}
+		if err := s.Send(&pb.WorkRequest{Message: &pb.WorkRequest_CacheEvents{CacheEvents: &pb.CacheEvents{Events: events[:n]}}}); err != nil {
+			return err
+		}
+		events = events[n:]
+	}
+	if news.More {
+		w.askCache(s)
 	}
 	return nil
 }

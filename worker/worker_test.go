@@ -34,7 +34,7 @@ type leader struct {
 	sessions chan *leaderSession
 	redirect string // names another leader instead of welcoming
 
-	answers  bool   // whether heartbeats are answered; once, then it falls silent
+	answers bool // whether heartbeats are answered; once, then it falls silent
 
 	mu   sync.Mutex
 	term uint64
@@ -44,6 +44,7 @@ type leader struct {
 type leaderSession struct {
 	hello    *pb.Hello
 	progress chan *pb.RequestProgress
+	cache    chan *pb.CacheEvent
 	stream   grpc.BidiStreamingServer[pb.WorkRequest, pb.WorkResponse]
 	finished chan *pb.FinishedRequest
 	beats    chan *pb.Heartbeat
@@ -78,7 +79,7 @@ func (l *leader) Work(stream grpc.BidiStreamingServer[pb.WorkRequest, pb.WorkRes
 		return err
 	}
 	s := &leaderSession{
-		hello: m.GetHello(), stream: stream, finished: make(chan *pb.FinishedRequest, 1024), progress: make(chan *pb.RequestProgress, 4096), beats: make(chan *pb.Heartbeat, 1024),
+		hello: m.GetHello(), stream: stream, finished: make(chan *pb.FinishedRequest, 1024), progress: make(chan *pb.RequestProgress, 4096), cache: make(chan *pb.CacheEvent, 4096), beats: make(chan *pb.Heartbeat, 1024),
 		end: make(chan error, 1),
 	}
 	l.mu.Lock()
@@ -103,6 +104,9 @@ func (l *leader) Work(stream grpc.BidiStreamingServer[pb.WorkRequest, pb.WorkRes
 			if err != nil {
 				got <- err
 				return
+			}
+			for _, e := range m.GetCacheEvents().GetEvents() {
+				s.cache <- e
 			}
 			for _, p := range m.GetProgress().GetRequests() {
 				s.progress <- p

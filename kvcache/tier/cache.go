@@ -291,6 +291,18 @@ func (c *Cache) Changes(dst []Change) []Change {
 	}
 	c.overflow = false
 	dst = append(dst, Change{Kind: kvcache.Cleared, Medium: kvcache.Host}, Change{Kind: kvcache.Cleared, Medium: kvcache.Disk})
+	return c.contents(dst)
+}
+
+// Contents appends a Stored change for everything that is there to dst. Changes goes on as if it had
+// not been called.
+func (c *Cache) Contents(dst []Change) []Change {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.contents(dst)
+}
+
+func (c *Cache) contents(dst []Change) []Change {
 	for _, it := range c.shelf.items {
 		if !it.filling {
 			dst = append(dst, Change{kvcache.Stored, kvcache.Host, it.hash, it.parent})

@@ -52,6 +52,8 @@ type command struct {
 	hold    *holdCommand
 	trace   chan<- []StepTrace
 	traceN  int
+	cache   chan<- CacheNews
+	reset   bool
 }
 
 type holdCommand struct {
@@ -359,6 +361,8 @@ func (e *Engine) obey(buffer []command) []command {
 			}
 		case c.trace != nil:
 			c.trace <- e.plan.traces(c.traceN)
+		case c.cache != nil:
+			c.cache <- e.plan.tellCache(c.reset)
 		}
 	}
 	if len(commands) > 0 {

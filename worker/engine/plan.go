@@ -26,6 +26,7 @@ type planner struct {
 	copies  []device.PageCopy
 	copiers []*sequence // whom each of copies is for
 	lower   *lower      // nil without tiers below the device
+	news    cacheNews
 
 	number    uint64  // of the newest step planned
 	accepted  uint64  // of the newest step accepted
@@ -78,12 +79,13 @@ const (
 )
 
 func newPlanner(s Settings, m Model) (*planner, error) {
-	pool, err := kvcache.NewPool(kvcache.Config{Blocks: s.Blocks, BlockTokens: s.BlockTokens, PrefixCache: s.PrefixCache, ReportEvictions: m.Tiers != nil})
+	pool, err := kvcache.NewPool(kvcache.Config{Blocks: s.Blocks, BlockTokens: s.BlockTokens, PrefixCache: s.PrefixCache, Events: s.PrefixCache, ReportEvictions: m.Tiers != nil})
 	if err != nil {
 		return nil, err
 	}
 	p := &planner{Settings: s, model: m, context: s.Context(m.ContextLength), pool: pool}
 	p.lower = newLower(m.Tiers, s.Logger)
+	p.news.scanned = s.Blocks
 	p.ring = make([]StepTrace, s.TraceSteps)
 	return p, nil
 }
