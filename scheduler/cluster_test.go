@@ -2,10 +2,8 @@ package scheduler
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -265,113 +263,4 @@ func TestFullDisk(t *testing.T) {
 		}
 		w.leave()
 	})
-}
-
-// TestRandomFaults breaks a cluster at random under load and then lets it heal: every request whose
-// submit was answered runs to its end, a retried submit never makes a second request, and all nodes
-// hold the same state.
-func TestRandomFaults(t *testing.T) {
-	for n := range 20 {
-		seed := uint64(time.Now().UnixNano()) + uint64(n)
-		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { randomFaults(t, rand.New(rand.NewPCG(seed, 1))) })
-		})
-	}
-}
-
-func randomFaults(t *testing.T, random *rand.Rand) {
-	c := newCluster(t, 3)
-	for _, id := range ids("w", 3) {
-		w := newWorker(t, id)
-		w.info.MaxSequences = 4
-		w.hold = 300 * time.Millisecond
-		c.workers = append(c.workers, w)
-		c.waitLeader()
-		c.attend(w)
-	}
-	var clients sync.WaitGroup
-	var mu sync.Mutex
-	var admitted []string
-	// A client retries with the same id, wherever the leader is, until it has an answer.
-	client := func(id string, random *rand.Rand) {
-		for range 200 {
-			i := random.IntN(3)
-			if leader := c.leader(); leader >= 0 && random.IntN(4) > 0 {
-				i = leader
-			}
-			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-			_, err := c.nodes[i].Submit(ctx, &pb.SubmitRequest{Request: request(id)})
-			cancel()
-			if err == nil {
-				mu.Lock()
-				admitted = append(admitted, id)
-				mu.Unlock()
-				return
-			}
-			if code := status.Code(err); code == codes.AlreadyExists || code == codes.InvalidArgument || code == codes.NotFound {
-				t.Errorf("submit %s: %v", id, err)
-				return
-			}
-			time.Sleep(100 * time.Millisecond) // Virtual.
-		}
-	}
-	requests, partitions := 0, 0
-	c.waitLeader()
-	for range 30 {
-		switch random.IntN(6) {
-		case 0, 1, 2:
-			for range 1 + random.IntN(5) {
-				id := fmt.Sprint("r", requests)
-				requests++
-				own := rand.New(rand.NewPCG(random.Uint64(), 2))
-				clients.Go(func() { client(id, own) })
-			}
-		case 3:
-			if i := c.leader(); i >= 0 {
-				c.heal() // One at a time: two would leave no majority.
-				c.isolate(i)
-				partitions++
-			}
-		case 4:
-			c.heal()
-		case 5:
-			w := c.workers[random.IntN(len(c.workers))]
-			w.mu.Lock()
-			str := w.stream
-			if random.IntN(2) == 0 {
-				clear(w.running)
-			}
-			w.mu.Unlock()
-			str.cancel()
-		}
-		time.Sleep(time.Duration(random.IntN(2000)) * time.Millisecond) // Virtual.
-		for _, w := range c.workers {
-			c.attend(w)
-		}
-	}
-	c.heal()
-	clients.Wait()
-	until(t, "everything admitted has ended", func() bool {
-		for _, w := range c.workers {
-			c.attend(w)
-		}
-		i := c.leader()
-		return i >= 0 && !slices.ContainsFunc(admitted, func(id string) bool { return !finished(c.nodes[i], id)() })
-	})
-	if len(admitted) != requests {
-		t.Errorf("%d of %d requests were admitted", len(admitted), requests)
-	}
-	for r := range c.nodes[c.waitLeader()].store.View().Requests() {
-		if r.FinishReason != pb.FinishReason_FINISH_REASON_STOP && r.Attempts < maxAttempts {
-			t.Errorf("%s ended with %v %q after %d attempts", r.Request.GetId(), r.FinishReason, r.Error, r.Attempts)
-		}
-	}
-	c.agree()
-	again := 0
-	for _, w := range c.workers {
-		again += len(w.dispatched)
-		w.leave()
-	}
-	t.Logf("%d requests, %d partitions, %d dispatches, term %d", requests, partitions, again, c.nodes[0].node.Term())
-	c.close()
 }

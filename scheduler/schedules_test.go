@@ -1,0 +1,219 @@
+package scheduler
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+var schedules = flag.Int("scheduler.schedules", 40, "how many random fault schedules TestStreamsSurvive runs")
+
+// TestStreamsSurvive breaks a cluster at random under load: workers, gateways and nodes are killed and
+// come back, the network is cut anywhere, disks become slow, snapshots are sent. Clients follow their
+// streams from gateway to gateway. Named properties:
+//
+//   - unchanged: what a client has is always the beginning of the undisturbed output, and in the end
+//     all of it;
+//   - answered: every request is, unless workers were lost under it maxAttempts times without a token;
+//   - ended: everything that the log admitted has ended in the log;
+//   - once: a worker never gets a request that it is running, nor goes on after anything else than
+//     what was generated;
+//   - same: all nodes hold the same log and the same state.
+func TestStreamsSurvive(t *testing.T) {
+	began := time.Now()
+	for n := range *schedules {
+		seed := uint64(time.Now().UnixNano()) + uint64(n)
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { survive(t, seed) })
+		})
+	}
+	t.Logf("%.0f schedules a minute", float64(*schedules)/time.Since(began).Minutes())
+}
+
+// TestScheduleSeeds runs schedules that once found something.
+func TestScheduleSeeds(t *testing.T) {
+	for _, seed := range []uint64{1, 2, 3} {
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { survive(t, seed) })
+		})
+	}
+}
+
+func survive(t *testing.T, seed uint64) {
+	random := rand.New(rand.NewPCG(seed, 1))
+	w := newWorld(t, rand.New(rand.NewPCG(seed, 2)), 3, 3, 3)
+	defer w.close()
+	until(t, "a leader is there", func() bool { return w.leader() != nil })
+	until(t, "a worker is there", func() bool { return w.leader() != nil && w.leader().scheduler().Stats().Workers > 0 })
+
+	var clients sync.WaitGroup
+	requests := 0
+	faults := map[string]int{}
+	down := (*simNode)(nil)
+	back := func() { // One node at a time: without two of three nothing goes on.
+		w.heal()
+		if down != nil {
+			down.start()
+			down = nil
+		}
+	}
+	for range 12 {
+		for range random.IntN(4) {
+			r := request(fmt.Sprint("r", requests))
+			requests++
+			n, draw := int32(1+random.IntN(2)), random.Uint64()
+			r.Sampling = &pb.SamplingParams{Seed: &draw, MaxTokens: int32(1 + random.IntN(120)), N: n}
+			if random.IntN(6) == 0 {
+				r.Sampling.Logprobs = new(int32)
+			}
+			clients.Go(func() { w.client(r) })
+		}
+		fault := [...]string{
+			"worker killed", "worker killed", "worker quits", "worker cut off", "worker and gateway cut off",
+			"gateway killed", "gateway killed", "gateway cut off from nodes", "node killed", "leader killed", "leader cut off",
+			"node cut off", "slow disk", "compaction", "heal",
+		}[random.IntN(15)]
+		faults[fault]++
+		node, worker, gateway := w.nodes[random.IntN(3)], w.workers[random.IntN(3)], w.gateways[random.IntN(3)]
+		switch fault {
+		case "worker killed":
+			worker.kill()
+		case "worker quits":
+			worker.quit()
+		case "worker cut off":
+			w.isolate(worker.info.GetId())
+		case "worker and gateway cut off":
+			w.isolate(worker.info.GetId(), gateway.id)
+		case "gateway killed":
+			gateway.kill()
+		case "gateway cut off from nodes":
+			w.isolate(gateway.id, "node-0", "node-1", "node-2")
+		case "leader killed", "node killed":
+			back()
+			if lead := w.leader(); lead != nil && fault == "leader killed" {
+				node = lead
+			}
+			node.kill()
+			down = node
+		case "leader cut off", "node cut off":
+			back()
+			if lead := w.leader(); lead != nil && fault == "leader cut off" {
+				node = lead
+			}
+			w.isolate(node.id)
+		case "slow disk":
+			node.log.slow(time.Duration(random.IntN(300)) * time.Millisecond)
+		case "compaction":
+			w.compact()
+		case "heal":
+			back()
+		}
+		time.Sleep(time.Duration(random.IntN(1500)) * time.Millisecond) // Virtual.
+		// Workers and gateways are started again where they run.
+		for _, k := range w.workers {
+			if !k.isAlive() && random.IntN(2) == 0 {
+				k.start()
+			}
+		}
+		for _, g := range w.gateways {
+			if !g.isAlive() && random.IntN(2) == 0 {
+				g.start()
+			}
+		}
+		node.log.slow(0)
+	}
+	back()
+	for _, k := range w.workers {
+		k.kill() // It may be about to quit.
+		k.start()
+	}
+	for _, g := range w.gateways {
+		if !g.isAlive() {
+			g.start()
+		}
+	}
+	clients.Wait()
+	until(t, "everything admitted has ended", func() bool {
+		n := w.leader()
+		if n == nil {
+			return false
+		}
+		for range n.scheduler().store.View().Live() {
+			return false
+		}
+		return true
+	})
+	w.agree()
+	if w.ended+w.failed != requests {
+		t.Errorf("%d of %d requests were answered, %d failed", w.ended, requests, w.failed)
+	}
+	t.Logf("%d requests, %d failed, %d reconnects, %d snapshots sent, faults %v, term %d", requests, w.failed, w.reconnects, w.installs, faults, w.leader().scheduler().node.Term())
+}
+
+// client follows a request's stream until it has the whole, from gateway to gateway.
+func (w *world) client(r *pb.Request) {
+	want := undisturbed(r)
+	var err error
+	for tries := 0; ; tries++ {
+		if tries > 100 {
+			w.t.Errorf("%s has no answer after %d tries: %v", r.GetId(), tries, err)
+			return
+		}
+		g := w.gateways[w.pick(len(w.gateways))]
+		own := request(r.GetId())
+		own.Sampling, own.GatewayId = r.GetSampling(), g.id
+		var l *simLive
+		l, err = g.open(own)
+		if err == nil {
+			// An impatient client looks for another gateway now and then.
+			patience := time.NewTimer(time.Duration(w.pick(30)+1) * time.Second)
+			select {
+			case <-l.over:
+				err = l.err
+			case <-patience.C:
+				err = errAdopted
+			}
+			patience.Stop()
+			have := g.read(l)
+			for c := range have {
+				if len(have[c]) > len(want[c]) || !slices.Equal(have[c], want[c][:len(have[c])]) {
+					w.t.Errorf("%s, choice %d: the client has %v of %v", r.GetId(), c, have[c], want[c])
+					return
+				}
+			}
+			if err == nil {
+				if !slices.EqualFunc(have, want, slices.Equal[[]int32]) {
+					w.t.Errorf("%s ended with %v, want %v", r.GetId(), have, want)
+				}
+				w.count(&w.ended)
+				return
+			}
+		}
+		if strings.Contains(err.Error(), "lost with its worker") {
+			w.count(&w.failed)
+			return
+		}
+		if strings.Contains(err.Error(), "generation") || strings.Contains(err.Error(), "InvalidArgument") {
+			w.t.Errorf("%s: %v", r.GetId(), err)
+			return
+		}
+		w.count(&w.reconnects)
+		if !w.wait(100 * time.Millisecond) {
+			return
+		}
+	}
+}
+
+func (w *world) count(n *int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	*n++
+}
