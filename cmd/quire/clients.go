@@ -15,6 +15,9 @@ import (
 // clients counts the streams of gRPC clients, which a shutdown lets finish. The streams of the
 // cluster on the same server live as long as the process and are not counted.
 type clients struct {
+	// opened is closed once the node serves clients.
+	opened chan struct{}
+
 	mu       sync.Mutex
 	running  int
 	draining bool
@@ -29,6 +32,11 @@ func (c *clients) intercept(srv any, stream grpc.ServerStream, info *grpc.Stream
 		return status.Error(codes.Unavailable, "this node is shutting down")
 	}
 	defer c.leave()
+	select {
+	case <-c.opened:
+	case <-stream.Context().Done():
+		return status.FromContextError(stream.Context().Err()).Err()
+	}
 	return handler(srv, stream)
 }
 

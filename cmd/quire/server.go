@@ -28,6 +28,8 @@ type serverFlags struct {
 	drain                time.Duration
 	maxRequests          int
 	cluster              clusterFlags
+	// openLimit is how long clients may wait for a node that starts to be ready.
+	openLimit time.Duration
 }
 
 func (s *serverFlags) flags(cmd *cobra.Command, host string) {
@@ -82,6 +84,7 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 		}
 	}()
 	n := &controlNode{stopped: make(chan error, 3), ran: make(chan struct{}), drain: s.drain}
+	n.clients.opened = make(chan struct{})
 	settings := scheduler.Settings{NodeID: s.id, DataDir: s.data, Version: version, DialNode: dial}
 	if err := s.cluster.apply(&settings, s.grpc, grpcListener.Addr()); err != nil {
 		return nil, err
@@ -120,8 +123,28 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 		}
 	}()
 	go func() { n.stopped <- n.grpc.Serve(grpcListener) }()
-	go func() { n.stopped <- n.http.Serve(httpListener) }()
+	go func() {
+		n.awaitWorkers(ctx, s.openLimit)
+		close(n.clients.opened)
+		n.stopped <- n.http.Serve(httpListener)
+	}()
 	return n, nil
+}
+
+// awaitWorkers lets clients wait a little for a node that has just started to find the leader and the
+// workers, instead of telling them that there are none.
+func (n *controlNode) awaitWorkers(ctx context.Context, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for !n.gateway.Ready() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-poll.C:
+		}
+	}
 }
 
 // awaitLeader gives an election at start the time it needs, so that it does not look like trouble.
@@ -237,7 +260,7 @@ func dialable(addr net.Addr) string {
 }
 
 func newServer() *cobra.Command {
-	var s serverFlags
+	s := serverFlags{openLimit: 3 * time.Second}
 	var models []string
 	cmd := &cobra.Command{
 		Use:   "server",
