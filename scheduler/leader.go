@@ -47,7 +47,8 @@ type leader struct {
 	recalls []recall
 
 	// workers are those in session and those that may come back; absent holds until when.
-	// attached are those that were in session with this leader and are not lost.
+	// attached are those that gateways stay attached to: they are not lost, and were in session with this
+	// leader or one before, whose end is no reason to break streams.
 	workers  map[string]*pb.WorkerInfo
 	absent   map[string]time.Time
 	attached map[string]bool
@@ -129,6 +130,7 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 	back := now.Add(s.settings.ReconnectGrace)
 	for w := range view.Workers() {
 		l.workers[w.GetId()] = w
+		l.attached[w.GetId()] = true
 		l.absent[w.GetId()] = back
 	}
 	l.countModels()
