@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"time"
 
@@ -12,14 +13,19 @@ import (
 	"github.com/quire-serve/quire/worker"
 )
 
-// serveDebug serves node's debug pages on address, if it is not empty, until stop is called.
-func serveDebug(cmd *cobra.Command, address string, node *worker.Worker) (stop func() error, err error) {
+// listenDebug takes the address of the debug pages, if it is not empty: before the long work, so that
+// what is wrong shows at once.
+func listenDebug(address string) (net.Listener, error) {
 	if address == "" {
-		return func() error { return nil }, nil
+		return nil, nil
 	}
-	l, err := listen("debug", address)
-	if err != nil {
-		return nil, err
+	return listen("debug", address)
+}
+
+// serveDebug serves node's debug pages on l, if there is one, until stop is called.
+func serveDebug(cmd *cobra.Command, l net.Listener, node *worker.Worker) (stop func() error) {
+	if l == nil {
+		return func() error { return nil }
 	}
 	server := &http.Server{Handler: node.Debug(), ReadHeaderTimeout: 10 * time.Second}
 	ended := make(chan error, 1)
@@ -36,5 +42,5 @@ func serveDebug(cmd *cobra.Command, address string, node *worker.Worker) (stop f
 			err = errors.Join(err, served)
 		}
 		return err
-	}, nil
+	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -74,5 +75,19 @@ func TestDebugPagesAndTiers(t *testing.T) {
 	}
 	if said[0] != said[1] {
 		t.Errorf("with blocks from disk %q, without %q", said[1], said[0])
+	}
+}
+
+// TestDebugAddressInUse: a taken --debug address is said before a model is loaded.
+func TestDebugAddressInUse(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	code, _, stderr := runQuire(t, "worker", "--model", "tiny", "--listen", "127.0.0.1:0", "--debug", l.Addr().String())
+	want := "--debug: " + l.Addr().String() + " is in use by another program; choose another address"
+	if code != 1 || !strings.Contains(stderr, want) || strings.Contains(stderr, "loading") {
+		t.Errorf("exit code %d, said %q", code, stderr)
 	}
 }

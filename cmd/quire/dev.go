@@ -60,6 +60,10 @@ func serveDev(cmd *cobra.Command, s serverFlags, w workerFlags, name, prompt str
 		return err
 	}
 	defer func() { err = errors.Join(err, n.close()) }()
+	debug, err := listenDebug(w.debug)
+	if err != nil {
+		return err
+	}
 
 	bar := newProgress(out, "loading "+spec.ID)
 	dev, m, err := w.open(spec, bar.bytes)
@@ -74,10 +78,7 @@ func serveDev(cmd *cobra.Command, s serverFlags, w workerFlags, name, prompt str
 	if err != nil {
 		return err
 	}
-	stopDebug, err := serveDebug(cmd, w.debug, node)
-	if err != nil {
-		return err
-	}
+	stopDebug := serveDebug(cmd, debug, node)
 	defer func() { err = errors.Join(err, stopDebug()) }()
 	info := dev.Info()
 	fmt.Fprintf(out, "%s: kernels %s, %d threads\n", info.Description, info.Path, info.Threads)

@@ -136,6 +136,10 @@ func newWorker() *cobra.Command {
 				return err
 			}
 			defer closeSpecs(specs)
+			debug, err := listenDebug(w.debug)
+			if err != nil {
+				return err
+			}
 			bar := newProgress(cmd.ErrOrStderr(), "loading "+specs[0].ID)
 			dev, m, err := w.open(specs[0], bar.bytes)
 			bar.end(err == nil)
@@ -147,10 +151,7 @@ func newWorker() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			stopDebug, err := serveDebug(cmd, w.debug, node)
-			if err != nil {
-				return err
-			}
+			stopDebug := serveDebug(cmd, debug, node)
 			fmt.Fprintf(cmd.ErrOrStderr(), "worker %s: %s on %s, kernels %s, %d threads; tokens on %s\n", w.id, m.ID, dev.Info().Name, dev.Info().Path, dev.Info().Threads, node.Info().GetAddress())
 			return errors.Join(node.Run(cmd.Context()), stopDebug())
 		},

@@ -88,7 +88,7 @@ func (p *planner) sample(s *sequence, row, position int, mask []uint32) device.S
 	x.Position = int32(position)
 	x.Seed += uint64(s.choice)
 	bias := s.bias
-	if position-s.prompt < s.min {
+	if position-s.prompt < s.min && !s.mustEnd(mask) {
 		bias = s.early
 	}
 	if len(bias) > 0 {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
+	"slices"
 	"sync"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -114,6 +116,22 @@ func (s *sequence) allow() (err error) {
 		return fmt.Errorf("engine: %w", err)
 	}
 	return nil
+}
+
+// mustEnd reports whether mask, of what may follow in a constrained sequence, holds nothing but tokens
+// that end it. Then the constraint wins over min_tokens: the text is complete.
+func (s *sequence) mustEnd(mask []uint32) bool {
+	if !s.constrained() {
+		return false
+	}
+	for i, word := range mask {
+		for ; word != 0; word &= word - 1 {
+			if t := int32(32*i + bits.TrailingZeros32(word)); !slices.Contains(s.eos, t) && !slices.Contains(s.stopIDs, t) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // bind gives every choice of r its state in g, after the tokens that it has.

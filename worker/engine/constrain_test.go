@@ -104,6 +104,33 @@ func TestConstrainedResumes(t *testing.T) {
 	}
 }
 
+// TestConstraintWinsOverMinTokens: where a complete text can only end before min_tokens, it ends; where
+// it can go on, it does. A stop token that the constraint demands is written and does not count.
+func TestConstraintWinsOverMinTokens(t *testing.T) {
+	for _, speculate := range []int{0, 4} {
+		r := newRig(t, Settings{Blocks: 64, Speculate: speculate}, func(_ *enginetest.Config, m *Model) { m.EOS = []int32{100} })
+		atLeast := func(n int32) func(*pb.Request) { return func(q *pb.Request) { q.Sampling.MinTokens = n } }
+		stops := func(q *pb.Request) { q.Sampling.StopTokenIds = []int32{1, 27, 53, 79} } // all that spell b
+		fixed, open, stopped := ask("fixed", prompt(1, 9), 40, matching("abcabc"), atLeast(20)),
+			ask("open", prompt(1, 9), 40, matching("abc[x-z]*"), atLeast(20)),
+			ask("stopped", prompt(1, 9), 40, matching("abca*"), atLeast(9), stops)
+		r.add(fixed, open, stopped)
+		r.finish()
+		for _, q := range []*pb.Request{fixed, open, stopped} {
+			r.want(q)
+		}
+		if h := r.got["fixed/0"]; r.spoken("fixed/0") != "abcabc" || h.finish != stop {
+			t.Errorf("wrote %q and ended with %v %s", r.spoken("fixed/0"), h.finish, h.message)
+		}
+		if n := len(r.spoken("open/0")); n < 20 {
+			t.Errorf("ended after %d tokens of text that could go on", n)
+		}
+		if text := r.spoken("stopped/0"); !strings.HasPrefix(text, "abcaaaaaa") {
+			t.Errorf("wrote %q", text)
+		}
+	}
+}
+
 func TestScenarioE7(t *testing.T) {
 	// The device draws what the mask forbids: only that request fails.
 	r := newRig(t, Settings{Blocks: 24}, func(c *enginetest.Config, m *Model) {

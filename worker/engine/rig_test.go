@@ -389,16 +389,6 @@ func undisturbed(q *pb.Request, c int, m *Model, context int) (out []int32, fini
 	for {
 		x := device.Sample{Temperature: *sp.Temperature, Seed: sp.GetSeed() + uint64(c), Position: int32(len(tokens))}
 		b := bias
-		if len(tokens)-len(q.Prompt) < int(sp.MinTokens) {
-			b = slices.Clone(b)
-			for _, t := range slices.Concat(eos, sp.StopTokenIds) {
-				b = append(b, device.TokenBias{Token: t, Bias: float32(math.Inf(-1))})
-			}
-		}
-		var history []int32
-		if sp.PresencePenalty != 0 || sp.FrequencyPenalty != 0 {
-			history = tokens
-		}
 		var mask []uint32
 		if sp.Constraint != nil {
 			var err error
@@ -406,9 +396,30 @@ func undisturbed(q *pb.Request, c int, m *Model, context int) (out []int32, fini
 				panic(err)
 			}
 		}
+		ends := slices.Concat(eos, sp.StopTokenIds)
+		if len(tokens)-len(q.Prompt) < int(sp.MinTokens) && !(mask != nil && only(mask, ends)) {
+			b = slices.Clone(b)
+			for _, t := range ends {
+				b = append(b, device.TokenBias{Token: t, Bias: float32(math.Inf(-1))})
+			}
+		}
+		var history []int32
+		if sp.PresencePenalty != 0 || sp.FrequencyPenalty != 0 {
+			history = tokens
+		}
 		tokens = append(tokens, enginetest.Predict(tokens, x, history, len(q.Prompt), b, mask, cmp.Or(m.Vocab, testVocab)))
 		if f := stops(len(tokens) - 1); f != 0 {
 			return tokens[len(q.Prompt)+given:], f
 		}
 	}
+}
+
+// only reports whether mask holds no token but those of allowed.
+func only(mask []uint32, allowed []int32) bool {
+	for t := range int32(32 * len(mask)) {
+		if mask[t/32]>>(t%32)&1 == 1 && !slices.Contains(allowed, t) {
+			return false
+		}
+	}
+	return true
 }
