@@ -11,6 +11,8 @@ type Matcher interface {
 	Match(dst []prefix.Match, hashes []kvcache.Hash) []prefix.Match
 }
 
+var _ Matcher = (*prefix.Index)(nil)
+
 const (
 	// matchesKept bounds the requests that wait with their matches at hand; matchMS is how long these
 	// are good.

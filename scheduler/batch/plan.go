@@ -114,10 +114,10 @@ func (b *Batcher) place(p *pool, i *item, nowMS int64) (best *candidate, held bo
 	}
 	// What waits for the worker is work ahead of the next request that would: when there is more of
 	// it than going elsewhere costs, the prefix is computed a second time, elsewhere.
-	if busy.member.held == 0 {
+	if busy.held == 0 {
 		b.held = append(b.held, busy.member)
 	}
-	busy.member.held += busy.work
+	busy.held += busy.work
 	return nil, true
 }
 

@@ -1,0 +1,389 @@
+package prefix
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/quire-serve/quire/kvcache"
+)
+
+// Settings of an Index. Zero values mean the defaults.
+type Settings struct {
+	// Bytes bounds the index's memory. Default 256 MiB, some five million blocks.
+	Bytes int64
+}
+
+const (
+	defaultBytes = 256 << 20
+	// leastBytes holds the empty index.
+	leastBytes = 1 << 20
+	// MaxWorkers bounds the workers of an index.
+	MaxWorkers = 1 << 16
+	// lockedBlocks is how many blocks are updated at a time: lookups wait no longer.
+	lockedBlocks = 256
+	// maxDead bounds the seats that wait for their entries to go.
+	maxDead = 256
+)
+
+// Validate says which field is wrong, and its limit.
+func (s Settings) Validate() error {
+	if s.Bytes != 0 && s.Bytes < leastBytes {
+		return fmt.Errorf("prefix: Bytes is %d; the least is %d", s.Bytes, leastBytes)
+	}
+	return nil
+}
+
+// ErrTooManyWorkers means that MaxWorkers are known.
+var ErrTooManyWorkers = errors.New("prefix: too many workers")
+
+// Index knows which blocks workers hold. It is safe for concurrent use.
+type Index struct {
+	mu     sync.Mutex
+	limit  int64
+	stride int
+	tables [tables]table
+	slots  int64 // Of all tables.
+	sets   sets
+	// workers are by number; freeNumbers may be given out again.
+	workers     []worker
+	freeNumbers []int32
+	// seats are by place in the bitmaps. dead marks those whose worker has left or started anew, with
+	// entries that still name them; sweep is the table that is looked through for these next.
+	seats     []seat
+	freeSeats []int
+	dead      []uint64
+	deadSeats int
+	sweep     int
+	blocks    int64
+	dropped   uint64
+	scratch   scratch
+}
+
+type worker struct {
+	known bool
+	seat  int
+}
+
+type seat struct {
+	number int32
+	// blocks counts the entries that name the seat, by medium.
+	blocks [media]int64
+}
+
+// New returns an empty index. Settings must be valid.
+func New(s Settings) *Index {
+	if s.Bytes == 0 {
+		s.Bytes = defaultBytes
+	}
+	x := &Index{limit: s.Bytes, stride: defaultStride, sets: newSets(1), dead: make([]uint64, 1)}
+	for n := range x.tables {
+		x.tables[n] = newTable()
+	}
+	x.slots = tables * firstEntries
+	return x
+}
+
+// Add makes room for a worker, and returns the number under which it is known.
+func (x *Index) Add() (int32, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var number int32
+	if n := len(x.freeNumbers); n > 0 {
+		number = x.freeNumbers[n-1]
+		x.freeNumbers = x.freeNumbers[:n-1]
+	} else {
+		if len(x.workers) >= MaxWorkers {
+			return 0, ErrTooManyWorkers
+		}
+		number = int32(len(x.workers))
+		x.workers = append(x.workers, worker{})
+	}
+	x.sit(number)
+	return number, nil
+}
+
+// sit gives a worker a seat that no entry names.
+func (x *Index) sit(number int32) {
+	var at int
+	if n := len(x.freeSeats); n > 0 {
+		at = x.freeSeats[n-1]
+		x.freeSeats = x.freeSeats[:n-1]
+	} else {
+		at = len(x.seats)
+		x.seats = append(x.seats, seat{})
+		if words := at/64 + 1; words > x.sets.words {
+			words = max(words, 2*x.sets.words)
+			if !x.room(int64(cap(x.sets.heads)*(words-x.sets.words)) * 8) {
+				x.clear()
+			}
+			x.sets.widen(words)
+			x.dead = append(x.dead, make([]uint64, words-len(x.dead))...)
+		}
+	}
+	x.seats[at].number = number
+	x.workers[number] = worker{known: true, seat: at}
+}
+
+// clear forgets what all workers hold.
+func (x *Index) clear() {
+	x.dropped += uint64(x.blocks)
+	x.blocks, x.slots = 0, tables*firstEntries
+	for n := range x.tables {
+		x.tables[n] = newTable()
+	}
+	x.sets = newSets(x.sets.words)
+	for n := range x.seats {
+		x.seats[n].blocks = [media]int64{}
+	}
+	x.freeDead()
+}
+
+// rise gives up a seat. It is free once no entry names it.
+func (x *Index) rise(at int) {
+	for x.deadSeats >= maxDead {
+		x.sweepTable()
+	}
+	s := &x.seats[at]
+	if s.blocks == [media]int64{} {
+		x.freeSeats = append(x.freeSeats, at)
+		return
+	}
+	x.dead[at/64] |= 1 << (at % 64)
+	x.deadSeats++
+}
+
+// Remove forgets a worker and all that it holds. Its number may be given to another one.
+func (x *Index) Remove(number int32) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	w := x.worker(number)
+	x.rise(w.seat)
+	*w = worker{}
+	x.freeNumbers = append(x.freeNumbers, number)
+}
+
+// Reset forgets what a worker holds.
+func (x *Index) Reset(number int32) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	w := x.worker(number)
+	if x.seats[w.seat].blocks != [media]int64{} {
+		x.rise(w.seat)
+		x.sit(number)
+	}
+}
+
+// worker finds a worker; to ask for one that was not added is a mistake of the program.
+func (x *Index) worker(number int32) *worker {
+	if number < 0 || int(number) >= len(x.workers) || !x.workers[number].known {
+		panic(fmt.Sprintf("prefix: worker %d is unknown", number))
+	}
+	return &x.workers[number]
+}
+
+// Stored notes that a worker holds blocks on a medium.
+func (x *Index) Stored(number int32, medium kvcache.Medium, hashes []kvcache.Hash) {
+	x.update(number, medium, hashes, true)
+}
+
+// Removed notes that a worker does not hold blocks on a medium any more.
+func (x *Index) Removed(number int32, medium kvcache.Medium, hashes []kvcache.Hash) {
+	x.update(number, medium, hashes, false)
+}
+
+func (x *Index) update(number int32, medium kvcache.Medium, hashes []kvcache.Hash, holds bool) {
+	for len(hashes) > 0 {
+		n := min(len(hashes), lockedBlocks)
+		x.mu.Lock()
+		x.change(x.worker(number).seat, int(medium), hashes[:n], holds)
+		if x.deadSeats > 0 {
+			x.sweepTable()
+		}
+		x.mu.Unlock()
+		hashes = hashes[n:]
+	}
+}
+
+// change brings blocks to the state of being held on a medium, or not. Neighbours in a chain mostly
+// have the same holders before, and then have the same ones after.
+func (x *Index) change(seat, medium int, hashes []kvcache.Hash, holds bool) {
+	var from, to setID
+	x.touch(hashes, 1)
+	for n := range hashes {
+		k := keyOf(&hashes[n])
+		t := &x.tables[k.table]
+		e := t.find(k)
+		isNew := e.free()
+		if isNew {
+			if !holds {
+				continue
+			}
+			if t.full() {
+				if !x.room(int64(len(t.entries)) * entryBytes) {
+					x.dropped++
+					continue
+				}
+				x.slots += int64(len(t.entries))
+				t.grow()
+				e = t.find(k)
+			}
+		}
+		old := e.holders[medium]
+		if old == 0 || old != from {
+			if x.sets.has(old, seat) == holds {
+				continue
+			}
+			result, ok := x.sets.flip(old, seat, x.room)
+			if !ok {
+				x.dropped++
+				if !holds {
+					x.forget(t, e)
+				}
+				from = 0
+				continue
+			}
+			from, to = old, result
+		} else {
+			x.sets.drop(old, 1)
+			x.sets.keep(to, 1)
+		}
+		if from&setShared != 0 && x.sets.heads[from&^setShared].refs == 0 {
+			from = 0 // Its number may be given to another set.
+		}
+		e.holders[medium] = to
+		delta := int64(1)
+		if !holds {
+			delta = -1
+		}
+		x.seats[seat].blocks[medium] += delta
+		switch {
+		case isNew:
+			e.lo, e.hi = k.lo, k.hi
+			t.used++
+			x.blocks++
+		case e.free():
+			x.removeEntry(t, e)
+		}
+	}
+}
+
+// room says whether so many more bytes are within the limit.
+func (x *Index) room(bytes int64) bool {
+	return x.slots*entryBytes+x.sets.bytes()+bytes <= x.limit
+}
+
+// removeEntry takes out an entry that has no holders left.
+func (x *Index) removeEntry(t *table, e *entry) {
+	mask := len(t.entries) - 1
+	at := t.home(e.lo)
+	for &t.entries[at] != e {
+		at = (at + 1) & mask
+	}
+	t.remove(at)
+	x.blocks--
+}
+
+// forget drops an entry whole: there is no room to say who still holds it.
+func (x *Index) forget(t *table, e *entry) {
+	for medium, id := range e.holders {
+		x.eachHolder(id, func(seat int) { x.seats[seat].blocks[medium]-- })
+		x.sets.drop(id, 1)
+	}
+	e.holders = [media]setID{}
+	x.removeEntry(t, e)
+	x.freeDead()
+}
+
+func (x *Index) eachHolder(id setID, f func(seat int)) {
+	switch {
+	case id == 0:
+	case id&setShared == 0:
+		f(int(id) - 1)
+	default:
+		each(x.sets.bitmap(id), f)
+	}
+}
+
+// Cleared notes that a worker holds nothing on a medium any more.
+func (x *Index) Cleared(number int32, medium kvcache.Medium) {
+	var mask []uint64
+	for n := range x.tables {
+		x.mu.Lock()
+		seat := x.worker(number).seat
+		if x.seats[seat].blocks[medium] > 0 {
+			mask = append(mask[:0], make([]uint64, x.sets.words)...)
+			mask[seat/64] = 1 << (seat % 64)
+			x.unseat(&x.tables[n], int(medium), mask)
+		}
+		x.mu.Unlock()
+	}
+}
+
+// sweepTable takes dead seats out of the next table.
+func (x *Index) sweepTable() {
+	t := &x.tables[x.sweep]
+	x.sweep = (x.sweep + 1) % tables
+	for medium := range media {
+		x.unseat(t, medium, x.dead)
+	}
+	x.freeDead()
+}
+
+// freeDead frees the dead seats that no entry names any more.
+func (x *Index) freeDead() {
+	if x.deadSeats == 0 {
+		return
+	}
+	each(x.dead, func(at int) {
+		if x.seats[at].blocks == [media]int64{} {
+			x.dead[at/64] &^= 1 << (at % 64)
+			x.deadSeats--
+			x.freeSeats = append(x.freeSeats, at)
+		}
+	})
+}
+
+// unseat takes the seats of a mask out of a table's entries.
+func (x *Index) unseat(t *table, medium int, mask []uint64) {
+	for at := 0; at < len(t.entries); {
+		e := &t.entries[at]
+		seat := x.sets.first(e.holders[medium], mask)
+		if seat < 0 {
+			at++
+			continue // Before, the same place is looked at again: it may name more, or be another's.
+		}
+		id, ok := x.sets.flip(e.holders[medium], seat, x.room)
+		if !ok {
+			x.dropped++
+			x.forget(t, e)
+			continue
+		}
+		e.holders[medium] = id
+		x.seats[seat].blocks[medium]--
+		if e.free() {
+			t.remove(at)
+			x.blocks--
+		}
+	}
+}
+
+// Stats of an index.
+type Stats struct {
+	// Blocks that some worker holds, and the bytes that they and the sets of their holders take.
+	Blocks, Bytes int64
+	// Sets of more than one worker.
+	Sets int
+	// Dropped updates had no room.
+	Dropped uint64
+}
+
+// Stats returns the current numbers.
+func (x *Index) Stats() Stats {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return Stats{
+		Blocks: x.blocks, Bytes: x.slots*entryBytes + x.sets.bytes(),
+		Sets: len(x.sets.heads) - len(x.sets.unused), Dropped: x.dropped,
+	}
+}
