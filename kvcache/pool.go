@@ -169,14 +169,17 @@ func (p *Pool) Fits(n int) bool { return p.Charge(n, n) <= p.cfg.Blocks-p.quaran
 // Charge is the largest number of blocks that a sequence of n tokens holds at any time, if no step
 // computes more than step of its tokens and blocks behind the window are given back before every
 // step. Without a window that is all its blocks.
-func (p *Pool) Charge(n, step int) int {
-	all := p.ceil(n)
-	if p.cfg.Window == 0 {
+func (p *Pool) Charge(n, step int) int { return p.cfg.Charge(n, step) }
+
+// Charge is what [Pool.Charge] of a pool of this Config would be.
+func (c Config) Charge(n, step int) int {
+	all := c.ceil(n)
+	if c.Window == 0 {
 		return all
 	}
 	// The window reaches Window-1 tokens behind the step's first token, which may lie anywhere in
 	// its block: one block more than the span needs.
-	return min(all, p.ceil(p.cfg.Window-1+step)+1)
+	return min(all, c.ceil(c.Window-1+step)+1)
 }
 
 // Stats returns the pool's figures.
@@ -254,7 +257,9 @@ func (p *Pool) ResetCache() bool {
 }
 
 // ceil is the number of blocks that n tokens need.
-func (p *Pool) ceil(n int) int { return (n + p.cfg.BlockTokens - 1) / p.cfg.BlockTokens }
+func (p *Pool) ceil(n int) int { return p.cfg.ceil(n) }
+
+func (c Config) ceil(n int) int { return (n + c.BlockTokens - 1) / c.BlockTokens }
 
 // take hands out a block without a name, referenced once. The caller has made sure that one is there.
 func (p *Pool) take(writer uint32) BlockID {

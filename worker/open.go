@@ -23,13 +23,20 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 		return nil, err
 	}
 	s.Engine = s.Engine.WithDefaults()
+	window := m.Config.Reach()
+	if window >= m.Context {
+		window = 0
+	}
+	if window > 0 && s.HostKVBytes > 0 {
+		return nil, fmt.Errorf("worker: kv_host_bytes is %d, must be 0 for %s: all its layers have a sliding window", s.HostKVBytes, m.ID)
+	}
 	layout := m.Config.KVLayout(s.Engine.Blocks, s.Engine.BlockTokens, s.KVType)
 	if layout.Pages == 0 {
 		budget := s.KVBytes
 		if budget == 0 {
 			budget = freeMemory(dev) / 8
 		}
-		layout.Pages = blocks(budget, s.KVBytes > 0, layout, m.Context, s.Engine.MaxSequences)
+		layout.Pages = blocks(budget, s.KVBytes > 0, layout, s.Engine.Charge(m.Context, window), s.Engine.MaxSequences)
 		if layout.Pages == 0 {
 			return nil, fmt.Errorf("worker: kv_bytes is %d, must be at least %d: one block of %d tokens", budget, layout.PageBytes(), layout.BlockTokens)
 		}
@@ -56,7 +63,7 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 	i := dev.Info()
 	w, err := assemble(s, engine.Model{
 		Tiers:  tiers,
-		Runner: runner, ContextLength: m.Context, Vocab: m.Config.Vocab,
+		Runner: runner, ContextLength: m.Context, Window: window, Vocab: m.Config.Vocab,
 		EOS: m.Tokenizer.EOGs(), Stops: engine.TextStops(m.Tokenizer),
 		Constrain: engine.Grammars(m.Tokenizer, m.Config.Vocab),
 	}, &pb.WorkerInfo{
@@ -80,13 +87,12 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 	return w, nil
 }
 
-// blocks is how many blocks a budget of bytes buys. More than every sequence at its longest is
-// waste; less than one such sequence is too little, unless the operator asked for it.
-func blocks(budget int64, asked bool, l device.KVLayout, context, sequences int) int {
-	one := int64((context + l.BlockTokens - 1) / l.BlockTokens)
-	n := min(budget/l.PageBytes(), one*int64(sequences))
+// blocks is how many blocks a budget of bytes buys. More than every sequence at its largest, which holds
+// one blocks, is waste; less than one such sequence is too little, unless the operator asked for it.
+func blocks(budget int64, asked bool, l device.KVLayout, one, sequences int) int {
+	n := min(budget/l.PageBytes(), int64(one)*int64(sequences))
 	if !asked {
-		n = max(n, one)
+		n = max(n, int64(one))
 	}
 	return int(min(n, 1<<30))
 }

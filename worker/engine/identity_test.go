@@ -17,6 +17,7 @@ import (
 type real struct {
 	dev device.Device
 	*model.Model
+	kv device.Type // of the cache
 }
 
 func load(t *testing.T, spec *model.Spec, err error) *real {
@@ -34,7 +35,7 @@ func load(t *testing.T, spec *model.Spec, err error) *real {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &real{dev, m}
+	return &real{dev, m, device.F16}
 }
 
 func loadTiny(t *testing.T) *real {
@@ -52,7 +53,7 @@ func (m *real) rig(t *testing.T, s Settings, edit ...func(*Model)) *rig {
 	t.Helper()
 	s.Logger = quiet()
 	s = s.WithDefaults()
-	pages, err := m.dev.NewPages(m.Config.KVLayout(s.Blocks, s.BlockTokens, device.F16))
+	pages, err := m.dev.NewPages(m.Config.KVLayout(s.Blocks, s.BlockTokens, m.kv))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -92,7 +92,9 @@ func New(s Settings, m Model, sink Sink) (*Engine, error) {
 }
 
 // ContextLength is how many tokens a sequence may hold here.
-func (e *Engine) ContextLength() int { return e.settings.Context(e.model.ContextLength) }
+func (e *Engine) ContextLength() int {
+	return e.settings.Context(e.model.ContextLength, e.model.Window)
+}
 
 // Settings returns the settings with their defaults.
 func (e *Engine) Settings() Settings { return e.settings }

@@ -79,11 +79,11 @@ const (
 )
 
 func newPlanner(s Settings, m Model) (*planner, error) {
-	pool, err := kvcache.NewPool(kvcache.Config{Blocks: s.Blocks, BlockTokens: s.BlockTokens, PrefixCache: s.PrefixCache, Events: s.PrefixCache, ReportEvictions: m.Tiers != nil})
+	pool, err := kvcache.NewPool(kvcache.Config{Blocks: s.Blocks, BlockTokens: s.BlockTokens, Window: m.Window, PrefixCache: s.PrefixCache, Events: s.PrefixCache, ReportEvictions: m.Tiers != nil})
 	if err != nil {
 		return nil, err
 	}
-	p := &planner{Settings: s, model: m, context: s.Context(m.ContextLength), pool: pool}
+	p := &planner{Settings: s, model: m, context: s.Context(m.ContextLength, m.Window), pool: pool}
 	p.lower = newLower(m.Tiers, s.Logger)
 	p.news.scanned = s.Blocks
 	p.ring = make([]StepTrace, s.TraceSteps)
@@ -142,12 +142,14 @@ func (p *planner) scheduleRunning(st *step) (budget int, preempted bool) {
 	for i := 0; i < len(p.running); i++ {
 		s := p.running[i]
 		s.rows = 0
-		if s.want() != 1 {
+		want := s.want()
+		if want == 0 || want > 1 && p.model.Window == 0 {
 			continue
 		}
+		p.slide(s)
 		room, cut := p.makeRoom(s)
 		preempted = preempted || cut
-		if room {
+		if room && want == 1 {
 			p.schedule(st, s, 1)
 			decodes++
 		}
@@ -162,7 +164,7 @@ func (p *planner) scheduleRunning(st *step) (budget int, preempted bool) {
 		if s.rows > 0 || want <= 1 {
 			continue
 		}
-		if n := p.chunk(s, want, budget); n > 0 {
+		if n := p.cover(s, p.chunk(s, want, budget)); n > 0 {
 			p.schedule(st, s, n)
 			budget -= n
 		}
@@ -396,7 +398,7 @@ func (p *planner) start(st *step, s *sequence, budget int, now int64) int {
 		return 0
 	}
 	s.computed = cached
-	n := p.chunk(s, len(s.tokens)-cached, budget)
+	n := p.cover(s, p.chunk(s, len(s.tokens)-cached, budget))
 	if n <= 0 && below == 0 {
 		s.computed = 0
 		p.release(s) // only a scoring request, which has no copy to undo
@@ -470,11 +472,15 @@ func (p *planner) begin(s *sequence) (cached, below int, ok bool) {
 	}
 	// Who was preempted comes back only if everyone running can take one more block: else it would
 	// be the first to go again.
-	if s.preemptions > 0 && p.pool.Free()-s.kv.Need(len(s.tokens)) < len(p.running) {
+	need, upTo := p.demand(s)
+	if s.preemptions > 0 {
+		need += len(p.running)
+	}
+	if need > p.pool.Free() {
 		p.note(noteNoBlocks, s, len(s.tokens))
 		return 0, 0, false
 	}
-	cached, cp, has, err := s.kv.Begin(s.tokens, len(s.tokens))
+	cached, cp, has, err := s.kv.Begin(s.tokens, upTo)
 	if err != nil {
 		p.note(noteNoBlocks, s, len(s.tokens))
 		return 0, 0, false

@@ -32,9 +32,13 @@ func TestOutputIsUndisturbed(t *testing.T) {
 		vocab := rapid.SampledFrom([]int{testVocab, 4, 2}).Draw(t, "vocabulary")
 		s.MaxBatchTokens = s.MaxSequences + rapid.IntRange(0, 40).Draw(t, "budget")
 		s.PrefillBesideDecode = rapid.SampledFrom([]int{0, 1, 9}).Draw(t, "beside")
+		window := 0
+		if rapid.IntRange(0, 2).Draw(t, "windowed") == 0 {
+			window = rapid.IntRange(1, 100).Draw(t, "window")
+		}
 		failing := rapid.IntRange(0, 9).Draw(t, "failing") == 0
 		r := newRig(t, s, func(c *enginetest.Config, m *Model) {
-			m.ContextLength = 200
+			m.ContextLength, m.Window = 200, window
 			m.Vocab = vocab
 			m.EOS = endings(vocab)
 			if failing {
@@ -175,6 +179,11 @@ func (r *rig) wantPrefix(q *pb.Request) {
 	}
 }
 
+// sees are those of tokens that the row of the last one attends to.
+func (r *rig) sees(tokens []int32) []int32 {
+	return tokens[enginetest.Hidden(r.model.Window, len(tokens)-1):]
+}
+
 // wantScores checks the log-probabilities that were asked for.
 func (r *rig) wantScores(q *pb.Request) {
 	r.t.Helper()
@@ -191,7 +200,7 @@ func (r *rig) wantScores(q *pb.Request) {
 				continue
 			}
 			for i, t := range h.tokens {
-				if l := h.logprobs[i]; l.Chosen.TokenId != t || l.Chosen.Logprob != enginetest.Logprob(seen, t) || len(l.Top) != int(*sp.Logprobs) {
+				if l := h.logprobs[i]; l.Chosen.TokenId != t || l.Chosen.Logprob != enginetest.Logprob(r.sees(seen), t) || len(l.Top) != int(*sp.Logprobs) {
 					r.t.Errorf("%s: log-probabilities of token %d are %v", key(q.Id, c), i, l)
 				}
 				seen = append(seen, t)
@@ -203,7 +212,7 @@ func (r *rig) wantScores(q *pb.Request) {
 				continue
 			}
 			for i, l := range h.prompt {
-				if l.Chosen.TokenId != q.Prompt[i+1] || l.Chosen.Logprob != enginetest.Logprob(q.Prompt[:i+1], q.Prompt[i+1]) {
+				if l.Chosen.TokenId != q.Prompt[i+1] || l.Chosen.Logprob != enginetest.Logprob(r.sees(q.Prompt[:i+1]), q.Prompt[i+1]) {
 					r.t.Errorf("%s: log-probability of prompt token %d is %v", key(q.Id, c), i+1, l)
 				}
 			}

@@ -76,7 +76,7 @@ func newRig(t tb, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
 	for _, e := range edit {
 		e(&c, &m)
 	}
-	c.Vocab = m.Vocab
+	c.Vocab, c.Window = m.Vocab, m.Window
 	if m.Constrain == nil {
 		m.Constrain = Grammars(letterTokens{m.Vocab, m.EOS}, m.Vocab)
 	}
@@ -407,7 +407,8 @@ func undisturbed(q *pb.Request, c int, m *Model, context int) (out []int32, fini
 		if sp.PresencePenalty != 0 || sp.FrequencyPenalty != 0 {
 			history = tokens
 		}
-		tokens = append(tokens, enginetest.Predict(tokens, x, history, len(q.Prompt), b, mask, cmp.Or(m.Vocab, testVocab)))
+		seen := tokens[enginetest.Hidden(m.Window, len(tokens)-1):]
+		tokens = append(tokens, enginetest.Predict(seen, x, history, len(q.Prompt), b, mask, cmp.Or(m.Vocab, testVocab)))
 		if f := stops(len(tokens) - 1); f != 0 {
 			return tokens[len(q.Prompt)+given:], f
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/quire-serve/quire/device"
+	"github.com/quire-serve/quire/kvcache"
 	"github.com/quire-serve/quire/worker/grammar"
 )
 
@@ -59,14 +60,16 @@ type Settings struct {
 type Model struct {
 	Runner        device.Runner
 	ContextLength int // tokens a sequence may hold
-	Vocab         int
-	EOS           []int32 // tokens that end generation
+	// Window is how many tokens back any layer attends, the token itself included; 0 is all.
+	Window int
+	Vocab  int
+	EOS    []int32 // tokens that end generation
 	// Stops makes a finder of stop strings. Without it, requests with stop strings are refused.
 	Stops func(stops []string) StopFinder
 	// Constrain compiles what an output must be, for masks of Vocab bits. It is called beside the
 	// loop, from several goroutines. Without it, constrained requests are refused.
 	Constrain func(context.Context, grammar.Spec) (*grammar.Grammar, error)
-	// Tiers take what the pool evicts; nil is none. They need Settings.PrefixCache.
+	// Tiers take what the pool evicts; nil is none. They need Settings.PrefixCache, and no Window.
 	Tiers *Tiers
 }
 
@@ -141,8 +144,16 @@ func (s Settings) Limits() device.Limits {
 	}
 }
 
-// Context is how many tokens a sequence may hold: the model's context or the whole pool, whichever
-// is smaller, so that every admitted sequence can run to its end alone.
-func (s Settings) Context(model int) int {
+// Context is how many tokens a sequence may hold: the model's context or as many as the whole pool
+// suffices for, so that every admitted sequence can run to its end alone.
+func (s Settings) Context(model, window int) int {
+	if s.Charge(model, window) <= s.Blocks {
+		return model
+	}
 	return min(model, s.Blocks*s.BlockTokens)
+}
+
+// Charge is how many blocks a sequence of tokens tokens may come to hold.
+func (s Settings) Charge(tokens, window int) int {
+	return kvcache.Config{BlockTokens: s.BlockTokens, Window: window}.Charge(tokens, s.MaxBatchTokens)
 }

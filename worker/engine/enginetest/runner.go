@@ -14,7 +14,9 @@ import (
 // Config is the shape of a [Runner].
 type Config struct {
 	Pages, BlockTokens, Vocab int
-	Limits                    device.Limits
+	// Window is how many tokens a row attends to, its own included; 0 is all.
+	Window int
+	Limits device.Limits
 	// Token, if set, replaces the drawn token: for tests that want a certain output. seen are the
 	// tokens that the row attends to.
 	Token func(seen []int32, s device.Sample) int32
@@ -237,7 +239,7 @@ func (r *Runner) compute(b *device.Batch) (out result) {
 		previous = x.Row
 		s := b.Seqs[owner[x.Row]]
 		seen := make([]int32, 0, s.Context)
-		for pos := int32(0); pos <= b.Positions[x.Row]; pos++ {
+		for pos := int32(Hidden(c.Window, int(b.Positions[x.Row]))); pos <= b.Positions[x.Row]; pos++ {
 			page := b.Tables[s.Table+pos/int32(c.BlockTokens)]
 			t := int32(-1)
 			if r.page(page) {
@@ -342,6 +344,14 @@ func (r *Runner) mask(b *device.Batch, x device.Sample) []uint32 {
 }
 
 func (r *Runner) page(id int32) bool { return id >= 0 && int(id) < len(r.pages) }
+
+// Hidden is how many tokens a row at a position does not see, of those before it.
+func Hidden(window, position int) int {
+	if window == 0 {
+		return 0
+	}
+	return max(0, position-window+1)
+}
 
 // Predict is the token that the fake model draws after seen: the same for the same tokens, sampling
 // parameters, history (its first prompt tokens are the prompt's) and bias; among the candidates in
