@@ -217,15 +217,21 @@ func (m *membership) found(founders []*pb.Node) error {
 	return m.s.node.Found(peers)
 }
 
-// openElection begins the first election once all founders are ready for it, instead of waiting for a
-// leader that cannot be there yet. The node that formed the cluster does it, once.
+// openElection begins the first election where nobody need be waited for: once all founders are ready,
+// by the one that formed the cluster, or on a node whose vote alone decides.
 func (m *membership) openElection(answers []answer) {
-	founders := m.identity.founders()
-	if m.opened || founders == nil || m.s.node.Term() > 1 {
+	if m.opened {
 		return
 	}
-	for _, f := range founders {
-		if !slices.ContainsFunc(answers, func(a answer) bool { return a.GetNode().GetId() == f.GetId() && a.GetMember() }) {
+	voters := m.identity.founders()
+	if m.s.node.Term() > 1 || voters == nil {
+		voters = []*pb.Node{m.self}
+		if members := m.s.node.Members(); len(members) != 1 || members[0].ID != m.self.GetId() {
+			return
+		}
+	}
+	for _, v := range voters {
+		if !slices.ContainsFunc(answers, func(a answer) bool { return a.GetNode().GetId() == v.GetId() && a.GetMember() }) {
 			return
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -31,6 +32,16 @@ type nodes struct {
 // newNodes starts size nodes that form a cluster.
 func newNodes(t *testing.T, size int, args func(i int) []string) *nodes {
 	t.Helper()
+	c := placeNodes(t, size, args)
+	for i := range size {
+		c.start(i)
+	}
+	return c
+}
+
+// placeNodes gives nodes their folders and addresses.
+func placeNodes(t *testing.T, size int, args func(i int) []string) *nodes {
+	t.Helper()
 	c := &nodes{t: t, dir: t.TempDir(), args: args, run: make([]*process, size)}
 	for range size {
 		c.grpc = append(c.grpc, freePort(t))
@@ -38,22 +49,25 @@ func newNodes(t *testing.T, size int, args func(i int) []string) *nodes {
 		c.raft = append(c.raft, freePort(t))
 	}
 	c.join = strings.Join(c.grpc, ",")
-	for i := range size {
-		c.start(i)
-	}
 	return c
 }
 
 func (c *nodes) start(i int) {
 	c.t.Helper()
+	c.startWith(i, append([]string{"--raft", c.raft[i], "--join", c.join}, c.args(i)...)...)
+}
+
+func (c *nodes) startWith(i int, args ...string) {
+	c.t.Helper()
 	p := &process{t: c.t, http: c.http[i], grpc: c.grpc[i], done: make(chan struct{})}
 	p.cmd = command(c.t, append([]string{
-		"server", "--id", fmt.Sprint("n", i+1), "--model", "tiny", "--data", filepath.Join(c.dir, fmt.Sprint("n", i+1)),
-		"--http", c.http[i], "--grpc", c.grpc[i], "--raft", c.raft[i], "--join", c.join,
-	}, c.args(i)...)...)
+		"server", "--id", fmt.Sprint("n", i+1), "--model", "tiny", "--data", c.data(i), "--http", c.http[i], "--grpc", c.grpc[i],
+	}, args...)...)
 	p.start()
 	c.run[i] = p
 }
+
+func (c *nodes) data(i int) string { return filepath.Join(c.dir, fmt.Sprint("n", i+1)) }
 
 // describe asks a node; nil if it does not answer.
 func (c *nodes) describe(i int) *pb.DescribeResponse {
@@ -166,6 +180,67 @@ func TestClusterFormsAndLosesItsLeader(t *testing.T) {
 	}
 	if m := memberOf(c.describe(next).GetMembers(), leader); m.GetSuffrage() != pb.Suffrage_SUFFRAGE_NON_VOTER {
 		t.Errorf("a node that joined just now is %v", m)
+	}
+}
+
+// TestClusterGrowsAndIsRepaired makes three nodes of one, gives a node other addresses, and another one
+// an empty disk.
+func TestClusterGrowsAndIsRepaired(t *testing.T) {
+	c := placeNodes(t, 3, func(int) []string { return []string{"--stable-after", "100ms"} })
+	votes := func(i int) func() bool {
+		return func() bool {
+			return memberOf(c.describe(c.leader(0, 1, 2)).GetMembers(), i).GetSuffrage() == pb.Suffrage_SUFFRAGE_VOTER
+		}
+	}
+	c.startWith(0)
+	c.leader(0)
+	before := c.describe(0)
+	c.run[0].interrupt()
+	c.startWith(0, "--raft", c.raft[0], "--join", c.grpc[0], "--stable-after", "100ms")
+	c.leader(0)
+	c.start(1)
+	c.start(2)
+	for i := range 3 {
+		c.run[i].waitFor("voting", votes(i))
+	}
+	if after := c.describe(2); after.GetAppliedIndex() <= before.GetAppliedIndex() || after.GetChainHash() != c.describe(0).GetChainHash() {
+		t.Errorf("the new node knows %v, the old one knew %v when it was alone", after, before)
+	}
+
+	moved := 1
+	c.run[moved].interrupt()
+	c.grpc[moved], c.raft[moved] = freePort(t), freePort(t)
+	c.start(moved)
+	leader := c.leader(0, 1, 2)
+	if m := memberOf(c.describe(leader).GetMembers(), moved); m.GetRaftAddress() != c.raft[moved] || m.GetControlAddress() != c.grpc[moved] ||
+		m.GetSuffrage() != pb.Suffrage_SUFFRAGE_VOTER {
+		t.Errorf("a node with new addresses is known as %v", m)
+	}
+
+	wiped := (leader + 1) % 3
+	c.run[wiped].kill()
+	if err := os.RemoveAll(c.data(wiped)); err != nil {
+		t.Fatal(err)
+	}
+	c.start(wiped)
+	c.run[leader].waitFor("told that the disk is new", func() bool {
+		return strings.Contains(c.run[leader].out.String(), "came back without its log")
+	})
+	c.run[wiped].waitFor("voting again", votes(wiped))
+	if _, stdout, _ := c.raftRun(wiped, "health"); strings.Count(stdout, fmt.Sprintf("%016x", c.describe(wiped).GetChainHash())) != 3 {
+		t.Errorf("the nodes' chain hashes differ:\n%s", stdout)
+	}
+
+	// A second node with a name that is taken is told so, and changes nothing.
+	c.grpc[wiped], c.raft[wiped], c.http[wiped] = freePort(t), freePort(t), freePort(t)
+	first := c.run[wiped]
+	c.dir = t.TempDir()
+	c.start(wiped)
+	c.run[wiped].waitFor("refused", func() bool { return strings.Contains(c.run[wiped].out.String(), "is the id of the node at") })
+	select {
+	case <-first.done:
+		t.Error("the first node of that name ended")
+	default:
 	}
 }
 

@@ -157,14 +157,20 @@ func (p *process) get(path string) (int, string) {
 	return resp.StatusCode, string(body)
 }
 
+// portsGiven keeps freePort from giving one twice.
+var portsGiven sync.Map
+
 func freePort(t *testing.T) string {
 	t.Helper()
 	// Below the ports that the kernel gives to outgoing connections, one of which could take it before
 	// its user starts, or while it restarts.
 	for range 1000 {
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000)))
-		if err == nil {
-			defer l.Close()
+		if err != nil {
+			continue
+		}
+		l.Close()
+		if _, again := portsGiven.LoadOrStore(l.Addr().String(), true); !again {
 			return l.Addr().String()
 		}
 	}
