@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quire-serve/quire/kvcache"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/batch"
 	"github.com/quire-serve/quire/scheduler/state"
@@ -34,8 +35,11 @@ const (
 type live struct {
 	request *pb.Request
 	digest  []byte
-	bytes   int
-	phase   phase
+	// hashes name the blocks of its prompt. A request of an earlier leader has none: it is placed by
+	// the load of workers alone.
+	hashes []kvcache.Hash
+	bytes  int
+	phase  phase
 	// worker has it while phaseAssigned, and had it while phaseLost and phaseReturned.
 	worker string
 	// dispatched is its newest dispatch; redirected says that it was adopted since.
@@ -125,7 +129,7 @@ func (s *Scheduler) Submit(ctx context.Context, in *pb.SubmitRequest) (*pb.Submi
 	if err != nil {
 		return nil, err
 	}
-	request, known, err := l.submit(r, sum, in.GetRerun())
+	request, known, err := l.submit(r, sum, l.promptHashes(r), in.GetRerun())
 	if err != nil || request == nil {
 		return known, err
 	}
@@ -144,7 +148,7 @@ func (s *Scheduler) Submit(ctx context.Context, in *pb.SubmitRequest) (*pb.Submi
 
 // submit finds or enters a request. It returns the live request to wait for, with a response if it
 // was there before, or only the response if it has ended.
-func (l *leader) submit(r *pb.Request, sum []byte, rerun bool) (*live, *pb.SubmitResponse, error) {
+func (l *leader) submit(r *pb.Request, sum []byte, hashes []kvcache.Hash, rerun bool) (*live, *pb.SubmitResponse, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if known := l.live[r.GetId()]; known != nil {
@@ -166,7 +170,7 @@ func (l *leader) submit(r *pb.Request, sum []byte, rerun bool) (*live, *pb.Submi
 		}
 	}
 	request := &live{
-		request: r, digest: sum, bytes: proto.Size(r), phase: phaseNew, rerun: known != nil,
+		request: r, digest: sum, hashes: hashes, bytes: proto.Size(r), phase: phaseNew, rerun: known != nil,
 		admitted: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if err := l.accepts(request); err != nil {
@@ -293,5 +297,6 @@ func (l *leader) queued(r *live, arrivalMS int64) batch.Request {
 		ID: r.request.GetId(), Model: r.request.GetModel(), Tenant: r.request.GetTenant(),
 		Priority: r.request.GetPriority(), ArrivalMS: arrivalMS, DeadlineMS: r.request.GetDeadlineUnixMs(),
 		Tokens: r.tokens(), Choices: int(r.request.GetSampling().GetN()), Bytes: r.bytes + tokenBytes*r.held,
+		Hashes: r.hashes,
 	}
 }

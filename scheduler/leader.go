@@ -12,6 +12,7 @@ import (
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/batch"
+	"github.com/quire-serve/quire/scheduler/prefix"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -34,7 +35,9 @@ type leader struct {
 
 	mu      sync.Mutex
 	batcher *batch.Batcher
-	live    map[string]*live
+	// prefixes knows what the caches of the workers in session hold.
+	prefixes *prefix.Index
+	live     map[string]*live
 	// What waits for the next entry, in order.
 	submits     []*live
 	submitBytes int64
@@ -74,6 +77,8 @@ type ending struct {
 type served struct {
 	// maxTokens is the longest sequence, prompt and output together, that one of them can hold.
 	maxTokens int
+	// blockTokens is the size of their KV blocks; the smallest, if they differ.
+	blockTokens int
 }
 
 // entry is one log entry with what must happen once its fate is known.
@@ -118,12 +123,16 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 	l := &leader{
 		s: s, term: term,
 		kicked: make(chan struct{}, 1), done: make(chan struct{}), failed: make(chan error, 1),
-		batcher: batch.New(s.settings.Batch), live: map[string]*live{},
+		live:    map[string]*live{},
 		workers: map[string]*pb.WorkerInfo{}, absent: map[string]time.Time{}, attached: map[string]bool{},
 		sessions: map[string]*session{}, onWorker: map[string]map[string]*live{},
 		models: map[string]served{}, owners: map[string]*owner{},
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
+	l.prefixes = prefix.New(s.settings.Prefix)
+	placement := s.settings.Batch
+	placement.Matcher = l.prefixes
+	l.batcher = batch.New(placement)
 	// Numbers grow over terms too, so that a worker's newest number means the same to every leader.
 	s.dispatches = max(s.dispatches, term<<32)
 	view := s.store.View()
@@ -464,6 +473,9 @@ func (l *leader) countModels() {
 	for _, w := range l.workers {
 		m := l.models[w.GetModel()]
 		m.maxTokens = max(m.maxTokens, min(int(w.GetContextLength()), int(w.GetTotalBlocks())*int(w.GetBlockTokens())))
+		if size := int(w.GetBlockTokens()); m.blockTokens == 0 || size < m.blockTokens {
+			m.blockTokens = size
+		}
 		l.models[w.GetModel()] = m
 	}
 }

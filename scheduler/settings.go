@@ -12,6 +12,7 @@ import (
 
 	"github.com/quire-serve/quire/scheduler/batch"
 	"github.com/quire-serve/quire/scheduler/consensus"
+	"github.com/quire-serve/quire/scheduler/prefix"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -55,6 +56,8 @@ type Settings struct {
 	QueueBytes int64
 	// Batch sets the order of the queue and the placement.
 	Batch batch.Settings
+	// Prefix bounds what is remembered of the workers' caches.
+	Prefix prefix.Settings
 
 	// HeartbeatInterval is what workers are asked for. Default 250 ms.
 	HeartbeatInterval time.Duration
@@ -162,7 +165,7 @@ func (s Settings) Validate() error {
 			return fmt.Errorf("scheduler: %s is %v; it must be positive", name, value)
 		}
 	}
-	return s.Batch.Validate()
+	return errors.Join(s.Batch.Validate(), s.Prefix.Validate())
 }
 
 const (

@@ -21,6 +21,8 @@ import (
 // session is a worker's stream with this leader.
 type session struct {
 	info *pb.WorkerInfo
+	// number is the session's in the prefix index.
+	number int32
 	// heard is when the worker last said something; missing are requests that it should run and
 	// does not, with the time at which they go back into the queue. Both belong to leader.mu.
 	heard    time.Time
@@ -157,7 +159,9 @@ func (l *leader) receive(stream pb.Control_WorkServer, s *session) error {
 		case *pb.WorkRequest_Progress:
 			l.progress(s, m.Progress, time.Now())
 		case *pb.WorkRequest_CacheEvents:
-			// What caches hold is not used yet; a worker that tells it is alive.
+			if err := l.cacheEvents(s, m.CacheEvents); err != nil {
+				return err
+			}
 		case *pb.WorkRequest_Hello:
 			return status.Error(codes.InvalidArgument, "hello: only the first message of a session is one")
 		default:
@@ -209,8 +213,10 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 			return nil, status.Errorf(codes.AlreadyExists, "hello.worker.id: %q is in session from %s", id, old.info.GetAddress())
 		}
 		old.close(status.Error(codes.Aborted, "a newer session of this worker took over"))
+		l.prefixes.Remove(old.number)
 	}
 	s := newSession(info, now)
+	l.index(s)
 	l.s.streams.Add(1)
 	l.sessions[id] = s
 	l.attached[id] = true
@@ -241,7 +247,7 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 		}
 	}
 	l.batcher.Join(batch.Worker{
-		ID: id, Model: info.GetModel(), ContextTokens: int(info.GetContextLength()), BlockTokens: int(info.GetBlockTokens()),
+		ID: id, Model: info.GetModel(), Number: s.number, ContextTokens: int(info.GetContextLength()), BlockTokens: int(info.GetBlockTokens()),
 		TotalBlocks: int(info.GetTotalBlocks()), MaxSequences: int(info.GetMaxSequences()), MaxBatchTokens: int(info.GetMaxBatchTokens()),
 	}, len(running) == 0, now.UnixMilli())
 	l.workers[id] = info
@@ -263,6 +269,7 @@ func (l *leader) detach(s *session, goodbye bool, now time.Time) {
 	}
 	delete(l.sessions, id)
 	l.batcher.Leave(id)
+	l.prefixes.Remove(s.number)
 	if goodbye {
 		l.lose(id, now)
 		return
@@ -346,6 +353,7 @@ func (l *leader) housekeep(now time.Time) {
 			s.close(status.Errorf(codes.DeadlineExceeded, "no heartbeat for %v; the limit is %v", silent, l.s.settings.HeartbeatTimeout))
 			delete(l.sessions, id)
 			l.batcher.Leave(id)
+			l.prefixes.Remove(s.number)
 			l.absent[id] = now
 			continue
 		}

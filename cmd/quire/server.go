@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,11 +22,13 @@ import (
 	"github.com/quire-serve/quire/model"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler"
+	"github.com/quire-serve/quire/scheduler/batch"
 )
 
 // serverFlags are what a control-plane node needs, in `quire server` and in `quire dev`.
 type serverFlags struct {
 	id, http, grpc, data string
+	placement            string
 	drain                time.Duration
 	maxRequests          int
 	cluster              clusterFlags
@@ -38,7 +42,17 @@ func (s *serverFlags) flags(cmd *cobra.Command, host string) {
 	f.StringVar(&s.grpc, "grpc", host+":8001", "address of gRPC: Inference for clients, Control for the cluster")
 	f.StringVar(&s.data, "data", stateDir(), "folder of the Raft log and snapshots")
 	f.IntVar(&s.maxRequests, "max-requests", 1024, "prompts that the gateway serves at once; more are answered with 429")
+	f.StringVar(&s.placement, "placement", string(batch.PolicyTTFT), fmt.Sprintf("which worker gets a request, one of %s; docs/scheduling.md tells what they do", placements()))
 	f.DurationVar(&s.drain, "drain-timeout", 30*time.Second, "how long running streams may take to finish on shutdown")
+}
+
+// placements lists the placement policies.
+func placements() string {
+	var names []string
+	for _, p := range batch.Policies() {
+		names = append(names, string(p))
+	}
+	return strings.Join(names, ", ")
 }
 
 // stateDir is where a user's own Quire keeps its log: $XDG_STATE_HOME/quire.
@@ -86,6 +100,10 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 	n := &controlNode{stopped: make(chan error, 3), ran: make(chan struct{}), drain: s.drain}
 	n.clients.opened = make(chan struct{})
 	settings := scheduler.Settings{NodeID: s.id, DataDir: s.data, Version: version, DialNode: dial}
+	settings.Batch.Policy = batch.Policy(s.placement)
+	if !slices.Contains(batch.Policies(), settings.Batch.Policy) {
+		return nil, usagef("--placement: %q is not one of %s", s.placement, placements())
+	}
 	if err := s.cluster.apply(&settings, s.grpc, grpcListener.Addr()); err != nil {
 		return nil, err
 	}

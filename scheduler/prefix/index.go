@@ -3,6 +3,7 @@ package prefix
 import (
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 
 	"github.com/quire-serve/quire/kvcache"
@@ -45,9 +46,9 @@ type Index struct {
 	tables [tables]table
 	slots  int64 // Of all tables.
 	sets   sets
-	// workers are by number; freeNumbers may be given out again.
-	workers     []worker
-	freeNumbers []int32
+	// workers have the seats of those known by number; last is the newest number.
+	workers map[int32]int
+	last    int32
 	// seats are by place in the bitmaps. dead marks those whose worker has left or started anew, with
 	// entries that still name them; sweep is the table that is looked through for these next.
 	seats     []seat
@@ -58,11 +59,6 @@ type Index struct {
 	blocks    int64
 	dropped   uint64
 	scratch   scratch
-}
-
-type worker struct {
-	known bool
-	seat  int
 }
 
 type seat struct {
@@ -76,7 +72,7 @@ func New(s Settings) *Index {
 	if s.Bytes == 0 {
 		s.Bytes = defaultBytes
 	}
-	x := &Index{limit: s.Bytes, stride: defaultStride, sets: newSets(1), dead: make([]uint64, 1)}
+	x := &Index{limit: s.Bytes, stride: defaultStride, workers: map[int32]int{}, last: -1, sets: newSets(1), dead: make([]uint64, 1)}
 	for n := range x.tables {
 		x.tables[n] = newTable()
 	}
@@ -84,28 +80,21 @@ func New(s Settings) *Index {
 	return x
 }
 
-// Add makes room for a worker, and returns the number under which it is known.
+// Add makes room for a worker, and returns the number under which it is known. No number is given
+// twice.
 func (x *Index) Add() (int32, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	var number int32
-	if n := len(x.freeNumbers); n > 0 {
-		number = x.freeNumbers[n-1]
-		x.freeNumbers = x.freeNumbers[:n-1]
-	} else {
-		if len(x.workers) >= MaxWorkers {
-			return 0, ErrTooManyWorkers
-		}
-		number = int32(len(x.workers))
-		x.workers = append(x.workers, worker{})
+	if len(x.workers) >= MaxWorkers || x.last == math.MaxInt32 {
+		return 0, ErrTooManyWorkers
 	}
-	x.sit(number)
-	return number, nil
+	x.last++
+	x.workers[x.last] = x.sit(x.last)
+	return x.last, nil
 }
 
-// sit gives a worker a seat that no entry names.
-func (x *Index) sit(number int32) {
-	var at int
+// sit finds a worker a seat that no entry names.
+func (x *Index) sit(number int32) (at int) {
 	if n := len(x.freeSeats); n > 0 {
 		at = x.freeSeats[n-1]
 		x.freeSeats = x.freeSeats[:n-1]
@@ -122,7 +111,7 @@ func (x *Index) sit(number int32) {
 		}
 	}
 	x.seats[at].number = number
-	x.workers[number] = worker{known: true, seat: at}
+	return at
 }
 
 // clear forgets what all workers hold.
@@ -153,33 +142,24 @@ func (x *Index) rise(at int) {
 	x.deadSeats++
 }
 
-// Remove forgets a worker and all that it holds. Its number may be given to another one.
+// Remove forgets a worker and all that it holds. What is said of it from then on counts for nothing.
 func (x *Index) Remove(number int32) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	w := x.worker(number)
-	x.rise(w.seat)
-	*w = worker{}
-	x.freeNumbers = append(x.freeNumbers, number)
+	if seat, ok := x.workers[number]; ok {
+		delete(x.workers, number)
+		x.rise(seat)
+	}
 }
 
 // Reset forgets what a worker holds.
 func (x *Index) Reset(number int32) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	w := x.worker(number)
-	if x.seats[w.seat].blocks != [media]int64{} {
-		x.rise(w.seat)
-		x.sit(number)
+	if seat, ok := x.workers[number]; ok && x.seats[seat].blocks != [media]int64{} {
+		x.rise(seat)
+		x.workers[number] = x.sit(number)
 	}
-}
-
-// worker finds a worker; to ask for one that was not added is a mistake of the program.
-func (x *Index) worker(number int32) *worker {
-	if number < 0 || int(number) >= len(x.workers) || !x.workers[number].known {
-		panic(fmt.Sprintf("prefix: worker %d is unknown", number))
-	}
-	return &x.workers[number]
 }
 
 // Stored notes that a worker holds blocks on a medium.
@@ -196,7 +176,9 @@ func (x *Index) update(number int32, medium kvcache.Medium, hashes []kvcache.Has
 	for len(hashes) > 0 {
 		n := min(len(hashes), lockedBlocks)
 		x.mu.Lock()
-		x.change(x.worker(number).seat, int(medium), hashes[:n], holds)
+		if seat, ok := x.workers[number]; ok {
+			x.change(seat, int(medium), hashes[:n], holds)
+		}
 		if x.deadSeats > 0 {
 			x.sweepTable()
 		}
@@ -310,8 +292,7 @@ func (x *Index) Cleared(number int32, medium kvcache.Medium) {
 	var mask []uint64
 	for n := range x.tables {
 		x.mu.Lock()
-		seat := x.worker(number).seat
-		if x.seats[seat].blocks[medium] > 0 {
+		if seat, ok := x.workers[number]; ok && x.seats[seat].blocks[medium] > 0 {
 			mask = append(mask[:0], make([]uint64, x.sets.words)...)
 			mask[seat/64] = 1 << (seat % 64)
 			x.unseat(&x.tables[n], int(medium), mask)

@@ -304,6 +304,13 @@ func TestRemovingIsCheap(t *testing.T) {
 	if x.Stats().Blocks != 50_000 {
 		t.Errorf("%d blocks are left at once; removing went through the tables", x.Stats().Blocks)
 	}
+	x.Stored(one, kvcache.Device, long[:1]) // Too late.
+	x.Reset(one)
+	x.Cleared(one, kvcache.Device)
+	x.Remove(one)
+	if got := fmt.Sprint(x.Match(nil, long)); got != "[{1 100 0 0}]" {
+		t.Errorf("after more was said of it: %s", got)
+	}
 	for range tables {
 		x.Stored(two, kvcache.Host, long[:1])
 	}
