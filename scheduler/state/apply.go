@@ -24,6 +24,8 @@ var errIncomplete = errors.New("the command has no request, worker or node")
 type Result struct {
 	// Changed is false where the command found nothing to do: a repeat, or one that came too late.
 	Changed bool
+	// Refused says why a submit was not admitted; there is no record then.
+	Refused *Refusal
 	// Record is the request after the command; nil for worker commands and unknown requests.
 	Record *Record
 }
@@ -51,6 +53,7 @@ func (s *Store) Apply(index, term uint64, data []byte) ([]Result, error) {
 		nowMS:    entry.GetProposedUnixMs(),
 		finished: before.finished,
 		kept:     before.kept,
+		accounts: map[string]*Account{},
 	}
 	results := make([]Result, len(entry.GetCommands()))
 	for i, command := range entry.GetCommands() {
@@ -60,6 +63,7 @@ func (s *Store) Apply(index, term uint64, data []byte) ([]Result, error) {
 		}
 		results[i] = result
 	}
+	a.keepAccounts()
 	a.forget(s.limits)
 	txn.Commit()
 	s.view.Store(&View{
@@ -92,6 +96,8 @@ type application struct {
 	finished int
 	// kept is what finished records hold for replays, in bytes.
 	kept int64
+	// accounts are those that the entry touched.
+	accounts map[string]*Account
 }
 
 func (a *application) command(c *pb.Command) (Result, error) {
@@ -120,6 +126,11 @@ func (a *application) command(c *pb.Command) (Result, error) {
 			return Result{}, errIncomplete
 		}
 		return a.node(c.Node), unknownFields(c.Node)
+	case *pb.Command_Tenant:
+		if c.Tenant.GetTenant() == nil {
+			return Result{}, errIncomplete
+		}
+		return a.tenant(c.Tenant), errors.Join(unknownFields(c.Tenant), unknownFields(c.Tenant.GetTenant()))
 	case *pb.Command_Progress:
 		return a.progress(c.Progress), unknownFields(c.Progress)
 	case *pb.Command_Adopt:
@@ -138,10 +149,16 @@ func unknownFields(m proto.Message) error {
 }
 
 func (a *application) submit(c *pb.SubmitCommand) Result {
-	if known := a.request(c.GetRequest().GetId()); known != nil {
+	known := a.request(c.GetRequest().GetId())
+	if known != nil {
 		if !c.GetRerun() || known.Phase != Finished || !bytes.Equal(known.Digest, c.GetDigest()) {
 			return Result{Record: known}
 		}
+	}
+	if refused := a.admit(c.GetRequest()); refused != nil {
+		return Result{Refused: refused}
+	}
+	if known != nil {
 		a.drop(known)
 	}
 	return a.put(&Record{
@@ -164,6 +181,7 @@ func (a *application) assign(c *pb.AssignCommand) Result {
 	r.Dispatched = Position{c.GetTerm(), c.GetIndex()}
 	r.Redirected = false
 	r.Attempts++
+	a.served(r.Request.GetTenant(), int64(r.PromptTokens))
 	return a.put(&r)
 }
 
@@ -185,14 +203,15 @@ func (a *application) progress(c *pb.ProgressCommand) Result {
 	if old == nil || old.Phase == Finished {
 		return Result{Record: old}
 	}
-	outputs, grew, changed := extend(old.Outputs, choices(old.Request), c.GetChoices())
+	outputs, grown, changed := extend(old.Outputs, choices(old.Request), c.GetChoices())
 	if !changed {
 		return Result{Record: old}
 	}
 	r := *old
 	r.Outputs = outputs
-	if grew {
+	if grown > 0 {
 		r.Attempts = 0
+		a.served(r.Request.GetTenant(), 2*int64(grown))
 	}
 	return a.put(&r)
 }
@@ -214,7 +233,10 @@ func (a *application) finish(c *pb.FinishCommand) Result {
 		return Result{Record: old}
 	}
 	r := *old
-	r.Outputs, _, _ = extend(old.Outputs, choices(old.Request), c.GetChoices())
+	outputs, grown, _ := extend(old.Outputs, choices(old.Request), c.GetChoices())
+	r.Outputs = outputs
+	a.served(r.Request.GetTenant(), 2*int64(grown))
+	a.account(r.Request.GetTenant()).Live--
 	if stopped := c.GetFinishReason() <= pb.FinishReason_FINISH_REASON_LENGTH; stopped && !complete(r.Outputs) {
 		r.Outputs = nil // A part would pass for the whole.
 	}

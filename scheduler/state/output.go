@@ -10,10 +10,11 @@ import (
 // would grow beyond it does not grow any more.
 const MaxOutputTokens = 4 << 20
 
-// extend returns the outputs with what follows them in the news, and whether that is anything. old
+// extend returns the outputs with what follows them in the news, how many tokens that is, and whether
+// anything changed. old
 // is not changed, but the new one may share its arrays: nobody else may append to old again. That is
 // so because the log is applied once, in order.
-func extend(old []*pb.Output, choices int, news []*pb.ChoiceProgress) (outputs []*pb.Output, grew, changed bool) {
+func extend(old []*pb.Output, choices int, news []*pb.ChoiceProgress) (outputs []*pb.Output, grown int, changed bool) {
 	held := 0
 	for _, o := range old {
 		held += len(o.GetTokenIds())
@@ -48,7 +49,7 @@ func extend(old []*pb.Output, choices int, news []*pb.ChoiceProgress) (outputs [
 			}
 		}
 		held += len(fresh)
-		grew, changed = grew || len(fresh) > 0, true
+		grown, changed = grown+len(fresh), true
 		outputs[n.GetChoice()] = &pb.Output{
 			TokenIds:     append(have.GetTokenIds(), fresh...),
 			FinishReason: n.GetFinishReason(),
@@ -56,9 +57,9 @@ func extend(old []*pb.Output, choices int, news []*pb.ChoiceProgress) (outputs [
 		}
 	}
 	if !changed {
-		return old, false, false
+		return old, 0, false
 	}
-	return outputs, grew, true
+	return outputs, grown, true
 }
 
 // choices is how many outputs a request has.

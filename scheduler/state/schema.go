@@ -12,6 +12,7 @@ import (
 
 const (
 	nodesTable    = "nodes"
+	tenantsTable  = "tenants"
 	workersTable  = "workers"
 	requestsTable = "requests"
 )
@@ -20,6 +21,19 @@ const (
 // than the insert.
 func schema() *memdb.DBSchema {
 	return &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
+		tenantsTable: {
+			Name: tenantsTable,
+			Indexes: map[string]*memdb.IndexSchema{
+				"id": {Name: "id", Unique: true, Indexer: index[*Account](func(a *Account) []byte { return stringKey(a.Name) })},
+				// Tenants with requests, the one that was given the least by its weight in front.
+				"share": {Name: "share", AllowMissing: true, Indexer: index[*Account](func(a *Account) []byte {
+					if a.Live == 0 {
+						return nil
+					}
+					return binary.BigEndian.AppendUint64(nil, uint64(a.share()))
+				})},
+			},
+		},
 		nodesTable: {
 			Name: nodesTable,
 			Indexes: map[string]*memdb.IndexSchema{

@@ -19,8 +19,8 @@ const snapshotVersion = 1
 // take, far below what a hostile length prefix could ask for.
 const maxSnapshotRecord = 5*MaxOutputTokens + 12<<20
 
-// WriteTo writes the view as length-delimited pb.SnapshotRecord messages: the header, the nodes
-// by id, the workers by id, the requests by id. The same state gives the same bytes.
+// WriteTo writes the view as length-delimited pb.SnapshotRecord messages: the header, the nodes and
+// workers by id, the tenants by name, the requests by id. The same state gives the same bytes.
 func (v *View) WriteTo(w io.Writer) (int64, error) {
 	out := bufio.NewWriterSize(w, 256<<10)
 	options := protodelim.MarshalOptions{}
@@ -47,6 +47,12 @@ func (v *View) WriteTo(w io.Writer) (int64, error) {
 			break
 		}
 		err = write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_Worker{Worker: worker}})
+	}
+	for account := range v.Accounts() {
+		if err != nil {
+			break
+		}
+		err = write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_Tenant{Tenant: account.toProto()}})
 	}
 	for request := range v.Requests() {
 		if err != nil {
@@ -92,6 +98,8 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 	v := &View{index: header.GetIndex(), chainHash: header.GetChainHash()}
 	txn := db.Txn(true)
 	defer txn.Abort()
+	// How many requests a tenant has is counted, not written.
+	a := &application{txn: txn, accounts: map[string]*Account{}}
 	for n := 1; ; n++ {
 		record := &pb.SnapshotRecord{}
 		err := options.UnmarshalFrom(in, record)
@@ -112,6 +120,11 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 				return nil, nil, fmt.Errorf("record %d: worker %q is there twice", n, record.Worker.GetId())
 			}
 			err = txn.Insert(workersTable, record.Worker)
+		case *pb.SnapshotRecord_Tenant:
+			if a.accounts[record.Tenant.GetName()] != nil {
+				return nil, nil, fmt.Errorf("record %d: tenant %q is there twice, or after its requests", n, record.Tenant.GetName())
+			}
+			a.accounts[record.Tenant.GetName()] = accountFromProto(record.Tenant)
 		case *pb.SnapshotRecord_Request:
 			if state := record.Request.GetState(); state < pb.RequestState(Queued) || state > pb.RequestState(Finished) {
 				return nil, nil, fmt.Errorf("record %d: request state %d is unknown", n, state)
@@ -129,6 +142,8 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 			if request.Phase == Finished {
 				v.finished++
 				v.kept += request.keptBytes()
+			} else {
+				a.account(request.Request.GetTenant()).Live++
 			}
 			err = txn.Insert(requestsTable, request)
 		default:
@@ -138,6 +153,7 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 			return nil, nil, fmt.Errorf("record %d: %w", n, err)
 		}
 	}
+	a.keepAccounts()
 	txn.Commit()
 	v.db = db.Snapshot()
 	return db, v, nil

@@ -365,10 +365,11 @@ func draw(t *rapid.T, label string) (ms int64, commands []*pb.Command) {
 	id := rapid.SampledFrom([]string{"a", "b", "c", "d", "e"})
 	worker := rapid.SampledFrom([]string{"v", "w"})
 	command := rapid.Custom(func(t *rapid.T) *pb.Command {
-		switch rapid.IntRange(0, 9).Draw(t, "kind") {
+		switch rapid.IntRange(0, 10).Draw(t, "kind") {
 		case 0:
 			s := submit(id.Draw(t, "id"), rapid.SliceOfN(rapid.Int32Range(0, 300), 1, 5).Draw(t, "prompt")...)
 			s.GetSubmit().Request.Sampling = &pb.SamplingParams{N: rapid.Int32Range(0, 3).Draw(t, "n")}
+			s.GetSubmit().Request.Tenant = rapid.SampledFrom([]string{"t", "u"}).Draw(t, "tenant")
 			s.GetSubmit().Rerun = rapid.Bool().Draw(t, "rerun")
 			return s
 		case 1:
@@ -385,6 +386,8 @@ func draw(t *rapid.T, label string) (ms int64, commands []*pb.Command) {
 			return progress(id.Draw(t, "id"), drawNews(t)...)
 		case 7:
 			return adopt(id.Draw(t, "id"), rapid.SampledFrom([]string{"g", "h"}).Draw(t, "gateway"))
+		case 9:
+			return drawLimits(t)
 		case 8:
 			return node(worker.Draw(t, "node"), id.Draw(t, "address"), rapid.Bool().Draw(t, "removed"))
 		}
@@ -428,6 +431,7 @@ func TestStateIsAFunctionOfTheLog(t *testing.T) {
 		}
 		var live, ended, assigned int
 		var kept int64
+		running := map[string]int64{}
 		for r := range a.Requests() {
 			for c, o := range r.Outputs {
 				for i, id := range o.GetTokenIds() {
@@ -449,12 +453,23 @@ func TestStateIsAFunctionOfTheLog(t *testing.T) {
 			case Assigned:
 				assigned++
 				live++
+				running[r.Request.GetTenant()]++
 			case Queued:
 				live++
+				running[r.Request.GetTenant()]++
 			}
 		}
 		if kept != a.KeptBytes() || b.KeptBytes() != kept || kept > 200 {
 			t.Fatalf("%d bytes are kept, counted %d and %d, limit 200", kept, a.KeptBytes(), b.KeptBytes())
+		}
+		for account := range a.Accounts() {
+			if account.Live != running[account.Name] || account.Live == 0 && account.Limits == nil || account.Served < 0 {
+				t.Fatalf("account %+v of a tenant with %d requests", account, running[account.Name])
+			}
+			delete(running, account.Name)
+		}
+		if len(running) > 0 {
+			t.Fatalf("tenants %v have no account", running)
 		}
 		count := func(records func(func(*Record) bool)) (n int) {
 			for range records {
