@@ -23,12 +23,13 @@ import (
 type phase uint8
 
 const (
-	phaseNew      phase = iota + 1 // Waits for its first log entry.
-	phaseQueued                    // In the batcher.
-	phaseAssigned                  // With a worker.
-	phaseLost                      // Taken back from a worker, its gateway is asked what it has.
-	phaseReturned                  // Taken back from a worker, waits for a log entry to say so.
-	phaseEnding                    // Its end waits for the log.
+	phaseNew       phase = iota + 1 // Waits for its first log entry.
+	phaseAdmitting                  // The log decides whether its tenant may have it.
+	phaseQueued                     // In the batcher.
+	phaseAssigned                   // With a worker.
+	phaseLost                       // Taken back from a worker, its gateway is asked what it has.
+	phaseReturned                   // Taken back from a worker, waits for a log entry to say so.
+	phaseEnding                     // Its end waits for the log.
 )
 
 // live is an unfinished request in the leader's memory.
@@ -47,6 +48,8 @@ type live struct {
 	redirected bool
 	// attempts counts dispatches since the output last grew.
 	attempts uint32
+	// limited says that its tenant has limits: it is not queued before the log has admitted it.
+	limited bool
 	// rerun says that it has ended before, and must run again.
 	rerun bool
 	// outputs, held tokens of them together, are what is known of each choice; news says that the
@@ -203,6 +206,14 @@ func (l *leader) accepts(r *live) error {
 	if ms := r.request.GetDeadlineUnixMs(); ms != 0 && ms <= time.Now().UnixMilli() {
 		return status.Error(codes.DeadlineExceeded, "request.deadline_unix_ms: the deadline has passed")
 	}
+	now := time.Now().UnixMilli()
+	if account := l.s.store.View().Account(r.request.GetTenant()); account != nil && account.Limits != nil {
+		// The log has the word; but what it refuses by now it will not admit in a moment.
+		if refused := account.Check(now, state.Cost(r.request)); refused != nil {
+			return refusal(refused)
+		}
+		r.limited = true
+	}
 	waiting := l.batcher.Len() + len(l.submits)
 	if waiting >= l.s.settings.QueueRequests {
 		return exhausted(fmt.Sprintf("the queue is full: %d requests wait, the limit is %d", waiting, l.s.settings.QueueRequests), l.retryAfter(waiting))
@@ -211,6 +222,41 @@ func (l *leader) accepts(r *live) error {
 		return exhausted(fmt.Sprintf("the queue is full: its requests take %d bytes, the limit is %d", waitingBytes, l.s.settings.QueueBytes), l.retryAfter(waiting))
 	}
 	return nil
+}
+
+// reject takes back a request that the log did not admit.
+func (l *leader) reject(r *live, why *state.Refusal) {
+	id := r.request.GetId()
+	switch r.phase {
+	case phaseQueued:
+		l.batcher.Remove(id)
+	case phaseAssigned:
+		// It was handed out when its tenant had no limits yet.
+		l.revoke(r)
+		l.takeBack(r)
+	}
+	if r.phase != phaseEnding {
+		r.phase = phaseEnding
+		delete(l.live, id)
+		l.disown(r)
+		close(r.ended)
+	}
+	r.err = refusal(why)
+	close(r.admitted)
+}
+
+func refusal(why *state.Refusal) error {
+	if why.RetryMS == 0 {
+		return status.Error(codes.ResourceExhausted, why.Reason)
+	}
+	return exhausted(why.Reason, time.Duration(why.RetryMS)*time.Millisecond)
+}
+
+// revoke tells the worker that has a request to end it.
+func (l *leader) revoke(r *live) {
+	if session := l.sessions[r.worker]; session != nil {
+		session.send(&pb.WorkResponse{Message: &pb.WorkResponse_Revoke{Revoke: &pb.Revoke{Term: l.term, RequestIds: []string{r.request.GetId()}}}})
+	}
 }
 
 // retryAfter is the time in which half of the queue should be gone at the rate of the last seconds.
@@ -284,9 +330,7 @@ func (l *leader) stop(r *live, reason string) {
 		close(r.ended)
 		return
 	case phaseAssigned:
-		if session := l.sessions[r.worker]; session != nil {
-			session.send(&pb.WorkResponse{Message: &pb.WorkResponse_Revoke{Revoke: &pb.Revoke{Term: l.term, RequestIds: []string{id}}}})
-		}
+		l.revoke(r)
 	}
 	l.finish(r, &pb.FinishCommand{FinishReason: pb.FinishReason_FINISH_REASON_ABORT, Error: reason})
 }

@@ -45,6 +45,7 @@ type leader struct {
 	returns     []*live
 	progressed  []*live
 	adopts      []*adoption
+	orders      []*order
 	workerNews  []*pb.WorkerCommand
 	// recalls wait for gateways, in order.
 	recalls []recall
@@ -143,6 +144,7 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 		l.absent[w.GetId()] = back
 	}
 	l.countModels()
+	l.restoreShares(view)
 	admitted := make(chan struct{})
 	close(admitted)
 	for record := range view.Live() {
@@ -161,8 +163,7 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 			l.absent[r.worker] = back
 			continue
 		}
-		r.phase = phaseQueued
-		l.batcher.Push(l.queued(r, min(record.Request.GetArrivalUnixMs(), now.UnixMilli())))
+		l.enqueue(r, min(record.Request.GetArrivalUnixMs(), now.UnixMilli()))
 	}
 	for _, id := range slices.Sorted(maps.Keys(l.onWorker)) {
 		if w := l.workers[id]; w != nil {
@@ -266,6 +267,7 @@ func (l *leader) compose(now time.Time) *entry {
 		e.add(&pb.Command{Command: &pb.Command_Worker{Worker: news}}, size, nil)
 		return true
 	})
+	l.composeOrders(e)
 	l.composeReturns(e, nowMS)
 	l.composeFinishes(e)
 	l.composeCheckpoints(e)
@@ -278,7 +280,7 @@ func (l *leader) compose(now time.Time) *entry {
 		})
 	}
 	l.composeAssigns(e, nowMS)
-	if len(l.submits)+len(l.finishes)+len(l.returns)+len(l.progressed)+len(l.adopts)+len(l.workerNews) > 0 {
+	if len(l.submits)+len(l.finishes)+len(l.returns)+len(l.progressed)+len(l.adopts)+len(l.orders)+len(l.workerNews) > 0 {
 		l.kick()
 	}
 	if len(e.pb.Commands) == 0 {
@@ -311,8 +313,8 @@ func (l *leader) composeReturns(e *entry, nowMS int64) {
 		e.add(&pb.Command{Command: &pb.Command_Requeue{Requeue: &pb.RequeueCommand{
 			RequestId: r.request.GetId(), WorkerId: r.worker,
 		}}}, commandBytes, nil)
-		r.phase, r.worker = phaseQueued, ""
-		l.batcher.Push(l.queued(r, min(r.request.GetArrivalUnixMs(), nowMS)))
+		r.worker = ""
+		l.enqueue(r, min(r.request.GetArrivalUnixMs(), nowMS))
 		return true
 	})
 }
@@ -329,13 +331,28 @@ func (l *leader) composeSubmits(e *entry, nowMS int64) {
 		}
 		l.submitBytes -= int64(r.bytes)
 		e.add(&pb.Command{Command: &pb.Command_Submit{Submit: &pb.SubmitCommand{Request: r.request, Digest: r.digest, Rerun: r.rerun}}}, size, func(result state.Result) {
+			if result.Refused != nil {
+				l.reject(r, result.Refused)
+				return
+			}
 			r.submitted = result.Record.Submitted
 			close(r.admitted)
+			if r.phase == phaseAdmitting {
+				l.enqueue(r, nowMS)
+				l.kick()
+			}
 		})
-		r.phase = phaseQueued
-		l.batcher.Push(l.queued(r, nowMS))
+		r.phase = phaseAdmitting
+		if !r.limited {
+			l.enqueue(r, nowMS)
+		}
 		return true
 	})
+}
+
+func (l *leader) enqueue(r *live, arrivalMS int64) {
+	r.phase = phaseQueued
+	l.batcher.Push(l.queued(r, arrivalMS))
 }
 
 // composeAssigns lets the batcher fill the workers, and sends each its batch.

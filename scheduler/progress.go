@@ -67,6 +67,7 @@ func (l *leader) learn(r *live, news []*pb.ChoiceProgress) {
 			o.tokens = append(o.tokens, fresh...)
 			r.held += len(fresh)
 			r.attempts = 0
+			l.batcher.Served(r.request.GetTenant(), 2*int64(len(fresh)))
 			changed = true
 		}
 		if n.GetFinishReason() != 0 {

@@ -16,9 +16,10 @@ import (
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
-// Scheduler is one control-plane node. It serves pb.Control while it leads.
+// Scheduler is one control-plane node. It serves pb.Control and pb.Operator while it leads.
 type Scheduler struct {
 	pb.UnimplementedControlServer
+	pb.UnimplementedOperatorServer
 	settings Settings
 	store    *state.Store
 	node     *consensus.Node
@@ -35,7 +36,10 @@ type Scheduler struct {
 	closeErr  error
 }
 
-var _ pb.ControlServer = (*Scheduler)(nil)
+var (
+	_ pb.ControlServer  = (*Scheduler)(nil)
+	_ pb.OperatorServer = (*Scheduler)(nil)
+)
 
 // New opens the node's data folder and joins or starts its cluster. The scheduler serves once
 // Ready says so.

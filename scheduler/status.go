@@ -46,7 +46,7 @@ func invalid(field, format string, args ...any) error {
 	return status.Errorf(codes.InvalidArgument, "%s: %s", field, fmt.Sprintf(format, args...))
 }
 
-// exhausted says that the queue is full, and when trying again makes sense.
+// exhausted says what is used up, and when trying again makes sense.
 func exhausted(message string, retry time.Duration) error {
 	st := status.New(codes.ResourceExhausted, message)
 	if with, err := st.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(retry)}); err == nil {

@@ -336,7 +336,6 @@ func (l *leader) finished(s *session, f *pb.Finished, now time.Time) {
 			}
 			continue
 		}
-		l.batcher.Served(r.request.GetTenant(), 2*int64(done.GetUsage().GetCompletionTokens()))
 		l.finish(r, &pb.FinishCommand{
 			FinishReason: done.GetFinishReason(), Error: done.GetError(), Usage: done.GetUsage(),
 		})

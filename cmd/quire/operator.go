@@ -16,7 +16,7 @@ import (
 	"github.com/quire-serve/quire/scheduler"
 )
 
-// operator is what commands for the cluster's nodes share: where these are.
+// operator is what commands for the cluster share: where its nodes are.
 type operator struct {
 	servers []string
 	timeout time.Duration
@@ -34,9 +34,16 @@ const (
 	searchWait = 100 * time.Millisecond
 )
 
-// onLeader calls f with the leader's service. Where there is none yet it tries again until the
-// timeout; f is called again only after a node said that it had not done anything.
+// onLeader calls f with the leader's service for the nodes; see onLeaderConn.
 func (o *operator) onLeader(ctx context.Context, f func(context.Context, pb.ClusterClient, ...grpc.CallOption) error) error {
+	return o.onLeaderConn(ctx, func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) error {
+		return f(ctx, pb.NewClusterClient(conn), opts...)
+	})
+}
+
+// onLeaderConn calls f with a connection to the leader. Where there is none yet it tries again until
+// the timeout; f is called again only after a node said that it had not done anything.
+func (o *operator) onLeaderConn(ctx context.Context, f func(context.Context, grpc.ClientConnInterface, ...grpc.CallOption) error) error {
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	for {
@@ -73,9 +80,9 @@ func elsewhere(err error) bool {
 }
 
 // follow calls f at an address and at those that it and the next ones name as the leader's.
-func (o *operator) follow(ctx context.Context, address string, f func(context.Context, pb.ClusterClient, ...grpc.CallOption) error) error {
+func (o *operator) follow(ctx context.Context, address string, f func(context.Context, grpc.ClientConnInterface, ...grpc.CallOption) error) error {
 	for range hops {
-		err := at(address, func(c pb.ClusterClient) error {
+		err := at(address, func(c grpc.ClientConnInterface) error {
 			var trailer metadata.MD
 			err := f(ctx, c, grpc.Trailer(&trailer))
 			if hint := trailer.Get(scheduler.LeaderTrailer); err != nil && len(hint) > 0 {
@@ -92,14 +99,14 @@ func (o *operator) follow(ctx context.Context, address string, f func(context.Co
 	return leaderElsewhere{status.Error(codes.FailedPrecondition, "the nodes name each other as the leader"), address}
 }
 
-// at calls f with the service at an address.
-func at(address string, f func(pb.ClusterClient) error) error {
+// at calls f with a connection to an address.
+func at(address string, f func(grpc.ClientConnInterface) error) error {
 	conn, closeConn, err := dial(address)
 	if err != nil {
 		return usagef("--server %q: %w", address, err)
 	}
 	defer func() { _ = closeConn() }() // What it was for is done.
-	return f(pb.NewClusterClient(conn))
+	return f(conn)
 }
 
 // describeAny asks the first node that answers what it knows.
@@ -108,8 +115,8 @@ func (o *operator) describeAny(ctx context.Context) (out *pb.DescribeResponse, e
 	defer cancel()
 	var errs []error
 	for _, address := range o.servers {
-		err := at(address, func(c pb.ClusterClient) (err error) {
-			out, err = c.Describe(ctx, &pb.DescribeRequest{})
+		err := at(address, func(c grpc.ClientConnInterface) (err error) {
+			out, err = pb.NewClusterClient(c).Describe(ctx, &pb.DescribeRequest{})
 			return err
 		})
 		if err == nil {

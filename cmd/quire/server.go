@@ -127,6 +127,7 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 
 	n.grpc = grpc.NewServer(grpc.StreamInterceptor(n.clients.intercept))
 	pb.RegisterControlServer(n.grpc, n.scheduler)
+	pb.RegisterOperatorServer(n.grpc, n.scheduler)
 	n.scheduler.RegisterCluster(n.grpc)
 	n.gateway.Register(n.grpc)
 	n.http = n.gateway.Server()

@@ -117,6 +117,7 @@ type pool struct {
 // New returns an empty batcher. Settings must be valid.
 func New(settings Settings) *Batcher {
 	settings.setDefaults()
+	settings.Weights = maps.Clone(settings.Weights) // SetWeight changes it.
 	return &Batcher{
 		settings: settings,
 		policy:   newPolicy(settings.Policy),

@@ -77,6 +77,12 @@ func (a *Account) refill(nowMS int64) {
 // nothing.
 func (a Account) Check(nowMS, cost int64) *Refusal { return a.admit(nowMS, cost) }
 
+// Left is what is left of the two buckets at nowMS, in requests and tokens.
+func (a Account) Left(nowMS int64) (requests, tokens int64) {
+	a.refill(nowMS)
+	return a.requestsLeft / 1000, a.tokensLeft / 1000
+}
+
 // admit takes a request of this cost into the account, or says why not.
 func (a *Account) admit(nowMS, cost int64) *Refusal {
 	if a.Limits != nil {
