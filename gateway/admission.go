@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,22 +20,37 @@ import (
 // client comes back.
 const reasonGone = "its client has gone"
 
+// workerWait is how long a request waits for a stream to a worker to come (back) up; it looks every
+// workerPoll.
+const (
+	workerWait = 3 * time.Second
+	workerPoll = 10 * time.Millisecond
+)
+
 // start makes the caller a reader of all prompts of a call, each admitted or, if it is known already,
 // taken over; when it returns, every admission is committed. The caller must call close.
 func (g *Gateway) start(ctx context.Context, c *call) (*answer, *apiError) {
-	if ready, _ := g.serving(c.model); ready == 0 {
-		return nil, unavailable("no worker for model %q is ready", c.model.ID)
-	}
-	a := g.newAnswer(c)
-	if e := g.acquire(len(c.prompts)); e != nil {
+	if e := g.awaitWorker(ctx, c.model); e != nil {
 		return nil, e
 	}
-	a.places = len(c.prompts)
-	for i := range c.prompts {
-		id := c.id
-		if len(c.prompts) > 1 {
-			id = fmt.Sprintf("%s.%d", c.id, i)
+	a := g.newAnswer(c)
+	ids := make([]string, len(c.prompts))
+	held := 0
+	for i := range ids {
+		ids[i] = c.id
+		if len(ids) > 1 {
+			ids[i] = fmt.Sprintf("%s.%d", c.id, i)
 		}
+		if g.lives.lingers(ids[i]) {
+			held++ // it has a place for its client
+		}
+	}
+	if e := g.acquire(len(ids) - held); e != nil {
+		return nil, e
+	}
+	g.inUse.Add(int64(held))
+	a.places = len(ids)
+	for i, id := range ids {
 		request := g.request(id, c, &c.prompts[i])
 		e := g.enter(a, id, request, func() *live { return newLive(request, c.model, c.named, g.Now()) })
 		switch {
@@ -52,6 +68,30 @@ func (g *Gateway) start(ctx context.Context, c *call) (*answer, *apiError) {
 		return nil, e
 	}
 	return a, nil
+}
+
+// awaitWorker waits for a stream to some worker of a model. Where there is none at all, or none can be
+// reached, it refuses.
+func (g *Gateway) awaitWorker(ctx context.Context, m *served) *apiError {
+	if ready, _ := g.serving(m); ready > 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, workerWait)
+	defer cancel()
+	tick := time.NewTicker(workerPoll)
+	defer tick.Stop()
+	for {
+		known := slices.ContainsFunc(g.workers.list(), func(a *attachment) bool { return a.info.Model == m.ID })
+		if ready, _ := g.serving(m); ready > 0 {
+			return nil
+		} else if !known || ctx.Err() != nil {
+			return unavailable("no worker for model %q is ready", m.ID)
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
 }
 
 // enter puts the answer's reader on a live and settles what that changes.

@@ -395,6 +395,17 @@ func (t *table) get(id string) *live {
 	return t.byID[id]
 }
 
+// lingers reports whether a request waits for its client to come back.
+func (t *table) lingers(id string) bool {
+	l := t.get(id)
+	if l == nil {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.lingers.IsZero()
+}
+
 func (t *table) all() []*live {
 	t.mu.RLock()
 	defer t.mu.RUnlock()

@@ -189,6 +189,52 @@ func TestAssembler(t *testing.T) {
 	})
 }
 
+// TestTextDependsOnTokensAlone pushes the same tokens, whole characters or not, in two different cuts:
+// after the same count of tokens the text so far is the same, and so is it after the end.
+func TestTextDependsOnTokensAlone(t *testing.T) {
+	vocab := gatewaytest.Tokenizer()
+	rapid.Check(t, func(t *rapid.T) {
+		some := rapid.SampledFrom([]int32{'a', 'b', 0xe2, 0x82, 0xac, 0xc3, 0xa9, 0xf0, 0x9f, 0x80, 0xff, gatewaytest.TurnStart})
+		ids := rapid.SliceOfN(some, 1, 20).Draw(t, "ids")
+		p := &pb.SamplingParams{
+			Stop:      rapid.SliceOfN(rapid.StringMatching(`[ab€é\x{fffd}]{1,3}`), 0, 3).Draw(t, "stops"),
+			MinTokens: rapid.Int32Range(0, 6).Draw(t, "min"),
+		}
+		finish := pb.FinishReason_FINISH_REASON_LENGTH
+		switch rapid.IntRange(0, 2).Draw(t, "end") {
+		case 1:
+			ids, finish = append(ids, gatewaytest.TurnEnd), pb.FinishReason_FINISH_REASON_STOP
+		case 2:
+			// A stop id with a text of its own: like the end of a turn, none of the answer.
+			p.StopTokenIds = []int32{'z'}
+			ids, finish = append(ids, 'z'), pb.FinishReason_FINISH_REASON_STOP
+		}
+		p.MinTokens = min(p.MinTokens, int32(len(ids)-1))
+		skip := rapid.Bool().Draw(t, "skip special")
+		a, one := newAssembler(vocab, p, skip), newAssembler(vocab, p, skip)
+		var got, want string
+		for at := 0; at < len(ids); {
+			n := rapid.IntRange(1, len(ids)-at).Draw(t, "cut")
+			s, _ := a.push(ids[at:at+n], pb.FinishReason_FINISH_REASON_UNSPECIFIED)
+			got += s
+			for _, id := range ids[at : at+n] {
+				s, _ := one.push([]int32{id}, pb.FinishReason_FINISH_REASON_UNSPECIFIED)
+				want += s
+			}
+			if at += n; got != want {
+				t.Fatalf("after %d tokens %q, one by one %q", at, got, want)
+			}
+		}
+		n := rapid.IntRange(0, len(ids)).Draw(t, "last")
+		b := newAssembler(vocab, p, skip)
+		first, _ := b.push(ids[:n], pb.FinishReason_FINISH_REASON_UNSPECIFIED)
+		rest, _ := b.push(ids[n:], finish)
+		if end, _ := a.push(nil, finish); first+rest != got+end {
+			t.Fatalf("told of the end with the tokens %q, after them %q", first+rest, got+end)
+		}
+	})
+}
+
 // longest is the length of the longest stop string that text ends with.
 func longest(text string, stops []string) int {
 	n := 0

@@ -64,6 +64,18 @@ func (c *Cluster) KillWorker(place int) {
 	c.tellAll(func(w *watcher) { w.changed = true })
 }
 
+// WorkerOf is the place of the worker that has a request, -1 for none.
+func (c *Cluster) WorkerOf(id string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.opts.Workers {
+		if r := c.runs[id]; r != nil && r.worker == workerID(i) {
+			return i
+		}
+	}
+	return -1
+}
+
 // Requeue takes a request from its worker, which goes on living, and starts it elsewhere.
 func (c *Cluster) Requeue(id string) {
 	c.mu.Lock()

@@ -152,17 +152,18 @@ func (c *Cluster) requeue(r *run) {
 	old := r.choices
 	r.lost, r.choices, r.first = false, nil, make([]int, len(old))
 	open := false
-	for i, ch := range old {
+	for i := range old {
 		fresh := c.newChoice(r.req)
 		if !r.probabilities() {
 			r.first[i] = r.logged[i]
 		}
-		for _, id := range ch.tokens[:r.first[i]] {
-			fresh.take(c.opts.Tokenizer, r.req.Sampling, id)
+		for k := range r.first[i] {
+			fresh.take(c.opts.Tokenizer, r.req.Sampling, c.opts.Reply(r.req, i, k))
 		}
 		r.choices = append(r.choices, fresh)
 		open = open || fresh.finish == pb.FinishReason_FINISH_REASON_UNSPECIFIED
 	}
+	copy(r.logged, r.first)
 	c.dispatch(r)
 	if !open {
 		r.done, r.reason = true, r.choices[0].finish
@@ -183,10 +184,11 @@ func (n *node) Recall(ctx context.Context, req *pb.RecallRequest) (*pb.RecallRes
 		}
 		c.recalls++
 		for _, ch := range p.Choices {
-			have := r.choices[ch.Choice].tokens
-			if len(ch.TokenIds) > len(have) || !slices.Equal(ch.TokenIds, have[:len(ch.TokenIds)]) {
-				c.wrong = append(c.wrong, p.String())
-				continue
+			for k, id := range ch.TokenIds {
+				if id != c.opts.Reply(r.req, int(ch.Choice), k) {
+					c.wrong = append(c.wrong, p.String())
+					return nil, status.Error(codes.InvalidArgument, "a token that was never generated")
+				}
 			}
 			r.logged[ch.Choice] = max(r.logged[ch.Choice], len(ch.TokenIds))
 		}

@@ -1,0 +1,389 @@
+package gateway_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/quire-serve/quire/gateway"
+	"github.com/quire-serve/quire/gateway/gatewaytest"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// gather adds a stream's events, or a whole answer, up: every choice's text, log-probabilities and
+// finish, and the usage. Something after a choice's finish fails the test.
+func gather(t testing.TB, body string) string {
+	t.Helper()
+	type parts struct {
+		Text, Finish     string
+		Tokens, Logprobs []string
+		Offsets          []int
+	}
+	choices := map[int]*parts{}
+	var last *usage
+	ended := false
+	list := []string{strings.TrimSpace(body)}
+	if !strings.HasPrefix(body, "{") {
+		list = events(t, body)
+	}
+	for _, data := range list {
+		if data == "[DONE]" {
+			ended = true
+			continue
+		}
+		c := decode[struct {
+			Choices []struct {
+				Index        int
+				Text         string
+				Message      struct{ Content string }
+				Delta        struct{ Content string }
+				FinishReason *string `json:"finish_reason"`
+				Logprobs     *struct {
+					Content       []json.RawMessage
+					Tokens        []string          `json:"tokens"`
+					TokenLogprobs []json.RawMessage `json:"token_logprobs"`
+					TextOffset    []int             `json:"text_offset"`
+				}
+			}
+			Usage *usage
+			Error json.RawMessage
+		}](t, data)
+		if c.Error != nil {
+			t.Fatalf("an error: %s", data)
+		}
+		if c.Usage != nil {
+			last = c.Usage
+		}
+		for _, x := range c.Choices {
+			p := choices[x.Index]
+			if p == nil {
+				p = &parts{}
+				choices[x.Index] = p
+			}
+			if p.Finish != "" {
+				t.Errorf("choice %d goes on after its finish: %s", x.Index, data)
+			}
+			p.Text += x.Text + x.Message.Content + x.Delta.Content
+			if x.FinishReason != nil {
+				p.Finish = *x.FinishReason
+			}
+			if x.Logprobs != nil {
+				for _, lp := range append(x.Logprobs.Content, x.Logprobs.TokenLogprobs...) {
+					p.Logprobs = append(p.Logprobs, string(lp))
+				}
+				p.Tokens = append(p.Tokens, x.Logprobs.Tokens...)
+				p.Offsets = append(p.Offsets, x.Logprobs.TextOffset...)
+			}
+		}
+	}
+	if !strings.HasPrefix(body, "{") && !ended {
+		t.Errorf("the stream has no end: %s", body)
+	}
+	out, err := json.Marshal(struct {
+		Choices map[int]*parts
+		Usage   *usage
+	}{choices, last})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+// resumable are requests of every kind that a stream can be.
+var resumable = map[string]struct{ path, body string }{
+	"chat":          {chatPath, `{"model":"test","messages":[{"role":"user","content":"hi"}],"stream":true,"max_tokens":14,"seed":7,"stream_options":{"include_usage":true}}`},
+	"chat logprobs": {chatPath, `{"model":"test","messages":[{"role":"user","content":"hi"}],"stream":true,"max_tokens":6,"seed":7,"logprobs":true,"top_logprobs":2}`},
+	"chat choices":  {chatPath, `{"model":"test","messages":[{"role":"user","content":"hi"}],"stream":true,"max_tokens":9,"seed":7,"n":2,"stop":["Hé\"\n!"]}`},
+	"stop":          {textPath, `{"model":"test","prompt":"x","stream":true,"max_tokens":14,"stop":["\\x ","o w"],"stream_options":{"include_usage":true}}`},
+	"min tokens":    {textPath, `{"model":"test","prompt":"x","stream":true,"max_tokens":14,"stop":["\n"],"min_tokens":6}`},
+	"echo":          {textPath, `{"model":"test","prompt":"hello","stream":true,"max_tokens":6,"echo":true,"logprobs":2}`},
+	"score":         {textPath, `{"model":"test","prompt":"hello","stream":true,"max_tokens":0,"echo":true,"logprobs":2}`},
+	"prompts":       {textPath, `{"model":"test","prompt":["one","two"],"n":2,"stream":true,"max_tokens":5,"seed":7}`},
+}
+
+// speech has characters of several bytes, which steps cut, and ends in the middle of one stop string.
+const speech = "Hé\"\n\\x €uro w\U0001F600nd o"
+
+// TestResumeAnywhere cuts streams of every kind after each of their events, resumes them through
+// another gateway, and wants what the two parts add up to be the undisturbed stream.
+func TestResumeAnywhere(t *testing.T) {
+	o := gatewaytest.Options{Workers: 2, TokensPerStep: 2, Reply: gatewaytest.Say(speech)}
+	here := open(t, o, frozen)
+	there := join(t, here.Cluster, o, "node-2", frozen)
+	for name, c := range resumable {
+		t.Run(name, func(t *testing.T) {
+			whole := here.post(c.path, c.body).body
+			want := gather(t, whole)
+			for cut := range len(events(t, whole)) {
+				key := fmt.Sprint(strings.ReplaceAll(name, " ", "-"), cut)
+				s := here.stream(c.path, c.body, "Idempotency-Key", key)
+				var got strings.Builder
+				for range cut {
+					if data := s.next(); data != "" { // events are fewer where steps came together
+						got.WriteString("data: " + data + "\n\n")
+					}
+				}
+				last := s.id
+				s.close()
+				headers := []string{"Idempotency-Key", key}
+				if last != "" {
+					headers = append(headers, "Last-Event-ID", last)
+				} else {
+					got.Reset() // nothing to go on from
+				}
+				r := there.post(c.path, c.body, headers...)
+				if r.status != 200 {
+					t.Fatalf("cut %d at %q: %d %s", cut, last, r.status, r.body)
+				}
+				got.WriteString(r.body)
+				if got := gather(t, got.String()); got != want {
+					t.Fatalf("cut %d at %q\ngot  %s\nwant %s\nin %s", cut, last, got, want, r.body)
+				}
+			}
+		})
+	}
+	if s := here.State(); len(s.Aborts) != 0 || s.Adoptions == 0 {
+		t.Errorf("aborts %v, %d adoptions", s.Aborts, s.Adoptions)
+	}
+}
+
+// TestResumeRunning resumes while the request runs, and kills its worker with the gateway it was at.
+func TestResumeRunning(t *testing.T) {
+	o := gatewaytest.Options{Workers: 2, Manual: true}
+	for _, body := range []string{
+		`{"model":"test","prompt":"hi","stream":true,"max_tokens":60,"seed":3,"n":2}`,
+		`{"model":"test","prompt":"hi","stream":true,"max_tokens":60,"seed":3,"n":2,"logprobs":1}`,
+	} {
+		want := gather(t, open(t, gatewaytest.Options{}).post(textPath, body).body)
+		here := open(t, o)
+		there := join(t, here.Cluster, o, "node-2")
+		here.Step(10)
+		s := here.stream(textPath, body, "Idempotency-Key", "k")
+		var got strings.Builder
+		for range 2 {
+			got.WriteString("data: " + s.next() + "\n\n")
+		}
+		here.KillWorker(here.WorkerOf("k"))
+		opened := make(chan *stream)
+		go func() { opened <- there.stream(textPath, body, "Idempotency-Key", "k", "Last-Event-ID", s.id) }()
+		here.Await(func(s gatewaytest.State) bool { return s.Adoptions == 1 })
+		// The old reader is told that its request is elsewhere, without harm to it.
+		end := ""
+		for data := s.next(); data != ""; data = s.next() {
+			end = data
+		}
+		if c := decode[chunk](t, end); c.Error == nil || c.Error.Code != "request_moved" {
+			t.Errorf("the old stream ends with %s", end)
+		}
+		here.Step(100)
+		resumed := <-opened
+		for data := resumed.next(); data != ""; data = resumed.next() {
+			got.WriteString("data: " + data + "\n\n")
+		}
+		if got := gather(t, got.String()); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+		if s := here.State(); len(s.Aborts) != 0 || len(s.Wrong) != 0 || s.Live != 0 {
+			t.Errorf("aborts %v, wrong %v, %d live", s.Aborts, s.Wrong, s.Live)
+		}
+	}
+}
+
+// TestReplay asks again under the same id, here and elsewhere, while the request runs and after it
+// ended: the answer is the same from the start, and the request ran once unless its output is gone.
+func TestReplay(t *testing.T) {
+	o := gatewaytest.Options{Manual: true}
+	here := open(t, o)
+	there := join(t, here.Cluster, o, "node-2")
+	const body = `{"model":"test","prompt":"hi","stream":true,"max_tokens":30,"seed":3,"stream_options":{"include_usage":true}}`
+	here.Step(10)
+	first := here.stream(textPath, body, "Idempotency-Key", "k")
+	first.next()
+	second := here.stream(textPath, body, "Idempotency-Key", "k")
+	second.next()
+	first.close() // the second reader keeps it alive
+	here.Step(20)
+	if got := second.text(); got != babble("hi", 3, 30)[1:] && !strings.HasSuffix(babble("hi", 3, 30), got) {
+		t.Errorf("the second reader got %q", got)
+	}
+	whole := strings.Replace(strings.Replace(body, `"stream":true,`, "", 1), `,"stream_options":{"include_usage":true}`, "", 1)
+	want := here.post(textPath, whole, "Idempotency-Key", "k").body
+	if got := decode[chunk](t, want).Choices[0].Text; got != babble("hi", 3, 30) {
+		t.Errorf("replayed: %q", got)
+	}
+	if got := there.post(textPath, whole, "Idempotency-Key", "k").body; got != want {
+		t.Errorf("elsewhere\ngot  %s\nwant %s", got, want)
+	}
+	if r := there.post(textPath, streamed, "Idempotency-Key", "k"); r.status != 409 {
+		t.Errorf("another body: %d %s", r.status, r.body)
+	}
+	if r := there.post(textPath, whole, "Idempotency-Key", "k", "X-Quire-Tenant", "other"); r.status != 409 {
+		t.Errorf("another tenant: %d %s", r.status, r.body)
+	}
+	if s := here.State(); s.Reruns != 0 || s.Admitted != 1 || len(s.Aborts) != 0 {
+		t.Errorf("%d reruns, %d admitted, aborts %v", s.Reruns, s.Admitted, s.Aborts)
+	}
+	here.ForgetOutputs()
+	here.Step(100)
+	if got := there.post(textPath, whole, "Idempotency-Key", "k").body; got != want {
+		t.Errorf("run again\ngot  %s\nwant %s", got, want)
+	}
+	if n := here.State().Reruns; n != 1 {
+		t.Errorf("%d reruns", n)
+	}
+}
+
+// TestGrace lets a request that its client has named go on without it for a while, and no other.
+func TestGrace(t *testing.T) {
+	const body = `{"model":"test","prompt":"hi","stream":true,"max_tokens":30,"seed":3}`
+	t.Run("back in time", func(t *testing.T) {
+		d := open(t, gatewaytest.Options{Manual: true}, func(s *gateway.Settings) { s.MaxRequests = 1 })
+		d.Step(10)
+		s := d.stream(textPath, body, "Idempotency-Key", "k")
+		s.next()
+		s.close()
+		d.Await(func(s gatewaytest.State) bool { return s.Steps == 10 })
+		d.Step(30)
+		// The only place is the request's until its client takes it back.
+		var again *stream
+		await(t, func() bool {
+			again = d.stream(textPath, body, "Idempotency-Key", "k", "Last-Event-ID", s.id)
+			return again.resp.StatusCode == 200
+		})
+		if got := again.text(); !strings.HasSuffix(babble("hi", 3, 30), got) || got == "" {
+			t.Errorf("got %q", got)
+		}
+		if n := len(d.State().Aborts); n != 0 {
+			t.Errorf("%d aborts", n)
+		}
+	})
+	t.Run("too late", func(t *testing.T) {
+		d := open(t, gatewaytest.Options{Manual: true}, func(s *gateway.Settings) { s.ResumeGrace = 20 * time.Millisecond })
+		d.Step(10)
+		s := d.stream(textPath, body, "Idempotency-Key", "k")
+		s.next()
+		s.close()
+		d.Await(func(s gatewaytest.State) bool { return len(s.Aborts) == 1 && s.UsedBlocks == 0 })
+		// What was aborted for want of a reader runs again when there is one.
+		d.Step(30)
+		if got := d.stream(textPath, body, "Idempotency-Key", "k", "Last-Event-ID", s.id).text(); !strings.HasSuffix(babble("hi", 3, 30), got) || got == "" {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+// TestLastEventID refuses what is not the id of an event of the answer.
+func TestLastEventID(t *testing.T) {
+	d := open(t, gatewaytest.Options{})
+	const two = `{"model":"test","prompt":"hi","stream":true,"max_tokens":9,"n":2,"seed":3}`
+	for _, c := range []struct{ id, key, body, want string }{
+		{"3", "k", two, `Last-Event-ID is \"3\", which is not the id of an event of this answer: it has 2 choices`},
+		{"3,x", "k", two, `\"x\" is not a count of at most 9 tokens`},
+		{"3,", "k", two, `\"\" is not a count of at most 9 tokens`},
+		{"3,10", "k", two, `\"10\" is not a count of at most 9 tokens`},
+		{"3,4!+", "k", two, `\"4!+\" is not a count of at most 9 tokens`},
+		{"3,-4", "k", two, `\"-4\" is not a count of at most 9 tokens`},
+		{"3,4!", "late", two, `Last-Event-ID: choice 1 did not end after 4 tokens`},
+		{"3,4", "", two, `Last-Event-ID needs the Idempotency-Key of the request that it goes on with`},
+		{"3", "k", `{"model":"test","prompt":"hi"}`, `Last-Event-ID needs stream to be true`},
+		{"3", "k", `{"model":"test","prompt":` + strings.Replace(fmt.Sprintf("%q", slices.Repeat([]string{"a"}, 65)), " ", ",", -1) + `,"n":2,"stream":true}`, `an answer with 130 choices cannot be resumed; the limit is 128`},
+	} {
+		headers := []string{"Last-Event-ID", c.id}
+		if c.key != "" {
+			headers = append(headers, "Idempotency-Key", c.key)
+		}
+		r := d.post(textPath, c.body, headers...)
+		if r.status != 400 || !strings.Contains(r.body, c.want) || !strings.Contains(r.body, `"param":"Last-Event-ID"`) {
+			t.Errorf("%q: %d %s", c.id, r.status, r.body)
+		}
+	}
+	short := open(t, gatewaytest.Options{Reply: gatewaytest.Say("short")})
+	r := short.post(textPath, `{"model":"test","prompt":"hi","stream":true,"max_tokens":9}`, "Idempotency-Key", "k", "Last-Event-ID", "8")
+	if r.status != 400 || !strings.Contains(r.body, "Last-Event-ID: choice 0 has 6 tokens, not 8") {
+		t.Errorf("beyond the end: %d %s", r.status, r.body)
+	}
+}
+
+// TestResumeRPC resumes by the id alone, at every place, on another gateway.
+func TestResumeRPC(t *testing.T) {
+	o := gatewaytest.Options{Workers: 2}
+	here := open(t, o)
+	there := join(t, here.Cluster, o, "node-2")
+	one, two := pb.NewInferenceClient(here.grpc()), pb.NewInferenceClient(there.grpc())
+	seed := uint64(7)
+	request := func(id string) *pb.GenerateRequest {
+		return &pb.GenerateRequest{Model: "test", RequestId: id, Input: &pb.GenerateRequest_Prompt{Prompt: "hi"},
+			Sampling: &pb.SamplingParams{MaxTokens: 8, N: 2, Seed: &seed}}
+	}
+	for cut := range 17 {
+		id := fmt.Sprint("g-", cut)
+		ctx, cancel := context.WithCancel(t.Context())
+		stream, err := one.Generate(ctx, request(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts, received := map[int32]string{}, []int32{0, 0}
+		for range cut {
+			m, err := stream.Recv()
+			if err != nil {
+				break
+			}
+			texts[m.Index] += m.Text
+			received[m.Index] += int32(len(m.TokenIds))
+		}
+		await(t, func() bool { return here.State().Admitted == cut+1 })
+		cancel()
+		resumed, err := two.Resume(t.Context(), &pb.ResumeRequest{RequestId: id, Received: received})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rest, last, err := collect(resumed)
+		if err != nil {
+			t.Fatalf("cut %d: %v", cut, err)
+		}
+		for i := range int32(2) {
+			if got := texts[i] + rest[i]; got != babble("hi", seed+uint64(i), 8) {
+				t.Errorf("cut %d, choice %d: %q", cut, i, got)
+			}
+		}
+		if last.GetUsage().GetCompletionTokens() != 16 || last.Usage.PromptTokens != 2 {
+			t.Errorf("cut %d: usage %v", cut, last.GetUsage())
+		}
+		// Generate under the same id replays from the start.
+		again, err := two.Generate(t.Context(), request(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if texts, _, err := collect(again); err != nil || texts[1] != babble("hi", 8, 8) {
+			t.Errorf("cut %d, replayed: %v %q", cut, err, texts)
+		}
+	}
+	other := metadata.AppendToOutgoingContext(t.Context(), "quire-tenant", "other")
+	for name, c := range map[string]struct {
+		ctx  context.Context
+		req  *pb.ResumeRequest
+		code codes.Code
+	}{
+		"unknown":        {t.Context(), &pb.ResumeRequest{RequestId: "nobody"}, codes.NotFound},
+		"another tenant": {other, &pb.ResumeRequest{RequestId: "g-1"}, codes.NotFound},
+		"no id":          {t.Context(), &pb.ResumeRequest{}, codes.InvalidArgument},
+		"choices":        {t.Context(), &pb.ResumeRequest{RequestId: "g-1", Received: []int32{1, 2, 3}}, codes.InvalidArgument},
+		"count":          {t.Context(), &pb.ResumeRequest{RequestId: "g-1", Received: []int32{9}}, codes.InvalidArgument},
+	} {
+		stream, err := two.Resume(c.ctx, c.req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := collect(stream); status.Code(err) != c.code {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
