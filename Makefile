@@ -31,7 +31,7 @@ check: ## vet, lint, formatting, API lint, and no drift in generated code
 	$(BUF) generate
 	git diff --exit-code -- proto
 
-bench: build ## measure speed beside llama.cpp; results in bench/results/
+bench: build ## measure speed beside llama.cpp and vLLM, and the parts; results in bench/results/
 	$(GO) run ./bench/compare
 
 generate: ## regenerate the protobuf code

@@ -21,6 +21,8 @@ type Load struct {
 	Streams int
 	Prompt  int // tokens a prompt
 	Output  int // tokens a stream
+	Sharing int // streams whose prompts begin with the same Prefix tokens
+	Prefix  int
 	Vocab   int // prompts are drawn from ids below it
 	Seed    uint64
 }
@@ -35,18 +37,14 @@ type Report struct {
 }
 
 // Run sends all streams at once and reads them to their end. Prompts are random, so that no prefix
-// is in any cache. A stream that fails or comes up short is an error.
+// is in any cache before. A stream that fails or comes up short is an error.
 func (l Load) Run(ctx context.Context) (Report, error) {
 	rng := rand.New(rand.NewPCG(l.Seed, 0x9e3779b97f4a7c15))
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: l.Streams}}
 	defer client.CloseIdleConnections()
 
 	bodies := make([][]byte, l.Streams)
-	for i := range bodies {
-		prompt := make([]int, l.Prompt)
-		for j := range prompt {
-			prompt[j] = 100 + rng.IntN(l.Vocab-100)
-		}
+	for i, prompt := range l.prompts(rng) {
 		body, err := json.Marshal(map[string]any{
 			"model": l.Model, "prompt": prompt, "max_tokens": l.Output, "temperature": 0,
 			"ignore_eos": true, "stream": true, "stream_options": map[string]any{"include_usage": true},
@@ -71,6 +69,21 @@ func (l Load) Run(ctx context.Context) (Report, error) {
 		}
 	}
 	return l.report(start, times), nil
+}
+
+// prompts draws the prompts; those that share a prefix come first.
+func (l Load) prompts(rng *rand.Rand) [][]int {
+	list := make([][]int, l.Streams)
+	for i := range list {
+		list[i] = make([]int, l.Prompt)
+		for j := range list[i] {
+			list[i][j] = 100 + rng.IntN(l.Vocab-100)
+		}
+		if i < l.Sharing {
+			copy(list[i][:l.Prefix], list[0])
+		}
+	}
+	return list
 }
 
 // stream reads one stream and returns when each token arrived. Tokens that share an event share

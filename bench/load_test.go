@@ -2,8 +2,10 @@ package bench
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -36,6 +38,19 @@ func TestRunRefusesShortStreams(t *testing.T) {
 	l := Load{URL: server(t, 7, 7), Model: "m", Streams: 1, Prompt: 4, Output: 8, Vocab: 1000}
 	if _, err := l.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "got 7 tokens, want 8") {
 		t.Fatalf("error %v", err)
+	}
+}
+
+func TestPromptsShareTheirBeginning(t *testing.T) {
+	l := Load{Streams: 4, Prompt: 10, Sharing: 3, Prefix: 6, Vocab: 1000}
+	p := l.prompts(rand.New(rand.NewPCG(1, 1)))
+	for i := 1; i < 4; i++ {
+		if same := slices.Equal(p[0][:6], p[i][:6]); same != (i < 3) {
+			t.Errorf("prompts 0 and %d begin alike: %v", i, same)
+		}
+		if slices.Equal(p[0][6:], p[i][6:]) || len(p[i]) != 10 {
+			t.Errorf("prompts 0 and %d: %v and %v", i, p[0], p[i])
+		}
 	}
 }
 
