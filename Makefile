@@ -9,7 +9,7 @@ FUZZ  ?= 60s
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test check bench generate fuzz clean
+.PHONY: help run build test check bench chaos generate fuzz clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ check: ## vet, lint, formatting, API lint, and no drift in generated code
 
 bench: build ## measure speed beside llama.cpp and vLLM, and the parts; results in bench/results/
 	$(GO) run ./bench/compare
+
+chaos: build ## break a cluster of real processes for ten minutes with each model; see docs/chaos.md
+	$(GO) test ./test/chaos -run TestChaos -count 1 -v -timeout 30m -args -chaos.binary $(CURDIR)/bin/quire -chaos.duration 10m -chaos.model tiny
+	$(GO) test ./test/chaos -run TestChaos -count 1 -v -timeout 30m -args -chaos.binary $(CURDIR)/bin/quire -chaos.duration 10m -chaos.model smollm2-135m
 
 generate: ## regenerate the protobuf code
 	$(BUF) generate
