@@ -221,7 +221,31 @@ func (l *leader) accepts(r *live) error {
 	if waitingBytes := l.batcher.Bytes() + l.submitBytes; waitingBytes+int64(r.bytes) > l.s.settings.QueueBytes {
 		return exhausted(fmt.Sprintf("the queue is full: its requests take %d bytes, the limit is %d", waitingBytes, l.s.settings.QueueBytes), l.retryAfter(waiting))
 	}
-	return nil
+	return l.checkDeadline(r, now)
+}
+
+// checkDeadline refuses a request that would still wait when its deadline comes: at the rate of the
+// last seconds, those alone that are placed before it whatever comes take longer. The rate says what
+// workers can do only if there was always something for them to start.
+func (l *leader) checkDeadline(r *live, nowMS int64) error {
+	deadline := r.request.GetDeadlineUnixMs()
+	rate := l.bindRate.perSecond(time.UnixMilli(nowMS))
+	if deadline == 0 || rate <= 0 || l.backlog.IsZero() || time.UnixMilli(nowMS).Sub(l.backlog) < rateWindow {
+		return nil
+	}
+	wait := func(requests int) time.Duration {
+		return time.Duration(float64(requests) / rate * float64(time.Second))
+	}
+	left := time.Duration(deadline-nowMS) * time.Millisecond
+	if wait(l.batcher.Len()) <= left {
+		return nil // Nobody need be counted.
+	}
+	ahead := l.batcher.Ahead(r.request.GetModel(), r.request.GetTenant(), r.request.GetPriority(), deadline)
+	if wait(ahead) <= left {
+		return nil
+	}
+	return status.Errorf(codes.DeadlineExceeded, "request.deadline_unix_ms: it is %v away, and %d requests that wait before this one take about %v",
+		left, ahead, wait(ahead).Round(10*time.Millisecond))
 }
 
 // reject takes back a request that the log did not admit.

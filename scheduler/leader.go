@@ -61,6 +61,8 @@ type leader struct {
 	models   map[string]served
 	owners   map[string]*owner
 	bindRate rate
+	// backlog is since when requests have been left waiting; zero if none are.
+	backlog time.Time
 
 	// ctx ends with the leadership; owned are the goroutines that end with it.
 	ctx    context.Context
@@ -280,6 +282,11 @@ func (l *leader) compose(now time.Time) *entry {
 		})
 	}
 	l.composeAssigns(e, nowMS)
+	if l.batcher.Len() == 0 {
+		l.backlog = time.Time{}
+	} else if l.backlog.IsZero() {
+		l.backlog = now
+	}
 	if len(l.submits)+len(l.finishes)+len(l.returns)+len(l.progressed)+len(l.adopts)+len(l.orders)+len(l.workerNews) > 0 {
 		l.kick()
 	}

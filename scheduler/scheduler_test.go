@@ -217,6 +217,51 @@ func TestDeadlineInTheQueue(t *testing.T) {
 	})
 }
 
+// TestDeadlineThatCannotBeMet: a request that would still wait when its deadline comes is refused at
+// once; one that is placed before the others is not.
+func TestDeadlineThatCannotBeMet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, Settings{})
+		w := newWorker(t, "w")
+		w.info.MaxSequences = 1
+		w.hold = 500 * time.Millisecond
+		w.join(s)
+		until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
+		due := func(id string, d time.Duration, priority int32) error {
+			r := request(id)
+			r.DeadlineUnixMs, r.Priority = time.Now().Add(d).UnixMilli(), priority
+			_, err := submit(s, r)
+			return err
+		}
+		for n, id := range ids("r", 40) {
+			if err := due(id, time.Minute+time.Duration(n), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(7 * time.Second) // Virtual: some two a second are seen to start.
+		if err := due("late", 70*time.Second, 0); err != nil {
+			t.Errorf("there is time for it: %v", err)
+		}
+		if err := due("early", 5*time.Second, 0); err != nil {
+			t.Errorf("its deadline puts it in front: %v", err)
+		}
+		if err := due("urgent", 5*time.Second, -1); err != nil {
+			t.Errorf("its class puts it in front: %v", err)
+		}
+		err := due("hopeless", 5*time.Second, 1)
+		if status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), "5s away") || !strings.Contains(err.Error(), "requests that wait before this one take about 1") {
+			t.Errorf("it could not have been met: %v", err)
+		}
+		for _, id := range append(ids("r", 40), "late", "early", "urgent") {
+			until(t, id+" ends", finished(s, id))
+			if r := s.store.View().Request(id); r.FinishReason != stopped {
+				t.Errorf("%s ended with %v %q", id, r.FinishReason, r.Error)
+			}
+		}
+		w.leave()
+	})
+}
+
 // TestReconnect breaks a worker's stream in all its ways: the worker comes back in time with its
 // requests, comes back without some, does not come back, and falls silent.
 func TestReconnect(t *testing.T) {

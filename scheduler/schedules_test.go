@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -26,6 +27,7 @@ var schedules = flag.Int("scheduler.schedules", 40, "how many random fault sched
 //   - ended: everything that the log admitted has ended in the log;
 //   - once: a worker never gets a request that it is running, nor goes on after anything else than
 //     what was generated;
+//   - bounded: of a tenant with limits no more is admitted than these allow;
 //   - same: all nodes hold the same log and the same state.
 func TestStreamsSurvive(t *testing.T) {
 	began := time.Now()
@@ -54,6 +56,15 @@ func survive(t *testing.T, seed uint64) {
 	until(t, "a leader is there", func() bool { return w.leader() != nil })
 	until(t, "a worker is there", func() bool { return w.leader() != nil && w.leader().scheduler().Stats().Workers > 0 })
 
+	limits := &pb.Tenant{Name: "limited", RequestsPerMinute: 10, MaxRequests: 3, Weight: 2}
+	if err := w.insist(w.ctx, "operator", func(ctx context.Context, s *Scheduler) error {
+		_, err := s.SetTenant(ctx, &pb.SetTenantRequest{Tenant: limits})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+
 	var clients sync.WaitGroup
 	requests := 0
 	faults := map[string]int{}
@@ -74,13 +85,16 @@ func survive(t *testing.T, seed uint64) {
 			if random.IntN(6) == 0 {
 				r.Sampling.Logprobs = new(int32)
 			}
+			if random.IntN(3) == 0 {
+				r.Tenant = limits.GetName()
+			}
 			clients.Go(func() { w.client(r) })
 		}
 		fault := [...]string{
 			"worker killed", "worker killed", "worker quits", "worker cut off", "worker and gateway cut off",
 			"gateway killed", "gateway killed", "gateway cut off from nodes", "node killed", "leader killed", "leader cut off",
-			"node cut off", "slow disk", "compaction", "heal",
-		}[random.IntN(15)]
+			"node cut off", "slow disk", "compaction", "heal", "transfer",
+		}[random.IntN(16)]
 		faults[fault]++
 		node, worker, gateway := w.nodes[random.IntN(3)], w.workers[random.IntN(3)], w.gateways[random.IntN(3)]
 		switch fault {
@@ -115,6 +129,15 @@ func survive(t *testing.T, seed uint64) {
 			w.compact()
 		case "heal":
 			back()
+		case "transfer":
+			if lead := w.leader(); lead != nil {
+				s := lead.scheduler()
+				w.owned.Go(func() {
+					ctx, cancel := context.WithTimeout(w.ctx, 5*time.Second)
+					defer cancel()
+					_, _ = s.node.Transfer(ctx, "") // It may fail, as operators know.
+				})
+			}
 		}
 		time.Sleep(time.Duration(random.IntN(1500)) * time.Millisecond) // Virtual.
 		// Workers and gateways are started again where they run.
@@ -129,6 +152,19 @@ func survive(t *testing.T, seed uint64) {
 			}
 		}
 		node.log.slow(0)
+		for _, n := range w.nodes {
+			if s := n.scheduler(); s != nil {
+				atOnce := 0
+				for r := range s.store.View().Live() {
+					if r.Request.GetTenant() == limits.GetName() {
+						atOnce++
+					}
+				}
+				if atOnce > int(limits.GetMaxRequests()) {
+					t.Errorf("%s: %d requests of a tenant at once, the limit is %d", n.id, atOnce, limits.GetMaxRequests())
+				}
+			}
+		}
 	}
 	back()
 	for _, k := range w.workers {
@@ -152,6 +188,15 @@ func survive(t *testing.T, seed uint64) {
 		return true
 	})
 	w.agree()
+	admitted := int64(0)
+	for r := range w.leader().scheduler().store.View().Requests() {
+		if r.Request.GetTenant() == limits.GetName() {
+			admitted++
+		}
+	}
+	if most := limits.GetRequestsPerMinute() + int64(time.Since(began)*time.Duration(limits.GetRequestsPerMinute())/time.Minute) + 1; admitted > most {
+		t.Errorf("%d requests of a tenant were admitted in %v, the limit is %d", admitted, time.Since(began), most)
+	}
 	if w.ended+w.failed != requests {
 		t.Errorf("%d of %d requests were answered, %d failed", w.ended, requests, w.failed)
 	}
@@ -169,7 +214,7 @@ func (w *world) client(r *pb.Request) {
 		}
 		g := w.gateways[w.pick(len(w.gateways))]
 		own := request(r.GetId())
-		own.Sampling, own.GatewayId = r.GetSampling(), g.id
+		own.Sampling, own.Tenant, own.GatewayId = r.GetSampling(), r.GetTenant(), g.id
 		var l *simLive
 		l, err = g.open(own)
 		if err == nil {

@@ -180,7 +180,7 @@ func (b *Batcher) Push(r Request) {
 	b.seq++
 	b.enqueue(&item{
 		Request: r, seq: b.seq,
-		class:    int(min(max(r.Priority, MinPriority), MaxPriority)) - MinPriority,
+		class:    classOf(r.Priority),
 		inTenant: absent, inClass: absent, inDeadlines: absent,
 	})
 }

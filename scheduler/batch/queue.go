@@ -33,6 +33,11 @@ const (
 	classes     = MaxPriority - MinPriority + 1
 )
 
+// classOf is the place of a priority among the classes.
+func classOf(priority int32) int {
+	return int(min(max(priority, MinPriority), MaxPriority)) - MinPriority
+}
+
 // item is a request in the queue.
 type item struct {
 	Request

@@ -32,3 +32,28 @@ func (b *Batcher) Restore(shares map[string]int64) {
 		b.tenant(name).served = b.floor + min(share-lowest, most)*accountScale
 	}
 }
+
+// Ahead counts the requests of a model that are placed before one of this tenant and priority with
+// this deadline, whatever the shares of tenants come to be: those of more urgent classes, and the
+// tenant's own with an earlier deadline or an earlier arrival.
+func (b *Batcher) Ahead(model, tenant string, priority int32, deadlineMS int64) int {
+	p := b.pools[model]
+	if p == nil {
+		return 0
+	}
+	own := classOf(priority)
+	n := 0
+	for _, c := range p.queue.classes[:own] {
+		if c != nil {
+			n += c.oldest.len()
+		}
+	}
+	if c := p.queue.classes[own]; c != nil && c.byName[tenant] != nil {
+		for _, i := range c.byName[tenant].items.items {
+			if i.DeadlineMS != 0 && i.DeadlineMS <= deadlineMS || deadlineMS == 0 {
+				n++
+			}
+		}
+	}
+	return n
+}
