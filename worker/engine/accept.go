@@ -105,6 +105,7 @@ func (p *planner) accept(r *device.Result, now int64) {
 		p.lower.finished = st.named
 	}
 	p.count.steps++
+	p.measure(st, now)
 	p.count.stepTokens += int64(st.rows)
 	top := 0
 	for i, d := range st.draws {
@@ -277,6 +278,7 @@ func (p *planner) endRequest(r *request, reason pb.FinishReason, message string)
 // error.
 func (p *planner) fail(cause error) {
 	p.count.failures++
+	p.pace.balance = 0
 	probing := p.suspects > 0
 	good := p.accepted
 	p.pool.ForgetSince(p.oldest().named)

@@ -137,7 +137,7 @@ func TestGreedyIdentity(t *testing.T) {
 				{name: "preempted before every step, cached", s: Settings{Blocks: 64, PrefixCache: true}, preempt: true, pressured: true},
 				{name: "small pool", long: true, s: Settings{Blocks: small}, pressured: true},
 				{name: "small pool, cached", s: Settings{Blocks: small, PrefixCache: true}},
-				{name: "chunks of 5", s: Settings{Blocks: small, PrefixCache: true, PrefillChunk: 5, PrefillBesideDecode: 7}},
+				{name: "chunks of 5", s: Settings{Blocks: small, PrefixCache: true, PrefillChunk: 5, DecodeShare: 0.5}},
 				{name: "prefix hits", long: true, s: Settings{Blocks: 64, PrefixCache: true}, again: true},
 			} {
 				if c.short && v.long {

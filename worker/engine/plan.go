@@ -27,6 +27,8 @@ type planner struct {
 	copiers []*sequence // whom each of copies is for
 	lower   *lower      // nil without tiers below the device
 	news    cacheNews
+	pace    pace
+	misfit  int // blocks that were free when a waiting sequence last did not fit, -1 since one did
 
 	number    uint64  // of the newest step planned
 	accepted  uint64  // of the newest step accepted
@@ -58,6 +60,17 @@ type step struct {
 	rows   int
 	seqs   []*sequence // scheduled, in row order
 	draws  []draw
+
+	// How prompts are held back beside decodes; see pace. Times are in microseconds.
+	planned       int64   // when
+	decodes       int     // sequences that decode
+	prompts       int     // rows of prompts
+	parts, common int     // prompts that share its rows, and rows that none has credit for
+	alone         float64 // what it would take without prompts, 0 unknown
+	grant         float64 // what prompts may add
+	charged       float64 // what they are expected to add
+	row           float64 // what each of their rows is expected to add
+	pause         float64 // what they may add at most
 }
 
 type draw struct {
@@ -86,6 +99,7 @@ func newPlanner(s Settings, m Model) (*planner, error) {
 	p := &planner{Settings: s, model: m, context: s.Context(m.ContextLength, m.Window), pool: pool}
 	p.lower = newLower(m.Tiers, s.Logger)
 	p.news.scanned = s.Blocks
+	p.misfit = -1
 	p.ring = make([]StepTrace, s.TraceSteps)
 	return p, nil
 }
@@ -103,7 +117,7 @@ func (p *planner) idle() bool {
 func (p *planner) plan(now int64) bool {
 	p.now = now
 	st := &p.steps[(p.number+1)%uint64(len(p.steps))]
-	st.number, st.rows, st.seqs, st.draws = p.number+1, 0, st.seqs[:0], st.draws[:0]
+	*st = step{number: p.number + 1, seqs: st.seqs[:0], draws: st.draws[:0]}
 	p.scoreRows = p.ScoreRows
 	p.startTrace(st)
 	p.expire(now)
@@ -129,6 +143,7 @@ func (p *planner) plan(now int64) bool {
 	}
 	p.number++
 	st.named = p.pool.EndStep()
+	p.chargePrompts(st)
 	p.build(st)
 	p.endTrace(st)
 	return true
@@ -156,15 +171,15 @@ func (p *planner) scheduleRunning(st *step) (budget int, preempted bool) {
 	}
 	budget -= decodes
 	budget -= p.speculate(st, budget)
-	if decodes > 0 && p.PrefillBesideDecode > 0 {
-		budget = min(budget, p.PrefillBesideDecode)
-	}
+	budget = p.allowPrompts(st, decodes, budget)
+	behind := st.parts
 	for _, s := range p.running {
 		want := s.want()
 		if s.rows > 0 || want <= 1 {
 			continue
 		}
-		if n := p.cover(s, p.chunk(s, want, budget)); n > 0 {
+		behind--
+		if n := p.cover(s, p.portion(st, s, want, budget, behind)); n > 0 {
 			p.schedule(st, s, n)
 			budget -= n
 		}
@@ -359,6 +374,7 @@ func (p *planner) admit(st *step, budget int, now int64) {
 		n := p.start(st, s, budget, now)
 		if n == 0 && s.state != stateRunning {
 			misfits++
+			p.misfit = p.pool.Free()
 			if s.preemptions > 0 || s.bypassed >= p.MaxBypass || misfits > maxMisfits {
 				return
 			}
@@ -366,6 +382,7 @@ func (p *planner) admit(st *step, budget int, now int64) {
 			continue
 		}
 		budget -= n
+		p.misfit = -1
 		for _, passed := range p.waiting[:i] {
 			passed.bypassed++
 		}

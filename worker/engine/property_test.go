@@ -31,7 +31,7 @@ func TestOutputIsUndisturbed(t *testing.T) {
 		// With few tokens guesses are often right.
 		vocab := rapid.SampledFrom([]int{testVocab, 4, 2}).Draw(t, "vocabulary")
 		s.MaxBatchTokens = s.MaxSequences + rapid.IntRange(0, 40).Draw(t, "budget")
-		s.PrefillBesideDecode = rapid.SampledFrom([]int{0, 1, 9}).Draw(t, "beside")
+		s.DecodeShare = rapid.SampledFrom([]float64{-1, 0.3, 0.8}).Draw(t, "decode share")
 		window := 0
 		if rapid.IntRange(0, 2).Draw(t, "windowed") == 0 {
 			window = rapid.IntRange(1, 100).Draw(t, "window")
@@ -50,6 +50,14 @@ func TestOutputIsUndisturbed(t *testing.T) {
 				}
 			}
 		})
+		if rapid.Bool().Draw(t, "timed") {
+			speeds := rapid.SliceOfN(rapid.Int64Range(1, 100_000), 1, 7).Draw(t, "row µs")
+			n := 0
+			r.cost = func(b *device.Batch) int64 {
+				n++
+				return int64(len(b.Tokens)) * speeds[n%len(speeds)]
+			}
+		}
 		var asked []*pb.Request
 		aborted := map[string]bool{}
 		n := rapid.IntRange(1, 10).Draw(t, "requests")
@@ -124,7 +132,6 @@ func drawRequest(t *rapid.T, i, context, vocab int) *pb.Request {
 	case 1:
 		sp.PresencePenalty = 0.5
 	case 2:
-		sp.Constraint = nil // together they could leave nothing to draw
 		sp.MinTokens = int32(rapid.IntRange(0, int(sp.MaxTokens)).Draw(t, "min tokens"))
 		sp.StopTokenIds = []int32{1, 2, 4, 5, 6, 7, 8, 9}
 		if vocab < 10 {

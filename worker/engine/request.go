@@ -49,7 +49,8 @@ type request struct {
 	live    int   // choices without a terminal event
 	cached  int32 // prompt tokens found in the prefix cache when it started
 	scores  []*pb.Logprobs
-	spoke   bool // its first event is out
+	spoke   bool    // its first event is out
+	credits float64 // device time that its prompt may still take at once, microseconds
 
 	// When it was added, first scheduled (0 before), and gave its first token: Unix microseconds.
 	added, started, first int64
@@ -272,7 +273,7 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		root:      kvcache.Root(r.CacheSalt, nil),
 		penalised: repetition != 1 || sp.PresencePenalty != 0 || sp.FrequencyPenalty != 0,
 		stopIDs:   sp.StopTokenIds, stops: sp.Stop,
-		score: logprobs(sp.PromptLogprobs), live: n,
+		score: logprobs(sp.PromptLogprobs), live: n, credits: promptCredit,
 		sample: device.Sample{
 			Score: -1, Temperature: temperature, TopK: sp.TopK, TopP: topP, MinP: sp.MinP,
 			RepetitionPenalty: repetition, PresencePenalty: sp.PresencePenalty, FrequencyPenalty: sp.FrequencyPenalty,

@@ -30,6 +30,11 @@ type rig struct {
 	result device.Result
 	number uint64
 	now    int64
+	// cost, if set, is how long the device takes for a step, in microseconds; the clock then moves only
+	// while it is waited for. ends are the times at which the steps in flight end.
+	cost func(*device.Batch) int64
+	ends []int64
+	idle int64 // when the device has nothing more to do
 
 	got map[string]*heard // by request/choice
 	log []string          // requests' ends in order
@@ -64,8 +69,8 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func newRig(t tb, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
 	s.Logger = quiet()
-	if s.PrefillBesideDecode == 0 {
-		s.PrefillBesideDecode = -1
+	if s.DecodeShare == 0 {
+		s.DecodeShare = -1
 	}
 	s = s.WithDefaults()
 	if err := s.Validate(); err != nil {
@@ -189,21 +194,32 @@ func (r *rig) step() bool {
 		if err := r.device.Submit(&r.p.batch); err != nil {
 			r.t.Fatal(err)
 		}
+		if r.cost != nil {
+			r.idle = max(r.idle, r.now) + r.cost(&r.p.batch)
+			r.ends = append(r.ends, r.idle)
+		}
 	}
 	flying := r.p.inFlight()
 	if flying > 0 && (!planned || flying >= r.p.Depth) {
+		if r.cost != nil {
+			r.now = max(r.now, r.ends[0])
+			r.ends = r.ends[1:]
+		}
 		if err := r.device.Wait(&r.result); err != nil {
 			for range flying - 1 {
 				var drop device.Result
 				_ = r.device.Wait(&drop)
 			}
+			r.ends = r.ends[:0]
 			r.p.fail(err)
 		} else {
 			r.p.accept(&r.result, r.now)
 		}
 	}
 	r.hear()
-	r.now += 1000
+	if r.cost == nil {
+		r.now += 1000
+	}
 	return planned || flying > 0 || r.p.lower.busy() || r.awaitDisk()
 }
 

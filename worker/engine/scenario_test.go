@@ -326,21 +326,6 @@ func TestNoHeadOfLineBlocking(t *testing.T) {
 	}
 }
 
-// TestDecodesAreProtected: a long prefill takes no step's row away from a stream, and the cap for
-// prefills beside decodes holds.
-func TestDecodesAreProtected(t *testing.T) {
-	r := newRig(t, Settings{Blocks: 300, MaxBatchTokens: 64, MaxSequences: 8, PrefillBesideDecode: 20})
-	r.add(ask("stream", prompt(0, 10), 100))
-	r.step()
-	r.add(ask("long", prompt(1, 1000), 1))
-	r.finish()
-	for i, rows := range r.runner.Steps()[1:51] {
-		if !slices.Equal(rows, []int{1, 20}) {
-			t.Fatalf("step %d has rows %v, want [1 20]", i+2, rows)
-		}
-	}
-}
-
 func TestScenarioG1G2G3(t *testing.T) {
 	for _, c := range []struct {
 		name       string

@@ -20,10 +20,10 @@ type Settings struct {
 	MaxBatchTokens int
 	// PrefillChunk caps the prompt tokens of one sequence in a step. 0 is no cap.
 	PrefillChunk int
-	// PrefillBesideDecode caps the prompt tokens of a step that also decodes: low values keep
-	// streams smooth beside a long prompt, high ones shorten its time to first token. Default 128;
-	// negative is no cap.
-	PrefillBesideDecode int
+	// DecodeShare is the share of their rate that streams keep beside a long prompt, 0.05 to 0.95: high
+	// values keep them smooth, low ones shorten the prompt's time to first token. Default 0.8; negative
+	// lets prompts take whole steps.
+	DecodeShare float64
 	// Speculate is how many tokens a step may guess of each sequence that decodes, from what the
 	// sequence holds already; 0 (default) is none. It changes no output.
 	Speculate int
@@ -89,7 +89,6 @@ func (s Settings) WithDefaults() Settings {
 	}
 	set(&s.MaxSequences, 64)
 	set(&s.MaxBatchTokens, max(512, s.MaxSequences))
-	set(&s.PrefillBesideDecode, 128)
 	set(&s.ScoreRows, 32)
 	set(&s.BlockTokens, 16)
 	set(&s.QueueRequests, 1024)
@@ -97,6 +96,9 @@ func (s Settings) WithDefaults() Settings {
 	set(&s.MaxBypass, 32)
 	set(&s.Depth, 2)
 	set(&s.TraceSteps, 256)
+	if s.DecodeShare == 0 {
+		s.DecodeShare = 0.8
+	}
 	if s.ReturnAfter == 0 {
 		s.ReturnAfter = 30 * time.Second
 	}
@@ -115,7 +117,6 @@ func (s Settings) Validate() error {
 		{"max_sequences", s.MaxSequences, 1, 1 << 16},
 		{"max_batch_tokens", s.MaxBatchTokens, s.MaxSequences, 1 << 20},
 		{"prefill_chunk", s.PrefillChunk, 0, 1 << 20},
-		{"prefill_beside_decode", s.PrefillBesideDecode, -1, 1 << 20},
 		{"speculate", s.Speculate, 0, maxSpeculate},
 		{"score_rows", s.ScoreRows, 1, 1 << 16},
 		{"block_tokens", s.BlockTokens, 1, 1 << 16},
@@ -130,6 +131,9 @@ func (s Settings) Validate() error {
 		if b.v < b.lo || b.v > b.hi {
 			return fmt.Errorf("engine: %s is %d, must be %d to %d", b.name, b.v, b.lo, b.hi)
 		}
+	}
+	if s.DecodeShare >= 0 && !(s.DecodeShare >= 0.05 && s.DecodeShare <= 0.95) {
+		return fmt.Errorf("engine: decode_share is %v, must be 0.05 to 0.95, or negative", s.DecodeShare)
 	}
 	return nil
 }

@@ -9,7 +9,7 @@ import (
 // computed once, under the default settings.
 func TestSharedPrefixIsComputedOnce(t *testing.T) {
 	const streams, sharing, prefix, own, output = 16, 15, 1024, 64, 128
-	r := newRig(t, Settings{Blocks: 2048, PrefixCache: true, PrefillBesideDecode: 128})
+	r := newRig(t, Settings{Blocks: 2048, PrefixCache: true, DecodeShare: 0.8})
 	common := prompt(1, prefix)
 	for i := range streams {
 		p := append(slices.Clone(common), prompt(10+i, own)...)
