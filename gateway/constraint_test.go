@@ -79,7 +79,7 @@ func TestConstraints(t *testing.T) {
 		`"structured_outputs":{"json":7}`:                             "structured_outputs.json",
 	} {
 		r := d.post(textPath, `{"model":"test","max_tokens":1,`+text+`,`+body+`}`)
-		if r.status != 400 || !strings.Contains(string(r.body), `"param":"`+param+`"`) {
+		if r.status != 400 || !strings.Contains(r.body, `"param":"`+param+`"`) {
 			t.Errorf("%s: %d %s", body, r.status, r.body)
 		}
 	}

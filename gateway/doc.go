@@ -8,12 +8,17 @@
 // Invariants:
 //
 //   - Nothing is shown to a client before the admission is committed.
-//   - A token is shown once: events are placed by their position, repeats are dropped, and output of
-//     an older dispatch than the newest seen is dropped too.
+//   - A token is shown once: events are placed by their position, repeats are dropped, what does not
+//     follow is asked for again, and output of a dispatch that is fenced off is dropped.
+//   - The text of a choice is a function of how many of its tokens it comes from. So a count of tokens
+//     says where a client is, and any gateway can go on from there.
 //   - A slow client delays nobody: the goroutine that reads a worker's stream only appends to the
 //     requests' token lists, whose length max_tokens and the context bound, and never waits.
-//   - When the client goes, its request is aborted, at the worker and at the leader.
-//   - All tokens of a live request are kept until it ends, so that it can be continued elsewhere.
+//   - A request has any number of readers here. When the last one goes it is aborted, at the worker and
+//     at the leader: at once, or after a grace if its client named it and so can come back.
+//   - All tokens of a live request are kept until it ends. When its worker is lost the leader gets them,
+//     at one moment with the fence: what is not given back is not shown.
+//   - Nothing is waited for for ever: what is silent is asked after, every retry has an end.
 //
 // The package imports of ours only proto, model/tokenizer and model/chat: it never loads weights.
 package gateway

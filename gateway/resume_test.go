@@ -294,7 +294,7 @@ func TestLastEventID(t *testing.T) {
 		{"3,4!", "late", two, `Last-Event-ID: choice 1 did not end after 4 tokens`},
 		{"3,4", "", two, `Last-Event-ID needs the Idempotency-Key of the request that it goes on with`},
 		{"3", "k", `{"model":"test","prompt":"hi"}`, `Last-Event-ID needs stream to be true`},
-		{"3", "k", `{"model":"test","prompt":` + strings.Replace(fmt.Sprintf("%q", slices.Repeat([]string{"a"}, 65)), " ", ",", -1) + `,"n":2,"stream":true}`, `an answer with 130 choices cannot be resumed; the limit is 128`},
+		{"3", "k", `{"model":"test","prompt":` + strings.ReplaceAll(fmt.Sprintf("%q", slices.Repeat([]string{"a"}, 65)), " ", ",") + `,"n":2,"stream":true}`, `an answer with 130 choices cannot be resumed; the limit is 128`},
 	} {
 		headers := []string{"Last-Event-ID", c.id}
 		if c.key != "" {
