@@ -74,6 +74,7 @@ func TestImportDirection(t *testing.T) {
 		{"worker", []string{"worker", "kvcache", "model", "device", "proto"}, "a worker knows no gateway and no Raft"},
 		{"worker/grammar", []string{"model/tokenizer"}, "what text may follow depends on the grammar and the tokens alone, so that a stream can go on elsewhere"},
 		{"gateway", []string{"gateway", "proto", "model/tokenizer", "model/chat", "worker/grammar"}, "the front door turns text into tokens and back, and refuses what no grammar can be made of; it never loads weights"},
+		{"bench/placement", []string{"kvcache", "scheduler/batch", "scheduler/prefix"}, "the simulation runs the very code that places, and nothing of the clusters around it"},
 		{"bench", []string{"bench"}, "the harness sees Quire as a client does"},
 		{"bench/compare", []string{"bench", "kvcache/replay"}, "the harness sees Quire as a client does, and replays traces through the KV cache's books"},
 	}

@@ -1,6 +1,7 @@
 package batch
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -148,8 +149,11 @@ func (b *Batcher) pool(model string) *pool {
 	if p == nil {
 		p = &pool{model: model, open: heap[*member]{
 			less: func(a, b *member) bool {
-				if a.key != b.key {
+				switch {
+				case a.key != b.key:
 					return a.key < b.key
+				case a.sent != b.sent:
+					return a.sent < b.sent
 				}
 				return a.ID < b.ID
 			},
@@ -272,6 +276,10 @@ func (b *Batcher) Join(w Worker, idle bool, nowMS int64) {
 	b.members[w.ID] = m
 	b.matches.byNumber[w.Number] = m
 	p := b.pool(w.Model)
+	// A new worker has its turn as if it had been there from the start; it is not to make up for it.
+	if len(p.members) > 0 {
+		m.sent = slices.MinFunc(p.members, func(a, b *member) int { return cmp.Compare(a.sent, b.sent) }).sent
+	}
 	at, _ := p.find(w.ID)
 	p.members = slices.Insert(p.members, at, m)
 	b.reopen(p, m)
@@ -346,7 +354,7 @@ func (b *Batcher) Holds(model string, tokens int) (served, holds bool) {
 
 // reopen puts the worker where its load belongs: among the open ones, in order, or not.
 func (b *Batcher) reopen(p *pool, m *member) {
-	m.key = m.busyUS()
+	m.key = m.busyUS() / alikeUS
 	switch open := m.open(b.settings.StepsAhead); {
 	case open && p.open.has(m):
 		p.open.fix(m)

@@ -7,6 +7,9 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/quire-serve/quire/kvcache"
+	"github.com/quire-serve/quire/scheduler/prefix"
 )
 
 func worker(id string) Worker {
@@ -279,6 +282,18 @@ func (w *truth) used() (sequences, blocks int) {
 	return sequences, blocks
 }
 
+// randomCaches say that workers hold more or less of a prompt.
+type randomCaches struct{ seed byte }
+
+func (c *randomCaches) Match(dst []prefix.Match, hashes []kvcache.Hash) []prefix.Match {
+	for n := range byte(4) {
+		if m := (c.seed + n*37 + hashes[0][0]) % 16; m < 12 {
+			dst = append(dst, prefix.Match{Worker: int32(n), Device: int32(m % 5), Host: int32(m % 3), Disk: int32(m % 2)})
+		}
+	}
+	return dst
+}
+
 func drawRequest(t *rapid.T, id string, nowMS int64) Request {
 	r := Request{
 		ID: id, Model: rapid.SampledFrom([]string{"m", "n"}).Draw(t, "model"),
@@ -286,6 +301,9 @@ func drawRequest(t *rapid.T, id string, nowMS int64) Request {
 		Priority:  rapid.Int32Range(-10, 10).Draw(t, "priority"),
 		ArrivalMS: nowMS, Tokens: rapid.IntRange(1, 2047).Draw(t, "tokens"),
 		Choices: rapid.IntRange(0, 9).Draw(t, "choices"), Bytes: 10,
+	}
+	for n := range r.Tokens / 16 {
+		r.Hashes = append(r.Hashes, kvcache.Hash{byte(r.Tokens % 3), byte(n)})
 	}
 	if rapid.Bool().Draw(t, "due") {
 		r.DeadlineMS = nowMS + rapid.Int64Range(1, 5000).Draw(t, "deadline")
@@ -298,7 +316,10 @@ func drawRequest(t *rapid.T, id string, nowMS int64) Request {
 // prompt tokens beyond the steps ahead unless it had none; and no request is lost or given twice.
 func TestPlanSafety(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		one, two := New(Settings{PassMS: 50}), New(Settings{PassMS: 50})
+		policy := rapid.SampledFrom(Policies()).Draw(t, "policy")
+		caches := &randomCaches{}
+		settings := Settings{PassMS: 50, HoldMS: 500, Policy: policy, Matcher: caches}
+		one, two := New(settings), New(settings)
 		workers := map[string]*truth{}
 		waiting := map[string]bool{}
 		var now int64
@@ -317,6 +338,7 @@ func TestPlanSafety(t *testing.T) {
 				each(func(b *Batcher) { b.Push(r) })
 			case action == 4:
 				w = &truth{Worker: worker(id), running: map[string]Request{}}
+				w.Number = int32(id[1] - '0')
 				if id == "w3" {
 					w.Model = "n"
 				}
@@ -344,6 +366,11 @@ func TestPlanSafety(t *testing.T) {
 				for _, r := range gone {
 					delete(waiting, r.ID)
 				}
+			}
+			caches.seed = rapid.Byte().Draw(t, "caches")
+			if rapid.Bool().Draw(t, "ask") { // Asking changes nothing: the other batcher is not asked.
+				one.Summary(now)
+				one.Explain(fmt.Sprint("r", next-1), now)
 			}
 			index++
 			limits := Limits{Requests: rapid.IntRange(1, 9).Draw(t, "limit"), Bytes: 1 << 20}

@@ -20,9 +20,13 @@ const (
 	hostPermille = 100
 	diskPermille = 400
 	// sharePermille weighs work for the others that wait behind it: of two workers that would give
-	// the first token at the same time, the one with less to compute leaves more to the rest. At
-	// 1,000 a prefix is computed a second time when its holder is busy for longer than that takes.
-	sharePermille = 1000
+	// the first token at the same time, the one with less to compute leaves more to the rest. A prefix
+	// is computed a second time when its holder is busy for three times as long as that takes. The
+	// figures of bench/placement hardly change between 1,000 and 4,000.
+	sharePermille = 2000
+	// alikeUS is the difference in load below which workers count as equally busy: then prompts go to
+	// the one that was given the least to compute so far, so that the caches of all fill.
+	alikeUS = 10_000
 )
 
 // candidate is a worker that a request might go to.

@@ -13,11 +13,16 @@
 // passed by smaller ones for PassMS; after that the worker nearest to fitting it is kept free of
 // others until it fits.
 //
+// Which worker gets a request is a policy. The default goes where the first token is predicted
+// soonest: the work that waits there, and the part of the prompt that it does not hold already, by its
+// cache events or because it was sent the same a moment ago. A request may be held for a busy worker
+// that has its prefix while that is sooner than computing it elsewhere.
+//
 // A heartbeat is trusted in full while it is fresh; then the room it promises shrinks with its age,
 // down to none. Nothing here reads a clock, does I/O, or depends on the order of a map: the same
 // calls give the same assignments. Every charge has an undo (Forget), and charges end by themselves
 // when a heartbeat covers their dispatch.
 //
 // A Batcher is for one goroutine at a time. The package must not import gRPC, the wire types, or
-// anything else of the control plane: the simulator runs this very code under its own time.
+// anything else of the control plane but scheduler/prefix: the simulator runs this very code under its own time.
 package batch

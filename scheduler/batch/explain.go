@@ -153,7 +153,7 @@ func (b *Batcher) Explain(id string, nowMS int64) (Explanation, bool) {
 
 // rate scores all workers of the model for a request. The candidates are the batcher's scratch.
 func (b *Batcher) rate(p *pool, i *item, nowMS int64) []candidate {
-	b.ask(i, nowMS)
+	b.askOnly(i, nowMS)
 	b.candidates = b.candidates[:0]
 	for _, m := range p.members {
 		b.candidates = append(b.candidates, b.candidate(m, &i.Request, nowMS))

@@ -57,9 +57,10 @@ type member struct {
 	known   bool
 	charges []charge
 	charged charge // Sums of charges.
-	// key orders workers by load; at is the place among the open ones of the model.
-	key int64
-	at  int
+	// key orders workers by load, and sent those that are about as busy: the microseconds of prompts
+	// that they were given to compute. at is the place among the open ones of the model.
+	key, sent int64
+	at        int
 	// gone says that the worker has left.
 	gone bool
 	// speed is how fast it computes prompts; found is what a prompt that is being placed would find

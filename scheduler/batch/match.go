@@ -26,9 +26,9 @@ type matches struct {
 	kept     [matchesKept]kept
 	next     int
 	// stamp numbers the prompt that is being placed; members have what it would find there.
-	stamp  uint64
-	asked  []*member
-	answer []promised
+	stamp    uint64
+	asked    []*member
+	promised []promised
 }
 
 type kept struct {
@@ -40,10 +40,8 @@ type kept struct {
 // ask learns which workers hold a part of the request's prompt, or soon will, and returns these.
 func (b *Batcher) ask(i *item, nowMS int64) []*member {
 	x := &b.matches
-	x.stamp++
-	x.asked = x.asked[:0]
 	if b.settings.Matcher == nil || len(i.Hashes) == 0 {
-		return nil
+		return b.answer(i, nil, nowMS)
 	}
 	k := &x.kept[i.kept]
 	if k.item != i || nowMS-k.atMS > matchMS {
@@ -55,14 +53,31 @@ func (b *Batcher) ask(i *item, nowMS int64) []*member {
 		k.item, k.atMS = i, nowMS
 		k.list = b.settings.Matcher.Match(k.list[:0], i.Hashes)
 	}
-	for _, match := range k.list {
+	return b.answer(i, k.list, nowMS)
+}
+
+// askOnly is ask that leaves nothing behind for plans.
+func (b *Batcher) askOnly(i *item, nowMS int64) {
+	var list []prefix.Match
+	if b.settings.Matcher != nil && len(i.Hashes) > 0 {
+		list = b.settings.Matcher.Match(nil, i.Hashes)
+	}
+	b.answer(i, list, nowMS)
+}
+
+// answer notes on the workers what the prompt would find there.
+func (b *Batcher) answer(i *item, list []prefix.Match, nowMS int64) []*member {
+	x := &b.matches
+	x.stamp++
+	x.asked = x.asked[:0]
+	for _, match := range list {
 		if m := x.byNumber[match.Worker]; m != nil {
 			m.asked, m.found = x.stamp, match
 			x.asked = append(x.asked, m)
 		}
 	}
-	x.answer = b.promises.find(x.answer[:0], i.Hashes, nowMS)
-	for _, p := range x.answer {
+	x.promised = b.promises.find(x.promised[:0], i.Hashes, nowMS)
+	for _, p := range x.promised {
 		if !b.asked(p.member) {
 			p.member.asked, p.member.found = x.stamp, prefix.Match{Worker: p.member.Number}
 			x.asked = append(x.asked, p.member)

@@ -198,5 +198,6 @@ func (b *Batcher) bind(p *pool, c *candidate, i *item, nowMS int64, index uint64
 	need := m.need(&i.Request, c.work)
 	need.request, need.index = i.ID, index
 	m.take(need)
+	m.sent += m.derated(c.work * 1_000_000 / m.speed.tokensPerS())
 	b.reopen(p, m)
 }

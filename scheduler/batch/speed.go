@@ -4,7 +4,7 @@ const (
 	// speedTokensPerS is assumed of a worker until it was seen busy.
 	speedTokensPerS = 8000
 	// speedWindowMS is the least time over which a speed is measured.
-	speedWindowMS = 250
+	speedWindowMS = 1000
 )
 
 // speed is how many prompt tokens a worker computes a second, measured between heartbeats over times
@@ -47,7 +47,7 @@ func (m *member) measure(load Load, nowMS int64) {
 		if s.perS == 0 {
 			s.perS = sample
 		}
-		s.perS = max(1, (7*s.perS+sample)/8)
+		s.perS = max(1, (15*s.perS+sample)/16)
 	}
 	s.sinceMS, s.done = nowMS, 0
 }
