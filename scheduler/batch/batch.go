@@ -149,11 +149,13 @@ func (b *Batcher) pool(model string) *pool {
 	if p == nil {
 		p = &pool{model: model, open: heap[*member]{
 			less: func(a, b *member) bool {
-				switch {
-				case a.key != b.key:
-					return a.key < b.key
+				switch ka, kb := a.key/alikeUS, b.key/alikeUS; {
+				case ka != kb:
+					return ka < kb
 				case a.sent != b.sent:
 					return a.sent < b.sent
+				case a.key != b.key:
+					return a.key < b.key
 				}
 				return a.ID < b.ID
 			},
@@ -354,7 +356,7 @@ func (b *Batcher) Holds(model string, tokens int) (served, holds bool) {
 
 // reopen puts the worker where its load belongs: among the open ones, in order, or not.
 func (b *Batcher) reopen(p *pool, m *member) {
-	m.key = m.busyUS() / alikeUS
+	m.key = m.busyUS()
 	switch open := m.open(b.settings.StepsAhead); {
 	case open && p.open.has(m):
 		p.open.fix(m)
