@@ -2,11 +2,11 @@ package scheduler
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -211,7 +211,7 @@ type faultyLog struct {
 
 func (f *faultyLog) StoreLogs(logs []*raft.Log) error {
 	if f.broken.Load() {
-		return errors.New("no space left on device")
+		return fmt.Errorf("write: %w", syscall.ENOSPC)
 	}
 	return f.InmemStore.StoreLogs(logs)
 }

@@ -68,8 +68,12 @@ const (
 // openMembership prepares what the node says about itself. The data folder must be locked already.
 func openMembership(s *Scheduler) (*membership, error) {
 	m := &membership{s: s, instance: randomID(), conns: map[string]*nodeConn{}}
+	dir := s.settings.DataDir
+	if s.settings.Store == consensus.Memory {
+		dir = "" // The store ends with the process, and so does its id.
+	}
 	var err error
-	if m.identity, err = openIdentity(s.settings.DataDir, s.settings.NodeID); err != nil {
+	if m.identity, err = openIdentity(dir, s.settings.NodeID); err != nil {
 		return nil, err
 	}
 	m.self = &pb.Node{

@@ -49,7 +49,9 @@ func New(settings Settings) (*Scheduler, error) {
 		return nil, err
 	}
 	s := &Scheduler{settings: settings, store: state.New()}
-	peers := consensus.Settings{NodeID: settings.NodeID, DataDir: settings.DataDir, Logger: settings.Logger}
+	peers := consensus.Settings{
+		NodeID: settings.NodeID, DataDir: settings.DataDir, Store: settings.Store, Fatal: settings.Fatal, Logger: settings.Logger,
+	}
 	for _, p := range settings.Peers {
 		peers.Peers = append(peers.Peers, consensus.Server{ID: p.ID, Address: p.Raft})
 	}

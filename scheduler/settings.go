@@ -22,6 +22,10 @@ type Settings struct {
 	NodeID string
 	// DataDir holds the Raft log and snapshots. Required.
 	DataDir string
+	// Store is the kind of log. Default consensus.WAL.
+	Store consensus.Store
+	// Fatal hears why this node must stop at once; it must not return. Default panic.
+	Fatal func(error)
 	// Logger receives the node's log. Default slog.Default().
 	Logger *slog.Logger
 
@@ -140,7 +144,7 @@ func (s Settings) Validate() error {
 		return errors.New("scheduler: NodeID is empty")
 	case len(s.NodeID) > maxIDBytes:
 		return fmt.Errorf("scheduler: NodeID is %d bytes long; the limit is %d", len(s.NodeID), maxIDBytes)
-	case s.DataDir == "" && s.consensus == nil:
+	case s.DataDir == "" && s.Store != consensus.Memory && s.consensus == nil:
 		return errors.New("scheduler: DataDir is empty")
 	case s.QueueRequests < 0:
 		return fmt.Errorf("scheduler: QueueRequests is %d; it must be positive", s.QueueRequests)

@@ -23,6 +23,7 @@ import (
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler"
 	"github.com/quire-serve/quire/scheduler/batch"
+	"github.com/quire-serve/quire/scheduler/consensus"
 )
 
 // serverFlags are what a control-plane node needs, in `quire server` and in `quire dev`.
@@ -32,6 +33,7 @@ type serverFlags struct {
 	drain                time.Duration
 	maxRequests          int
 	cluster              clusterFlags
+	store, durability    string
 	// openLimit is how long clients may wait for a node that starts to be ready.
 	openLimit time.Duration
 }
@@ -41,6 +43,8 @@ func (s *serverFlags) flags(cmd *cobra.Command, host string) {
 	f.StringVar(&s.http, "http", host+":8000", "address of the HTTP API")
 	f.StringVar(&s.grpc, "grpc", host+":8001", "address of gRPC: Inference for clients, Control for the cluster")
 	f.StringVar(&s.data, "data", stateDir(), "folder of the Raft log and snapshots")
+	f.StringVar(&s.store, "raft-store", string(consensus.WAL), "files of the log: wal or boltdb; a folder keeps the one that it began with")
+	f.StringVar(&s.durability, "durability", "disk", "disk: an admission is on the disks of a majority before it is answered; local: the log is in memory only, and a node that stops has lost it")
 	f.IntVar(&s.maxRequests, "max-requests", 1024, "prompts that the gateway serves at once; more are answered with 429")
 	f.StringVar(&s.placement, "placement", string(batch.PolicyTTFT), fmt.Sprintf("which worker gets a request, one of %s; docs/scheduling.md tells what they do", placements()))
 	f.DurationVar(&s.drain, "drain-timeout", 30*time.Second, "how long running streams may take to finish on shutdown")
@@ -53,6 +57,26 @@ func placements() string {
 		names = append(names, string(p))
 	}
 	return strings.Join(names, ", ")
+}
+
+// logStore is what --raft-store and --durability ask for.
+func (s *serverFlags) logStore() (consensus.Store, error) {
+	store := consensus.Store(s.store)
+	switch {
+	case store != consensus.WAL && store != consensus.BoltDB:
+		return "", usagef("--raft-store: %q is not wal or boltdb", s.store)
+	case s.durability == "local":
+		return consensus.Memory, nil
+	case s.durability != "disk":
+		return "", usagef("--durability: %q is not disk or local", s.durability)
+	}
+	return store, nil
+}
+
+// fatal ends the process where going on would do harm.
+func fatal(err error) {
+	fmt.Fprintln(os.Stderr, "quire:", err)
+	os.Exit(1)
 }
 
 // stateDir is where a user's own Quire keeps its log: $XDG_STATE_HOME/quire.
@@ -99,10 +123,13 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 	}()
 	n := &controlNode{stopped: make(chan error, 3), ran: make(chan struct{}), drain: s.drain}
 	n.clients.opened = make(chan struct{})
-	settings := scheduler.Settings{NodeID: s.id, DataDir: s.data, Version: version, DialNode: dial}
+	settings := scheduler.Settings{NodeID: s.id, DataDir: s.data, Version: version, DialNode: dial, Fatal: fatal}
 	settings.Batch.Policy = batch.Policy(s.placement)
 	if !slices.Contains(batch.Policies(), settings.Batch.Policy) {
 		return nil, usagef("--placement: %q is not one of %s", s.placement, placements())
+	}
+	if settings.Store, err = s.logStore(); err != nil {
+		return nil, err
 	}
 	if err := s.cluster.apply(&settings, s.grpc, grpcListener.Addr()); err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,7 +19,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
 )
 
 // tape is a state machine that keeps what it was given.
@@ -108,9 +108,15 @@ func mustPropose(t *testing.T, n *Node, data string) any {
 }
 
 func TestLogSurvivesReopening(t *testing.T) {
+	for _, store := range []Store{WAL, BoltDB} {
+		t.Run(string(store), func(t *testing.T) { logSurvivesReopening(t, store) })
+	}
+}
+
+func logSurvivesReopening(t *testing.T, store Store) {
 	dir := t.TempDir()
 	first := &tape{}
-	n := open(t, Settings{NodeID: "a", DataDir: dir}, first)
+	n := open(t, Settings{NodeID: "a", DataDir: dir, Store: store}, first)
 	lead(t, n)
 	for i := range 20 {
 		if got := mustPropose(t, n, fmt.Sprint(i)); got != i+1 {
@@ -130,7 +136,11 @@ func TestLogSurvivesReopening(t *testing.T) {
 	}
 
 	second := &tape{}
-	n = open(t, Settings{NodeID: "a", DataDir: dir}, second)
+	other := map[Store]Store{WAL: BoltDB, BoltDB: WAL}[store]
+	if _, err := Open(Settings{NodeID: "a", DataDir: dir, Store: other, Logger: quiet}, second); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("of the kind %q", store)) {
+		t.Errorf("with the other kind of store: %v", err)
+	}
+	n = open(t, Settings{NodeID: "a", DataDir: dir, Store: store}, second)
 	defer func() { _ = n.Close() }()
 	lead(t, n)
 	if second.String() != first.String() || second.restored != 1 {
@@ -193,41 +203,50 @@ func TestDataDirErrors(t *testing.T) {
 	}
 }
 
-// TestLogSurvivesTruncation holds the pin of raft-wal: v0.4.0 seals the cut segment without its
-// index and loses every entry that was left.
+// TestLogSurvivesTruncation holds the pins of the stores: raft-wal v0.4.0 seals the cut segment
+// without its index and loses every entry that was left.
 func TestLogSurvivesTruncation(t *testing.T) {
+	for _, store := range []Store{WAL, BoltDB} {
+		t.Run(string(store), func(t *testing.T) { logSurvivesTruncation(t, store) })
+	}
+}
+
+func logSurvivesTruncation(t *testing.T, store Store) {
 	dir := t.TempDir()
-	write := func(w *wal.WAL, from, to uint64, data string) {
+	reopen := func() *Files {
+		t.Helper()
+		f, err := OpenFiles(dir, store, newLogger(quiet, hclog.Warn))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	write := func(f *Files, from, to uint64, data string) {
 		t.Helper()
 		for i := from; i <= to; i++ {
-			if err := w.StoreLog(&raft.Log{Index: i, Term: 1, Data: []byte(data)}); err != nil {
+			if err := f.Logs.StoreLog(&raft.Log{Index: i, Term: 1, Data: []byte(data)}); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	w, err := wal.Open(dir, wal.WithLogger(newLogger(quiet, hclog.Warn)))
-	if err != nil {
+	f := reopen()
+	write(f, 1, 10, "old")
+	if err := f.Logs.DeleteRange(6, 10); err != nil {
 		t.Fatal(err)
 	}
-	write(w, 1, 10, "old")
-	if err := w.DeleteRange(6, 10); err != nil {
+	write(f, 6, 10, "new")
+	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	write(w, 6, 10, "new")
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if w, err = wal.Open(dir, wal.WithLogger(newLogger(quiet, hclog.Warn))); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = w.Close() }()
+	f = reopen()
+	defer func() { _ = f.Close() }()
 	for i := uint64(1); i <= 10; i++ {
 		want := "old"
 		if i >= 6 {
 			want = "new"
 		}
 		var entry raft.Log
-		if err := w.GetLog(i, &entry); err != nil || string(entry.Data) != want {
+		if err := f.Logs.GetLog(i, &entry); err != nil || string(entry.Data) != want {
 			t.Errorf("entry %d: %q, %v; want %q", i, entry.Data, err, want)
 		}
 	}
@@ -238,27 +257,95 @@ type cluster struct {
 	t          *testing.T
 	nodes      []*Node
 	tapes      []*tape
+	stores     []*faultyStore
 	transports []*raft.InmemTransport
+	peers      []Server
+
+	mu     sync.Mutex
+	cut    map[int]bool
+	fatals map[int]error
 }
 
 func newCluster(t *testing.T, size int) *cluster {
-	c := &cluster{t: t}
-	var peers []Server
+	c := &cluster{t: t, cut: map[int]bool{}, fatals: map[int]error{}}
 	for i := range size {
-		_, transport := raft.NewInmemTransportWithTimeout(raft.ServerAddress(fmt.Sprint("address-", i)), 500*time.Millisecond)
-		c.transports = append(c.transports, transport)
-		peers = append(peers, Server{ID: fmt.Sprint("node-", i), Address: fmt.Sprint("address-", i)})
+		c.peers = append(c.peers, Server{ID: fmt.Sprint("node-", i), Address: fmt.Sprint("address-", i)})
+	}
+	for range size {
+		c.place()
 	}
 	c.heal()
 	for i := range size {
-		c.tapes = append(c.tapes, &tape{})
-		store := raft.NewInmemStore()
-		c.nodes = append(c.nodes, open(t, Settings{
-			NodeID: peers[i].ID, Peers: peers, Transport: c.transports[i],
-			Files: &Files{Logs: store, Stable: store, Snapshots: raft.NewInmemSnapshotStore()},
-		}, c.tapes[i]))
+		c.nodes[i] = c.open(t, i, false)
 	}
 	return c
+}
+
+// place makes room for one more node.
+func (c *cluster) place() int {
+	i := len(c.nodes)
+	_, transport := raft.NewInmemTransportWithTimeout(raft.ServerAddress(fmt.Sprint("address-", i)), 500*time.Millisecond)
+	c.transports = append(c.transports, transport)
+	c.stores = append(c.stores, nil)
+	c.tapes = append(c.tapes, nil)
+	c.nodes = append(c.nodes, nil)
+	return i
+}
+
+// open opens node i with an empty store; one that awaits its cluster knows no peers.
+func (c *cluster) open(t *testing.T, i int, await bool) *Node {
+	c.tapes[i] = &tape{}
+	c.stores[i] = &faultyStore{InmemStore: raft.NewInmemStore()}
+	return open(t, Settings{
+		NodeID: fmt.Sprint("node-", i), Peers: c.peers, Await: await, Transport: c.transports[i],
+		Files: &Files{Logs: c.stores[i], Stable: c.stores[i], Snapshots: raft.NewInmemSnapshotStore()},
+		Fatal: func(err error) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.fatals[i] = err
+		},
+	}, c.tapes[i])
+}
+
+// add opens one more node, which no one knows yet.
+func (c *cluster) add(t *testing.T) int {
+	i := c.place()
+	c.nodes[i] = c.open(t, i, true)
+	return i
+}
+
+// replace opens node i, which is closed, with an empty store.
+func (c *cluster) replace(t *testing.T, i int) {
+	_, c.transports[i] = raft.NewInmemTransportWithTimeout(raft.ServerAddress(fmt.Sprint("address-", i)), 500*time.Millisecond)
+	c.nodes[i] = c.open(t, i, true)
+}
+
+func (c *cluster) fatal(i int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.fatals[i]
+}
+
+// pilot looks after the members; what they answer is what is true, unless they are cut off.
+func (c *cluster) pilot(leader int, stable, dead time.Duration) (stop func()) {
+	p := c.nodes[leader].StartPilot(context.Background(), PilotSettings{
+		Stable: stable, DeadAfter: dead, MinVoters: 3, Removed: func(string) {},
+		Ask: func(_ context.Context, members []Member) map[string]Vitals {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			out := map[string]Vitals{}
+			for i, n := range c.nodes {
+				id := fmt.Sprint("node-", i)
+				if c.cut[i] || !slices.ContainsFunc(members, func(m Member) bool { return m.ID == id }) {
+					continue
+				}
+				progress := n.Progress()
+				out[id] = Vitals{LastContact: time.Since(progress.LastContact), LastTerm: progress.LastTerm, LastIndex: progress.LastIndex}
+			}
+			return out
+		},
+	})
+	return p.Stop
 }
 
 func (c *cluster) heal() {
@@ -269,6 +356,9 @@ func (c *cluster) heal() {
 			}
 		}
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.cut)
 }
 
 func (c *cluster) isolate(i int) {
@@ -278,6 +368,9 @@ func (c *cluster) isolate(i int) {
 		}
 	}
 	c.transports[i].DisconnectAll()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cut[i] = true
 }
 
 // leader waits, in virtual time, until a majority agrees on a leader outside `but`.
@@ -371,11 +464,10 @@ func TestUncommittedProposalsAreBounded(t *testing.T) {
 	})
 }
 
-// TestPeersOverTCP runs the transport that real clusters use.
-func TestPeersOverTCP(t *testing.T) {
-	var layers []raft.StreamLayer
-	var peers []Server
-	for i := range 3 {
+// listenPeers opens the ports of real peers.
+func listenPeers(t *testing.T, size int) (layers []raft.StreamLayer, peers []Server) {
+	t.Helper()
+	for i := range size {
 		layer, err := ListenTCP("127.0.0.1:0", "")
 		if err != nil {
 			t.Fatal(err)
@@ -383,6 +475,26 @@ func TestPeersOverTCP(t *testing.T) {
 		layers = append(layers, layer)
 		peers = append(peers, Server{ID: fmt.Sprint("node-", i), Address: layer.Addr().String()})
 	}
+	return layers, peers
+}
+
+// commit proposes until some leader commits: elections may repeat on a slow machine.
+func commit(t *testing.T, data string, among []*Node) {
+	t.Helper()
+	retry := time.NewTicker(20 * time.Millisecond)
+	defer retry.Stop()
+	for range retry.C {
+		for _, n := range among {
+			if _, err := propose(n, data); err == nil {
+				return
+			}
+		}
+	}
+}
+
+// TestPeersOverTCP runs the transport that real clusters use.
+func TestPeersOverTCP(t *testing.T) {
+	layers, peers := listenPeers(t, 3)
 	var nodes []*Node
 	tapes := []*tape{{}, {}, {}}
 	for i := range 3 {
@@ -393,24 +505,11 @@ func TestPeersOverTCP(t *testing.T) {
 		defer func() { _ = n.Close() }()
 		nodes = append(nodes, n)
 	}
-	// Elections may repeat on a slow machine: try until some leader commits.
-	commit := func(data string, among []*Node) {
-		t.Helper()
-		retry := time.NewTicker(20 * time.Millisecond)
-		defer retry.Stop()
-		for range retry.C {
-			for _, n := range among {
-				if _, err := propose(n, data); err == nil {
-					return
-				}
-			}
-		}
-	}
-	commit("three of three", nodes)
+	commit(t, "three of three", nodes)
 	if err := nodes[0].Close(); err != nil {
 		t.Error(err)
 	}
-	commit("two of three", nodes[1:])
+	commit(t, "two of three", nodes[1:])
 	if got := tapes[1].String() + tapes[2].String(); !strings.Contains(got, "two of three") {
 		t.Errorf("no survivor applied the entry: %q", got)
 	}

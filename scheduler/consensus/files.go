@@ -10,7 +10,9 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	wal "github.com/hashicorp/raft-wal"
+	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,8 +35,25 @@ const (
 	cachedEntries = 256
 )
 
+// Store is the kind of file that the log is in.
+type Store string
+
+// The kinds of stores. A data folder keeps the one that it began with.
+const (
+	// WAL is hashicorp/raft-wal: segments of 64 MiB, one fsync an append.
+	WAL Store = "wal"
+	// BoltDB is hashicorp/raft-boltdb: one B+tree file that never shrinks, two fsyncs an append.
+	BoltDB Store = "boltdb"
+	// Memory keeps log, votes and snapshots in this process: a node that stops has lost them.
+	Memory Store = "memory"
+)
+
 // OpenFiles opens or creates the files of a node under dir, after locking it.
-func OpenFiles(dir string, logger hclog.Logger) (files *Files, err error) {
+func OpenFiles(dir string, store Store, logger hclog.Logger) (files *Files, err error) {
+	if store == Memory {
+		log := raft.NewInmemStore()
+		return &Files{Logs: log, Stable: log, Snapshots: raft.NewInmemSnapshotStore()}, nil
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("data folder %s cannot be created: %w", dir, err)
 	}
@@ -47,18 +66,13 @@ func OpenFiles(dir string, logger hclog.Logger) (files *Files, err error) {
 			err = errors.Join(err, lock.Close())
 		}
 	}()
-
-	walDir := filepath.Join(dir, "raft", "wal")
-	if err := os.MkdirAll(walDir, 0o700); err != nil {
+	snapshots, err := openSnapshots(filepath.Join(dir, "raft"), logger)
+	if err != nil {
 		return nil, fmt.Errorf("data folder %s is not writable: %w", dir, err)
 	}
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(filepath.Join(dir, "raft"), snapshotsKept, logger)
+	log, err := openStore(filepath.Join(dir, "raft"), store, logger)
 	if err != nil {
-		return nil, fmt.Errorf("snapshots in %s: %w", dir, err)
-	}
-	log, err := wal.Open(walDir, wal.WithLogger(logger))
-	if err != nil {
-		return nil, fmt.Errorf("log in %s: %w", walDir, err)
+		return nil, err
 	}
 	cache, err := raft.NewLogCache(cachedEntries, log)
 	if err != nil {
@@ -70,6 +84,49 @@ func OpenFiles(dir string, logger hclog.Logger) (files *Files, err error) {
 		Snapshots: snapshots,
 		Close:     func() error { return errors.Join(log.Close(), lock.Close()) },
 	}, nil
+}
+
+func openSnapshots(dir string, logger hclog.Logger) (raft.SnapshotStore, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, logger)
+}
+
+// logStore is a log that holds the votes too.
+type logStore interface {
+	raft.LogStore
+	raft.StableStore
+	io.Closer
+}
+
+// openStore opens the log of one kind, and refuses a folder whose log is of the other.
+func openStore(dir string, store Store, logger hclog.Logger) (logStore, error) {
+	paths := map[Store]string{WAL: filepath.Join(dir, "wal"), BoltDB: filepath.Join(dir, "log.db")}
+	for kind, path := range paths {
+		if _, err := os.Stat(path); kind != store && err == nil {
+			return nil, fmt.Errorf("the log in %s is of the kind %q, not %q; use that, or start this node with an empty folder", dir, kind, store)
+		}
+	}
+	var log logStore
+	var err error
+	switch store {
+	case WAL:
+		if err = os.MkdirAll(paths[WAL], 0o700); err == nil {
+			log, err = wal.Open(paths[WAL], wal.WithLogger(logger))
+		}
+	case BoltDB:
+		log, err = raftboltdb.New(raftboltdb.Options{
+			Path: paths[BoltDB], MsgpackUseNewTimeFormat: true,
+			BoltOptions: &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType},
+		})
+	default:
+		return nil, fmt.Errorf("there is no log store %q; there are %q, %q and %q", store, WAL, BoltDB, Memory)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("log in %s: %w", paths[store], err)
+	}
+	return log, nil
 }
 
 // lockDir takes an advisory lock that the kernel drops when the process ends, however it ends. The

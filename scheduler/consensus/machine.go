@@ -24,6 +24,7 @@ type StateMachine interface {
 // machine adapts a StateMachine to raft and counts the bytes applied since the last snapshot.
 type machine struct {
 	StateMachine
+	fatal         func(error)
 	appliedBytes  atomic.Int64
 	maxBytes      int64
 	snapshotIsDue chan struct{}
@@ -34,7 +35,7 @@ var _ raft.FSM = (*machine)(nil)
 func (m *machine) Apply(entry *raft.Log) any {
 	result, err := m.StateMachine.Apply(entry.Index, entry.Term, entry.Data)
 	if err != nil {
-		panic(fmt.Sprintf("quire: this node cannot apply the replicated log and stops before it differs from the others: %v", err))
+		m.fatal(fmt.Errorf("this node cannot apply the replicated log and stops before it differs from the others: %w", err))
 	}
 	if m.appliedBytes.Add(int64(len(entry.Data))) > m.maxBytes {
 		select {

@@ -51,6 +51,10 @@ type Settings struct {
 	NodeID string
 	// DataDir is the node's folder. Required unless Files is set.
 	DataDir string
+	// Store is the kind of log. Default WAL.
+	Store Store
+	// Fatal hears why this node must stop at once; it must not return. Default panic.
+	Fatal func(error)
 	// Logger receives raft's warnings. Default slog.Default().
 	Logger *slog.Logger
 	// Layer carries raft between nodes. Default: none, for a cluster of one.
@@ -88,6 +92,7 @@ type Node struct {
 	owned    sync.WaitGroup
 	// heartbeat is the silence after which a follower stands for election.
 	heartbeat time.Duration
+	stuck     stuckTransfer
 	// transferring is held while leadership is handed over.
 	transferring sync.Mutex
 }
@@ -97,6 +102,12 @@ type Node struct {
 func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	if settings.Logger == nil {
 		settings.Logger = slog.Default()
+	}
+	if settings.Store == "" {
+		settings.Store = WAL
+	}
+	if settings.Fatal == nil {
+		settings.Fatal = func(err error) { panic(fmt.Sprintf("quire: %v", err)) }
 	}
 	if len(settings.Peers) == 0 {
 		settings.Peers = []Server{{ID: settings.NodeID}}
@@ -111,7 +122,7 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	n := &Node{
 		id:       settings.NodeID,
 		settings: settings,
-		machine:  &machine{StateMachine: sm, maxBytes: snapshotBytes, snapshotIsDue: make(chan struct{}, 1)},
+		machine:  &machine{StateMachine: sm, fatal: settings.Fatal, maxBytes: snapshotBytes, snapshotIsDue: make(chan struct{}, 1)},
 		files:    settings.Files,
 		slots:    make(chan struct{}, MaxUncommitted),
 		stopping: make(chan struct{}),
@@ -132,10 +143,12 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 		}
 	}()
 	if n.files == nil {
-		if n.files, err = OpenFiles(settings.DataDir, log); err != nil {
+		if n.files, err = OpenFiles(settings.DataDir, settings.Store, log); err != nil {
 			return nil, err
 		}
 	}
+	logs := &guardedLogs{LogStore: n.files.Logs, log: settings.Logger, fatal: settings.Fatal}
+	votes := guardedVotes{n.files.Stable, settings.Fatal}
 
 	config := raft.DefaultConfig()
 	config.LocalID = raft.ServerID(settings.NodeID)
@@ -150,16 +163,19 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	n.heartbeat = config.HeartbeatTimeout
 	config.LeaderLeaseTimeout = or(settings.LeaseTimeout, alone, config.HeartbeatTimeout, config.HeartbeatTimeout/2)
 
-	exists, err := raft.HasExistingState(n.files.Logs, n.files.Stable, n.files.Snapshots)
+	if err := n.recoverMembers(config, logs, votes); err != nil {
+		return nil, err
+	}
+	exists, err := raft.HasExistingState(logs, votes, n.files.Snapshots)
 	if err != nil {
 		return nil, fmt.Errorf("read the log: %w", err)
 	}
 	if !exists && !settings.Await {
-		if err := raft.BootstrapCluster(config, n.files.Logs, n.files.Stable, n.files.Snapshots, n.inbox, members(settings, transport)); err != nil {
+		if err := raft.BootstrapCluster(config, logs, votes, n.files.Snapshots, n.inbox, members(settings, transport)); err != nil {
 			return nil, fmt.Errorf("start the cluster: %w", err)
 		}
 	}
-	if n.raft, err = raft.NewRaft(config, n.machine, n.files.Logs, n.files.Stable, n.files.Snapshots, n.inbox); err != nil {
+	if n.raft, err = raft.NewRaft(config, n.machine, logs, votes, n.files.Snapshots, n.inbox); err != nil {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
 	if err := n.checkMembership(settings.NodeID, alone); err != nil {
@@ -256,6 +272,9 @@ func (n *Node) Propose(ctx context.Context, data []byte) (*Proposal, error) {
 func (p *Proposal) Wait() (any, error) {
 	err := p.future.Error()
 	<-p.node.slots
+	if p.node.stuck.observe(err, time.Now(), stuckAfter*p.node.heartbeat) && p.node.Leads() {
+		p.node.settings.Fatal(errors.New("a transfer of leadership does not end and this node takes no entries; it stops so that another one leads"))
+	}
 	if err != nil {
 		return nil, explain(err)
 	}
