@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strconv"
 	"sync"
@@ -28,6 +29,8 @@ const (
 	// fill the disk.
 	snapshotBytes = 256 << 20
 	closeTimeout  = time.Second
+	// restoreTimeout is how long a restore may wait for the leader's loop.
+	restoreTimeout = time.Minute
 )
 
 var (
@@ -338,6 +341,17 @@ func (n *Node) LastIndex() uint64 { return n.raft.LastIndex() }
 func (n *Node) Snapshot() error {
 	if err := n.raft.Snapshot().Error(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return fmt.Errorf("take a snapshot: %w", err)
+	}
+	return nil
+}
+
+// Restore replaces the state machine's state, on all nodes, with what its Snapshot once wrote: size
+// bytes, captured at an entry of this index. Entries that follow have larger indexes. Proposals in
+// flight end with ErrUnknownOutcome. Only a leader can.
+func (n *Node) Restore(index uint64, size int64, data io.Reader) error {
+	meta := &raft.SnapshotMeta{Version: raft.SnapshotVersionMax, Index: index, Size: size}
+	if err := n.raft.Restore(meta, data, restoreTimeout); err != nil {
+		return fmt.Errorf("restore a snapshot: %w", explain(err))
 	}
 	return nil
 }

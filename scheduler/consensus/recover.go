@@ -12,7 +12,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// RecoveryFile, in a data folder, replaces the members of a cluster that has lost its majority for
+// RecoveryFile is where, in a data folder, a file replaces the members of a cluster that has lost its majority for
 // good: a JSON list of {"id", "address", "non_voter"}. It is renamed once it has been used.
 const RecoveryFile = "raft/peers.json"
 

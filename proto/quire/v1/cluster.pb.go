@@ -937,6 +937,101 @@ func (x *RestoreSnapshotResponse) GetChainHash() uint64 {
 	return 0
 }
 
+// SnapshotFileHeader stands at the beginning of a file made by SaveSnapshot: a line that names the
+// format, this message with its length before it, the state in pieces with their lengths before
+// them, a zero, and the SHA-256 of all that.
+type SnapshotFileHeader struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TakenUnixMs   int64                  `protobuf:"varint,1,opt,name=taken_unix_ms,json=takenUnixMs,proto3" json:"taken_unix_ms,omitempty"`
+	NodeId        string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	Term          uint64                 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`
+	Index         uint64                 `protobuf:"varint,5,opt,name=index,proto3" json:"index,omitempty"`
+	ChainHash     uint64                 `protobuf:"varint,6,opt,name=chain_hash,json=chainHash,proto3" json:"chain_hash,omitempty"`
+	Members       []*Member              `protobuf:"bytes,7,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotFileHeader) Reset() {
+	*x = SnapshotFileHeader{}
+	mi := &file_quire_v1_cluster_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotFileHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotFileHeader) ProtoMessage() {}
+
+func (x *SnapshotFileHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_cluster_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotFileHeader.ProtoReflect.Descriptor instead.
+func (*SnapshotFileHeader) Descriptor() ([]byte, []int) {
+	return file_quire_v1_cluster_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *SnapshotFileHeader) GetTakenUnixMs() int64 {
+	if x != nil {
+		return x.TakenUnixMs
+	}
+	return 0
+}
+
+func (x *SnapshotFileHeader) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *SnapshotFileHeader) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *SnapshotFileHeader) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *SnapshotFileHeader) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *SnapshotFileHeader) GetChainHash() uint64 {
+	if x != nil {
+		return x.ChainHash
+	}
+	return 0
+}
+
+func (x *SnapshotFileHeader) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 var File_quire_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_quire_v1_cluster_proto_rawDesc = "" +
@@ -1002,7 +1097,16 @@ const file_quire_v1_cluster_proto_rawDesc = "" +
 	"\x17RestoreSnapshotResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1d\n" +
 	"\n" +
-	"chain_hash\x18\x02 \x01(\x04R\tchainHash*P\n" +
+	"chain_hash\x18\x02 \x01(\x04R\tchainHash\"\xe0\x01\n" +
+	"\x12SnapshotFileHeader\x12\"\n" +
+	"\rtaken_unix_ms\x18\x01 \x01(\x03R\vtakenUnixMs\x12\x17\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x12\n" +
+	"\x04term\x18\x04 \x01(\x04R\x04term\x12\x14\n" +
+	"\x05index\x18\x05 \x01(\x04R\x05index\x12\x1d\n" +
+	"\n" +
+	"chain_hash\x18\x06 \x01(\x04R\tchainHash\x12*\n" +
+	"\amembers\x18\a \x03(\v2\x10.quire.v1.MemberR\amembers*P\n" +
 	"\bSuffrage\x12\x18\n" +
 	"\x14SUFFRAGE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSUFFRAGE_VOTER\x10\x01\x12\x16\n" +
@@ -1029,7 +1133,7 @@ func file_quire_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quire_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_quire_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_quire_v1_cluster_proto_goTypes = []any{
 	(Suffrage)(0),                   // 0: quire.v1.Suffrage
 	(*DescribeRequest)(nil),         // 1: quire.v1.DescribeRequest
@@ -1047,34 +1151,36 @@ var file_quire_v1_cluster_proto_goTypes = []any{
 	(*SaveSnapshotResponse)(nil),    // 13: quire.v1.SaveSnapshotResponse
 	(*RestoreSnapshotRequest)(nil),  // 14: quire.v1.RestoreSnapshotRequest
 	(*RestoreSnapshotResponse)(nil), // 15: quire.v1.RestoreSnapshotResponse
-	(*Node)(nil),                    // 16: quire.v1.Node
+	(*SnapshotFileHeader)(nil),      // 16: quire.v1.SnapshotFileHeader
+	(*Node)(nil),                    // 17: quire.v1.Node
 }
 var file_quire_v1_cluster_proto_depIdxs = []int32{
-	16, // 0: quire.v1.DescribeResponse.node:type_name -> quire.v1.Node
-	16, // 1: quire.v1.DescribeResponse.founders:type_name -> quire.v1.Node
+	17, // 0: quire.v1.DescribeResponse.node:type_name -> quire.v1.Node
+	17, // 1: quire.v1.DescribeResponse.founders:type_name -> quire.v1.Node
 	5,  // 2: quire.v1.DescribeResponse.members:type_name -> quire.v1.Member
-	16, // 3: quire.v1.JoinRequest.node:type_name -> quire.v1.Node
+	17, // 3: quire.v1.JoinRequest.node:type_name -> quire.v1.Node
 	0,  // 4: quire.v1.Member.suffrage:type_name -> quire.v1.Suffrage
 	5,  // 5: quire.v1.MembersResponse.members:type_name -> quire.v1.Member
-	1,  // 6: quire.v1.Cluster.Describe:input_type -> quire.v1.DescribeRequest
-	3,  // 7: quire.v1.Cluster.Join:input_type -> quire.v1.JoinRequest
-	6,  // 8: quire.v1.Cluster.Members:input_type -> quire.v1.MembersRequest
-	8,  // 9: quire.v1.Cluster.Transfer:input_type -> quire.v1.TransferRequest
-	10, // 10: quire.v1.Cluster.Remove:input_type -> quire.v1.RemoveRequest
-	12, // 11: quire.v1.Cluster.SaveSnapshot:input_type -> quire.v1.SaveSnapshotRequest
-	14, // 12: quire.v1.Cluster.RestoreSnapshot:input_type -> quire.v1.RestoreSnapshotRequest
-	2,  // 13: quire.v1.Cluster.Describe:output_type -> quire.v1.DescribeResponse
-	4,  // 14: quire.v1.Cluster.Join:output_type -> quire.v1.JoinResponse
-	7,  // 15: quire.v1.Cluster.Members:output_type -> quire.v1.MembersResponse
-	9,  // 16: quire.v1.Cluster.Transfer:output_type -> quire.v1.TransferResponse
-	11, // 17: quire.v1.Cluster.Remove:output_type -> quire.v1.RemoveResponse
-	13, // 18: quire.v1.Cluster.SaveSnapshot:output_type -> quire.v1.SaveSnapshotResponse
-	15, // 19: quire.v1.Cluster.RestoreSnapshot:output_type -> quire.v1.RestoreSnapshotResponse
-	13, // [13:20] is the sub-list for method output_type
-	6,  // [6:13] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	5,  // 6: quire.v1.SnapshotFileHeader.members:type_name -> quire.v1.Member
+	1,  // 7: quire.v1.Cluster.Describe:input_type -> quire.v1.DescribeRequest
+	3,  // 8: quire.v1.Cluster.Join:input_type -> quire.v1.JoinRequest
+	6,  // 9: quire.v1.Cluster.Members:input_type -> quire.v1.MembersRequest
+	8,  // 10: quire.v1.Cluster.Transfer:input_type -> quire.v1.TransferRequest
+	10, // 11: quire.v1.Cluster.Remove:input_type -> quire.v1.RemoveRequest
+	12, // 12: quire.v1.Cluster.SaveSnapshot:input_type -> quire.v1.SaveSnapshotRequest
+	14, // 13: quire.v1.Cluster.RestoreSnapshot:input_type -> quire.v1.RestoreSnapshotRequest
+	2,  // 14: quire.v1.Cluster.Describe:output_type -> quire.v1.DescribeResponse
+	4,  // 15: quire.v1.Cluster.Join:output_type -> quire.v1.JoinResponse
+	7,  // 16: quire.v1.Cluster.Members:output_type -> quire.v1.MembersResponse
+	9,  // 17: quire.v1.Cluster.Transfer:output_type -> quire.v1.TransferResponse
+	11, // 18: quire.v1.Cluster.Remove:output_type -> quire.v1.RemoveResponse
+	13, // 19: quire.v1.Cluster.SaveSnapshot:output_type -> quire.v1.SaveSnapshotResponse
+	15, // 20: quire.v1.Cluster.RestoreSnapshot:output_type -> quire.v1.RestoreSnapshotResponse
+	14, // [14:21] is the sub-list for method output_type
+	7,  // [7:14] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_cluster_proto_init() }
@@ -1089,7 +1195,7 @@ func file_quire_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_cluster_proto_rawDesc), len(file_quire_v1_cluster_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
