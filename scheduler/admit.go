@@ -58,6 +58,12 @@ type live struct {
 	held    int
 	news    bool
 
+	// upload numbers the parts of a prompt that is too large for one entry, logged tokens of which are
+	// on their way to the log, in parts.
+	upload uint64
+	logged int
+	parts  int32
+
 	// admitted is closed once the log has the request, at submitted, or err says why it has not.
 	admitted  chan struct{}
 	submitted state.Position
@@ -75,6 +81,13 @@ func (r *live) tokens() int {
 		}
 	}
 	return len(r.request.GetPrompt()) + most
+}
+
+// withPrompt is the request with another prompt. The two share all else.
+func withPrompt(r *pb.Request, prompt []int32) *pb.Request {
+	out := state.WithGateway(r, r.GetGatewayId())
+	out.Prompt = prompt
+	return out
 }
 
 // digest names what a retry must repeat. Where it came from and when are not part of that.
@@ -111,6 +124,8 @@ func checkRequest(r *pb.Request) error {
 		return invalid("request.deadline_unix_ms", "%d is negative", r.GetDeadlineUnixMs())
 	case proto.Size(r) > maxRequestBytes:
 		return invalid("request", "%d bytes encoded, with %d prompt tokens; the limit is %d bytes", proto.Size(r), len(r.GetPrompt()), maxRequestBytes)
+	case proto.Size(r) > onePieceBytes && proto.Size(withPrompt(r, nil)) > bodyBytes:
+		return invalid("request", "%d bytes encoded without its prompt; the limit for one above %d bytes is %d", proto.Size(withPrompt(r, nil)), onePieceBytes, bodyBytes)
 	}
 	if i := slices.IndexFunc(r.GetPrompt(), func(id int32) bool { return id < 0 }); i >= 0 {
 		return invalid("request.prompt", "token %d is %d; token ids are not negative", i, r.GetPrompt()[i])

@@ -41,12 +41,14 @@ type leader struct {
 	// What waits for the next entry, in order.
 	submits     []*live
 	submitBytes int64
-	finishes    []*ending
-	returns     []*live
-	progressed  []*live
-	adopts      []*adoption
-	orders      []*order
-	workerNews  []*pb.WorkerCommand
+	// uploads counts the prompts that went in parts.
+	uploads    uint64
+	finishes   []*ending
+	returns    []*live
+	progressed []*live
+	adopts     []*adoption
+	orders     []*order
+	workerNews []*pb.WorkerCommand
 	// recalls wait for gateways, in order.
 	recalls []recall
 
@@ -332,12 +334,19 @@ func (l *leader) composeFinishes(e *entry) {
 
 func (l *leader) composeSubmits(e *entry, nowMS int64) {
 	l.submits = take(l.submits, func(r *live) bool {
-		size := r.bytes + commandBytes
+		if r.bytes > onePieceBytes && len(r.request.GetPrompt())-r.logged > partTokens {
+			return l.composePart(e, r)
+		}
+		size := min(r.bytes, onePieceBytes) + commandBytes
 		if e.bytes+size > admitBytes {
 			return false
 		}
 		l.submitBytes -= int64(r.bytes)
-		e.add(&pb.Command{Command: &pb.Command_Submit{Submit: &pb.SubmitCommand{Request: r.request, Digest: r.digest, Rerun: r.rerun}}}, size, func(result state.Result) {
+		submit := &pb.SubmitCommand{Request: r.request, Digest: r.digest, Rerun: r.rerun, Upload: r.upload}
+		if r.upload != 0 {
+			submit.Request = withPrompt(r.request, r.request.GetPrompt()[r.logged:])
+		}
+		e.add(&pb.Command{Command: &pb.Command_Submit{Submit: submit}}, size, func(result state.Result) {
 			if result.Refused != nil {
 				l.reject(r, result.Refused)
 				return
@@ -355,6 +364,25 @@ func (l *leader) composeSubmits(e *entry, nowMS int64) {
 		}
 		return true
 	})
+}
+
+// composePart puts the next part of a prompt into the entry. Others wait behind it: it is never the
+// request's last, so the answer is false.
+func (l *leader) composePart(e *entry, r *live) bool {
+	if e.bytes+onePieceBytes > admitBytes {
+		return false
+	}
+	if r.upload == 0 {
+		l.uploads++
+		r.upload = l.term<<32 + l.uploads
+	}
+	tokens := r.request.GetPrompt()[r.logged : r.logged+partTokens]
+	e.add(&pb.Command{Command: &pb.Command_PromptPart{PromptPart: &pb.PromptPartCommand{
+		RequestId: r.request.GetId(), Upload: r.upload, Part: r.parts, Prompt: tokens,
+	}}}, partTokens*tokenBytes+commandBytes, nil)
+	r.logged += partTokens
+	r.parts++
+	return false
 }
 
 func (l *leader) enqueue(r *live, arrivalMS int64) {

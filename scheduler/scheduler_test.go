@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
@@ -515,6 +517,58 @@ func TestLargePromptsShareTheLog(t *testing.T) {
 		calls.Wait()
 		for _, id := range ids("large", 8) {
 			until(t, id+" ends", finished(s, id))
+		}
+		w.leave()
+	})
+}
+
+// TestPromptsAboveAnEntry: prompts up to the size of a message go in parts, whole or not at all, and
+// leave nothing behind.
+func TestPromptsAboveAnEntry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, Settings{})
+		w := newWorker(t, "w")
+		w.info.ContextLength, w.info.TotalBlocks = 1<<21, 1<<18
+		w.join(s)
+		until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
+		large := func(id string, tokens int) *pb.Request {
+			r := request(id)
+			r.Prompt = make([]int32, tokens)
+			for i := range r.Prompt {
+				r.Prompt[i] = int32(1<<20 + i%(1<<20))
+			}
+			return r
+		}
+		// What is aborted on its way leaves parts behind, which the next attempt replaces.
+		var calls sync.WaitGroup
+		calls.Go(func() { _, _ = submit(s, large("a", 1_300_000)) })
+		until(t, "a part of it is in the log", func() bool { return s.store.View().Uploads() == 1 })
+		if _, err := s.Abort(t.Context(), &pb.AbortRequest{RequestId: "a"}); err != nil {
+			t.Fatal(err)
+		}
+		calls.Wait()
+		calls.Go(func() { mustSubmit(t, s, request("small")) })
+		if r := mustSubmit(t, s, large("a", 1_300_000)); r.GetDuplicate() {
+			t.Errorf("the second attempt answered %v", r)
+		}
+		calls.Wait()
+		if r := mustSubmit(t, s, large("a", 1_300_000)); !r.GetDuplicate() {
+			t.Errorf("a retry answered %v", r)
+		}
+		until(t, "both run", func() bool { return w.has("a") && w.has("small") })
+		want := large("a", 1_300_000).GetPrompt()
+		if got := s.store.View().Request("a"); !slices.Equal(got.Request.GetPrompt(), want) || !slices.Equal(w.got("a").GetPrompt(), want) || s.store.View().Uploads() != 0 {
+			t.Errorf("the log has %d tokens and %d uploads, the worker %d tokens, want %d", len(got.Request.GetPrompt()), s.store.View().Uploads(), len(w.got("a").GetPrompt()), len(want))
+		}
+		most := large("most", 1_370_000)
+		if proto.Size(most) > maxRequestBytes || proto.Size(most) < maxRequestBytes*9/10 {
+			t.Fatalf("%d bytes", proto.Size(most))
+		}
+		mustSubmit(t, s, most)
+		wordy := large("wordy", 200_000)
+		wordy.Sampling.Stop = []string{strings.Repeat("x", bodyBytes)}
+		if _, err := submit(s, wordy); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "without its prompt") {
+			t.Errorf("a large body beside the prompt: %v", err)
 		}
 		w.leave()
 	})

@@ -183,14 +183,19 @@ const (
 	maxModelBytes = 256
 	// maxErrorBytes bounds the text of an error in the log.
 	maxErrorBytes = 1024
-	// maxRequestBytes bounds a request's encoded size: 128 Ki tokens of a vocabulary up to 2 Mi, and
-	// 16 KiB for the rest.
-	maxRequestBytes = 400 << 10
+	// maxRequestBytes bounds a request's encoded size: what a gRPC message takes by default, less room
+	// for what is around it.
+	maxRequestBytes = 4<<20 - 64<<10
+	// onePieceBytes is the size up to which a request goes into the log in one piece; of a larger one
+	// the prompt goes in parts of partTokens before it, and what is not prompt is bounded by bodyBytes.
+	onePieceBytes = 400 << 10
+	bodyBytes     = 128 << 10
+	partTokens    = (onePieceBytes - bodyBytes) / tokenBytes
 
 	// A log entry takes finishes, requeues and progress up to settleBytes, then submits up to admitBytes (a
-	// request of maxRequestBytes always fits behind the former), then assignments.
+	// piece of onePieceBytes always fits behind the former), then assignments.
 	settleBytes = 48 << 10
-	admitBytes  = settleBytes + maxRequestBytes + 4<<10
+	admitBytes  = settleBytes + onePieceBytes + 4<<10
 	// commandBytes is the most that a command without a prompt takes.
 	commandBytes = 2*maxIDBytes + 64
 	// dispatchBytes bounds the requests that one instant hands to workers.

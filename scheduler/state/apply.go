@@ -64,6 +64,7 @@ func (s *Store) Apply(index, term uint64, data []byte) ([]Result, error) {
 		results[i] = result
 	}
 	a.keepAccounts()
+	a.forgetUploads()
 	a.forget(s.limits)
 	txn.Commit()
 	s.view.Store(&View{
@@ -131,6 +132,8 @@ func (a *application) command(c *pb.Command) (Result, error) {
 			return Result{}, errIncomplete
 		}
 		return a.tenant(c.Tenant), errors.Join(unknownFields(c.Tenant), unknownFields(c.Tenant.GetTenant()))
+	case *pb.Command_PromptPart:
+		return a.part(c.PromptPart), unknownFields(c.PromptPart)
 	case *pb.Command_Progress:
 		return a.progress(c.Progress), unknownFields(c.Progress)
 	case *pb.Command_Adopt:
@@ -149,21 +152,25 @@ func unknownFields(m proto.Message) error {
 }
 
 func (a *application) submit(c *pb.SubmitCommand) Result {
-	known := a.request(c.GetRequest().GetId())
+	request, refused := a.assemble(c)
+	if refused != nil {
+		return Result{Refused: refused}
+	}
+	known := a.request(request.GetId())
 	if known != nil {
 		if !c.GetRerun() || known.Phase != Finished || !bytes.Equal(known.Digest, c.GetDigest()) {
 			return Result{Record: known}
 		}
 	}
-	if refused := a.admit(c.GetRequest()); refused != nil {
+	if refused := a.admit(request); refused != nil {
 		return Result{Refused: refused}
 	}
 	if known != nil {
 		a.drop(known)
 	}
 	return a.put(&Record{
-		Request:      c.GetRequest(),
-		PromptTokens: int32(len(c.GetRequest().GetPrompt())),
+		Request:      request,
+		PromptTokens: int32(len(request.GetPrompt())),
 		Digest:       c.GetDigest(),
 		Phase:        Queued,
 		Submitted:    a.at,

@@ -13,6 +13,7 @@ import (
 const (
 	nodesTable    = "nodes"
 	tenantsTable  = "tenants"
+	uploadsTable  = "uploads"
 	workersTable  = "workers"
 	requestsTable = "requests"
 )
@@ -32,6 +33,13 @@ func schema() *memdb.DBSchema {
 					}
 					return binary.BigEndian.AppendUint64(nil, uint64(a.share()))
 				})},
+			},
+		},
+		uploadsTable: {
+			Name: uploadsTable,
+			Indexes: map[string]*memdb.IndexSchema{
+				"id":    {Name: "id", Unique: true, Indexer: index[*upload](func(u *upload) []byte { return stringKey(u.GetRequestId()) })},
+				"began": {Name: "began", Indexer: index[*upload](func(u *upload) []byte { return timeKey(u.GetBeganUnixMs()) })},
 			},
 		},
 		nodesTable: {

@@ -20,7 +20,8 @@ const snapshotVersion = 1
 const maxSnapshotRecord = 5*MaxOutputTokens + 12<<20
 
 // WriteTo writes the view as length-delimited pb.SnapshotRecord messages: the header, the nodes and
-// workers by id, the tenants by name, the requests by id. The same state gives the same bytes.
+// workers by id, the tenants by name, what has come of prompts, the requests by id. The same state gives
+// the same bytes.
 func (v *View) WriteTo(w io.Writer) (int64, error) {
 	out := bufio.NewWriterSize(w, 256<<10)
 	options := protodelim.MarshalOptions{}
@@ -53,6 +54,12 @@ func (v *View) WriteTo(w io.Writer) (int64, error) {
 			break
 		}
 		err = write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_Tenant{Tenant: account.toProto()}})
+	}
+	for upload := range v.uploads() {
+		if err != nil {
+			break
+		}
+		err = write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_Upload{Upload: upload}})
 	}
 	for request := range v.Requests() {
 		if err != nil {
@@ -120,6 +127,11 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 				return nil, nil, fmt.Errorf("record %d: worker %q is there twice", n, record.Worker.GetId())
 			}
 			err = txn.Insert(workersTable, record.Worker)
+		case *pb.SnapshotRecord_Upload:
+			if first[*upload](txn, uploadsTable, record.Upload.GetRequestId()) != nil {
+				return nil, nil, fmt.Errorf("record %d: the prompt of %q is there twice", n, record.Upload.GetRequestId())
+			}
+			err = txn.Insert(uploadsTable, record.Upload)
 		case *pb.SnapshotRecord_Tenant:
 			if a.accounts[record.Tenant.GetName()] != nil {
 				return nil, nil, fmt.Errorf("record %d: tenant %q is there twice, or after its requests", n, record.Tenant.GetName())

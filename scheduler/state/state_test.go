@@ -365,11 +365,12 @@ func draw(t *rapid.T, label string) (ms int64, commands []*pb.Command) {
 	id := rapid.SampledFrom([]string{"a", "b", "c", "d", "e"})
 	worker := rapid.SampledFrom([]string{"v", "w"})
 	command := rapid.Custom(func(t *rapid.T) *pb.Command {
-		switch rapid.IntRange(0, 10).Draw(t, "kind") {
+		switch rapid.IntRange(0, 11).Draw(t, "kind") {
 		case 0:
 			s := submit(id.Draw(t, "id"), rapid.SliceOfN(rapid.Int32Range(0, 300), 1, 5).Draw(t, "prompt")...)
 			s.GetSubmit().Request.Sampling = &pb.SamplingParams{N: rapid.Int32Range(0, 3).Draw(t, "n")}
 			s.GetSubmit().Request.Tenant = rapid.SampledFrom([]string{"t", "u"}).Draw(t, "tenant")
+			s.GetSubmit().Upload = rapid.SampledFrom([]uint64{0, 0, 1, 2}).Draw(t, "upload")
 			s.GetSubmit().Rerun = rapid.Bool().Draw(t, "rerun")
 			return s
 		case 1:
@@ -386,6 +387,8 @@ func draw(t *rapid.T, label string) (ms int64, commands []*pb.Command) {
 			return progress(id.Draw(t, "id"), drawNews(t)...)
 		case 7:
 			return adopt(id.Draw(t, "id"), rapid.SampledFrom([]string{"g", "h"}).Draw(t, "gateway"))
+		case 10:
+			return part(id.Draw(t, "id"), rapid.Uint64Range(1, 2).Draw(t, "upload"), rapid.Int32Range(0, 2).Draw(t, "part"), rapid.SliceOfN(rapid.Int32Range(0, 300), 0, 5).Draw(t, "prompt")...)
 		case 9:
 			return drawLimits(t)
 		case 8:

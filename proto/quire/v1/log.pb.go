@@ -142,6 +142,7 @@ type Command struct {
 	//	*Command_Adopt
 	//	*Command_Tenant
 	//	*Command_Node
+	//	*Command_PromptPart
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -265,6 +266,15 @@ func (x *Command) GetNode() *NodeCommand {
 	return nil
 }
 
+func (x *Command) GetPromptPart() *PromptPartCommand {
+	if x != nil {
+		if x, ok := x.Command.(*Command_PromptPart); ok {
+			return x.PromptPart
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -305,6 +315,10 @@ type Command_Node struct {
 	Node *NodeCommand `protobuf:"bytes,9,opt,name=node,proto3,oneof"`
 }
 
+type Command_PromptPart struct {
+	PromptPart *PromptPartCommand `protobuf:"bytes,10,opt,name=prompt_part,json=promptPart,proto3,oneof"`
+}
+
 func (*Command_Submit) isCommand_Command() {}
 
 func (*Command_Assign) isCommand_Command() {}
@@ -323,6 +337,8 @@ func (*Command_Tenant) isCommand_Command() {}
 
 func (*Command_Node) isCommand_Command() {}
 
+func (*Command_PromptPart) isCommand_Command() {}
+
 // SubmitCommand admits a request; a known id changes nothing.
 type SubmitCommand struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -330,7 +346,9 @@ type SubmitCommand struct {
 	// Names what a retry must repeat: model, tenant, prompt, sampling, salt. It outlives the prompt.
 	Digest []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	// An ended request with this id and digest is run again.
-	Rerun         bool `protobuf:"varint,3,opt,name=rerun,proto3" json:"rerun,omitempty"`
+	Rerun bool `protobuf:"varint,3,opt,name=rerun,proto3" json:"rerun,omitempty"`
+	// The request's prompt follows what this upload has brought; 0 is none.
+	Upload        uint64 `protobuf:"varint,4,opt,name=upload,proto3" json:"upload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -386,6 +404,85 @@ func (x *SubmitCommand) GetRerun() bool {
 	return false
 }
 
+func (x *SubmitCommand) GetUpload() uint64 {
+	if x != nil {
+		return x.Upload
+	}
+	return 0
+}
+
+// PromptPartCommand brings a part of a prompt that is too long for one entry. Parts come in order,
+// and are forgotten if no submit follows.
+type PromptPartCommand struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Tells this attempt from others for the same request.
+	Upload uint64 `protobuf:"varint,2,opt,name=upload,proto3" json:"upload,omitempty"`
+	// Counts from 0.
+	Part          int32   `protobuf:"varint,3,opt,name=part,proto3" json:"part,omitempty"`
+	Prompt        []int32 `protobuf:"varint,4,rep,packed,name=prompt,proto3" json:"prompt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromptPartCommand) Reset() {
+	*x = PromptPartCommand{}
+	mi := &file_quire_v1_log_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromptPartCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromptPartCommand) ProtoMessage() {}
+
+func (x *PromptPartCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromptPartCommand.ProtoReflect.Descriptor instead.
+func (*PromptPartCommand) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PromptPartCommand) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *PromptPartCommand) GetUpload() uint64 {
+	if x != nil {
+		return x.Upload
+	}
+	return 0
+}
+
+func (x *PromptPartCommand) GetPart() int32 {
+	if x != nil {
+		return x.Part
+	}
+	return 0
+}
+
+func (x *PromptPartCommand) GetPrompt() []int32 {
+	if x != nil {
+		return x.Prompt
+	}
+	return nil
+}
+
 // AssignCommand binds a request to a worker. Assigning what is not queued changes nothing.
 type AssignCommand struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -401,7 +498,7 @@ type AssignCommand struct {
 
 func (x *AssignCommand) Reset() {
 	*x = AssignCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[3]
+	mi := &file_quire_v1_log_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +510,7 @@ func (x *AssignCommand) String() string {
 func (*AssignCommand) ProtoMessage() {}
 
 func (x *AssignCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[3]
+	mi := &file_quire_v1_log_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +523,7 @@ func (x *AssignCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignCommand.ProtoReflect.Descriptor instead.
 func (*AssignCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{3}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AssignCommand) GetRequestId() string {
@@ -472,7 +569,7 @@ type FinishCommand struct {
 
 func (x *FinishCommand) Reset() {
 	*x = FinishCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[4]
+	mi := &file_quire_v1_log_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -484,7 +581,7 @@ func (x *FinishCommand) String() string {
 func (*FinishCommand) ProtoMessage() {}
 
 func (x *FinishCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[4]
+	mi := &file_quire_v1_log_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -497,7 +594,7 @@ func (x *FinishCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishCommand.ProtoReflect.Descriptor instead.
 func (*FinishCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{4}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *FinishCommand) GetRequestId() string {
@@ -547,7 +644,7 @@ type ProgressCommand struct {
 
 func (x *ProgressCommand) Reset() {
 	*x = ProgressCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[5]
+	mi := &file_quire_v1_log_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -559,7 +656,7 @@ func (x *ProgressCommand) String() string {
 func (*ProgressCommand) ProtoMessage() {}
 
 func (x *ProgressCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[5]
+	mi := &file_quire_v1_log_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -572,7 +669,7 @@ func (x *ProgressCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressCommand.ProtoReflect.Descriptor instead.
 func (*ProgressCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{5}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ProgressCommand) GetRequestId() string {
@@ -601,7 +698,7 @@ type AdoptCommand struct {
 
 func (x *AdoptCommand) Reset() {
 	*x = AdoptCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[6]
+	mi := &file_quire_v1_log_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +710,7 @@ func (x *AdoptCommand) String() string {
 func (*AdoptCommand) ProtoMessage() {}
 
 func (x *AdoptCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[6]
+	mi := &file_quire_v1_log_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +723,7 @@ func (x *AdoptCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptCommand.ProtoReflect.Descriptor instead.
 func (*AdoptCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{6}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AdoptCommand) GetRequestId() string {
@@ -662,7 +759,7 @@ type Tenant struct {
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_quire_v1_log_proto_msgTypes[7]
+	mi := &file_quire_v1_log_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -674,7 +771,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[7]
+	mi := &file_quire_v1_log_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -687,7 +784,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{7}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Tenant) GetName() string {
@@ -743,7 +840,7 @@ type TenantCommand struct {
 
 func (x *TenantCommand) Reset() {
 	*x = TenantCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[8]
+	mi := &file_quire_v1_log_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +852,7 @@ func (x *TenantCommand) String() string {
 func (*TenantCommand) ProtoMessage() {}
 
 func (x *TenantCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[8]
+	mi := &file_quire_v1_log_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +865,7 @@ func (x *TenantCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantCommand.ProtoReflect.Descriptor instead.
 func (*TenantCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{8}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TenantCommand) GetTenant() *Tenant {
@@ -801,7 +898,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_quire_v1_log_proto_msgTypes[9]
+	mi := &file_quire_v1_log_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +910,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[9]
+	mi := &file_quire_v1_log_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +923,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{9}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Node) GetId() string {
@@ -875,7 +972,7 @@ type NodeCommand struct {
 
 func (x *NodeCommand) Reset() {
 	*x = NodeCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[10]
+	mi := &file_quire_v1_log_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +984,7 @@ func (x *NodeCommand) String() string {
 func (*NodeCommand) ProtoMessage() {}
 
 func (x *NodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[10]
+	mi := &file_quire_v1_log_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +997,7 @@ func (x *NodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeCommand.ProtoReflect.Descriptor instead.
 func (*NodeCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{10}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NodeCommand) GetNode() *Node {
@@ -928,7 +1025,7 @@ type WorkerCommand struct {
 
 func (x *WorkerCommand) Reset() {
 	*x = WorkerCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[11]
+	mi := &file_quire_v1_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1037,7 @@ func (x *WorkerCommand) String() string {
 func (*WorkerCommand) ProtoMessage() {}
 
 func (x *WorkerCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[11]
+	mi := &file_quire_v1_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1050,7 @@ func (x *WorkerCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerCommand.ProtoReflect.Descriptor instead.
 func (*WorkerCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{11}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WorkerCommand) GetWorker() *WorkerInfo {
@@ -981,7 +1078,7 @@ type RequeueCommand struct {
 
 func (x *RequeueCommand) Reset() {
 	*x = RequeueCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[12]
+	mi := &file_quire_v1_log_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -993,7 +1090,7 @@ func (x *RequeueCommand) String() string {
 func (*RequeueCommand) ProtoMessage() {}
 
 func (x *RequeueCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[12]
+	mi := &file_quire_v1_log_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1006,7 +1103,7 @@ func (x *RequeueCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequeueCommand.ProtoReflect.Descriptor instead.
 func (*RequeueCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{12}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RequeueCommand) GetRequestId() string {
@@ -1033,6 +1130,7 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Request
 	//	*SnapshotRecord_Tenant
 	//	*SnapshotRecord_Node
+	//	*SnapshotRecord_Upload
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1040,7 +1138,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[13]
+	mi := &file_quire_v1_log_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1150,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[13]
+	mi := &file_quire_v1_log_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1163,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{13}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -1120,6 +1218,15 @@ func (x *SnapshotRecord) GetNode() *Node {
 	return nil
 }
 
+func (x *SnapshotRecord) GetUpload() *PromptUpload {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Upload); ok {
+			return x.Upload
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -1144,6 +1251,10 @@ type SnapshotRecord_Node struct {
 	Node *Node `protobuf:"bytes,5,opt,name=node,proto3,oneof"`
 }
 
+type SnapshotRecord_Upload struct {
+	Upload *PromptUpload `protobuf:"bytes,6,opt,name=upload,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Header) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Worker) isSnapshotRecord_Record() {}
@@ -1153,6 +1264,85 @@ func (*SnapshotRecord_Request) isSnapshotRecord_Record() {}
 func (*SnapshotRecord_Tenant) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Node) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Upload) isSnapshotRecord_Record() {}
+
+// PromptUpload is what has come of a prompt so far.
+type PromptUpload struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Upload        uint64                 `protobuf:"varint,2,opt,name=upload,proto3" json:"upload,omitempty"`
+	Parts         int32                  `protobuf:"varint,3,opt,name=parts,proto3" json:"parts,omitempty"`
+	Prompt        []int32                `protobuf:"varint,4,rep,packed,name=prompt,proto3" json:"prompt,omitempty"`
+	BeganUnixMs   int64                  `protobuf:"varint,5,opt,name=began_unix_ms,json=beganUnixMs,proto3" json:"began_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromptUpload) Reset() {
+	*x = PromptUpload{}
+	mi := &file_quire_v1_log_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromptUpload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromptUpload) ProtoMessage() {}
+
+func (x *PromptUpload) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromptUpload.ProtoReflect.Descriptor instead.
+func (*PromptUpload) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PromptUpload) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *PromptUpload) GetUpload() uint64 {
+	if x != nil {
+		return x.Upload
+	}
+	return 0
+}
+
+func (x *PromptUpload) GetParts() int32 {
+	if x != nil {
+		return x.Parts
+	}
+	return 0
+}
+
+func (x *PromptUpload) GetPrompt() []int32 {
+	if x != nil {
+		return x.Prompt
+	}
+	return nil
+}
+
+func (x *PromptUpload) GetBeganUnixMs() int64 {
+	if x != nil {
+		return x.BeganUnixMs
+	}
+	return 0
+}
 
 // TenantRecord is a tenant's account. One without limits of its own has no tenant.
 type TenantRecord struct {
@@ -1171,7 +1361,7 @@ type TenantRecord struct {
 
 func (x *TenantRecord) Reset() {
 	*x = TenantRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[14]
+	mi := &file_quire_v1_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1183,7 +1373,7 @@ func (x *TenantRecord) String() string {
 func (*TenantRecord) ProtoMessage() {}
 
 func (x *TenantRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[14]
+	mi := &file_quire_v1_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1386,7 @@ func (x *TenantRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantRecord.ProtoReflect.Descriptor instead.
 func (*TenantRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{14}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TenantRecord) GetName() string {
@@ -1252,7 +1442,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_quire_v1_log_proto_msgTypes[15]
+	mi := &file_quire_v1_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +1454,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[15]
+	mi := &file_quire_v1_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +1467,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{15}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -1329,7 +1519,7 @@ type RequestRecord struct {
 
 func (x *RequestRecord) Reset() {
 	*x = RequestRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[16]
+	mi := &file_quire_v1_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1531,7 @@ func (x *RequestRecord) String() string {
 func (*RequestRecord) ProtoMessage() {}
 
 func (x *RequestRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[16]
+	mi := &file_quire_v1_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1544,7 @@ func (x *RequestRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRecord.ProtoReflect.Descriptor instead.
 func (*RequestRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{16}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RequestRecord) GetRequest() *Request {
@@ -1476,7 +1666,7 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x12quire/v1/log.proto\x12\bquire.v1\x1a\x16quire/v1/control.proto\x1a\x18quire/v1/inference.proto\"`\n" +
 	"\x05Entry\x12(\n" +
 	"\x10proposed_unix_ms\x18\x01 \x01(\x03R\x0eproposedUnixMs\x12-\n" +
-	"\bcommands\x18\x02 \x03(\v2\x11.quire.v1.CommandR\bcommands\"\xdf\x03\n" +
+	"\bcommands\x18\x02 \x03(\v2\x11.quire.v1.CommandR\bcommands\"\x9f\x04\n" +
 	"\aCommand\x121\n" +
 	"\x06submit\x18\x01 \x01(\v2\x17.quire.v1.SubmitCommandH\x00R\x06submit\x121\n" +
 	"\x06assign\x18\x02 \x01(\v2\x17.quire.v1.AssignCommandH\x00R\x06assign\x121\n" +
@@ -1486,12 +1676,22 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\bprogress\x18\x06 \x01(\v2\x19.quire.v1.ProgressCommandH\x00R\bprogress\x12.\n" +
 	"\x05adopt\x18\a \x01(\v2\x16.quire.v1.AdoptCommandH\x00R\x05adopt\x121\n" +
 	"\x06tenant\x18\b \x01(\v2\x17.quire.v1.TenantCommandH\x00R\x06tenant\x12+\n" +
-	"\x04node\x18\t \x01(\v2\x15.quire.v1.NodeCommandH\x00R\x04nodeB\t\n" +
-	"\acommand\"j\n" +
+	"\x04node\x18\t \x01(\v2\x15.quire.v1.NodeCommandH\x00R\x04node\x12>\n" +
+	"\vprompt_part\x18\n" +
+	" \x01(\v2\x1b.quire.v1.PromptPartCommandH\x00R\n" +
+	"promptPartB\t\n" +
+	"\acommand\"\x82\x01\n" +
 	"\rSubmitCommand\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x14\n" +
-	"\x05rerun\x18\x03 \x01(\bR\x05rerun\"u\n" +
+	"\x05rerun\x18\x03 \x01(\bR\x05rerun\x12\x16\n" +
+	"\x06upload\x18\x04 \x01(\x04R\x06upload\"v\n" +
+	"\x11PromptPartCommand\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06upload\x18\x02 \x01(\x04R\x06upload\x12\x12\n" +
+	"\x04part\x18\x03 \x01(\x05R\x04part\x12\x16\n" +
+	"\x06prompt\x18\x04 \x03(\x05R\x06prompt\"u\n" +
 	"\rAssignCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1b\n" +
@@ -1539,14 +1739,22 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x0eRequeueCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1b\n" +
-	"\tworker_id\x18\x02 \x01(\tR\bworkerId\"\x8b\x02\n" +
+	"\tworker_id\x18\x02 \x01(\tR\bworkerId\"\xbd\x02\n" +
 	"\x0eSnapshotRecord\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x18.quire.v1.SnapshotHeaderH\x00R\x06header\x12.\n" +
 	"\x06worker\x18\x02 \x01(\v2\x14.quire.v1.WorkerInfoH\x00R\x06worker\x123\n" +
 	"\arequest\x18\x03 \x01(\v2\x17.quire.v1.RequestRecordH\x00R\arequest\x120\n" +
 	"\x06tenant\x18\x04 \x01(\v2\x16.quire.v1.TenantRecordH\x00R\x06tenant\x12$\n" +
-	"\x04node\x18\x05 \x01(\v2\x0e.quire.v1.NodeH\x00R\x04nodeB\b\n" +
-	"\x06record\"\xd4\x01\n" +
+	"\x04node\x18\x05 \x01(\v2\x0e.quire.v1.NodeH\x00R\x04node\x120\n" +
+	"\x06upload\x18\x06 \x01(\v2\x16.quire.v1.PromptUploadH\x00R\x06uploadB\b\n" +
+	"\x06record\"\x97\x01\n" +
+	"\fPromptUpload\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06upload\x18\x02 \x01(\x04R\x06upload\x12\x14\n" +
+	"\x05parts\x18\x03 \x01(\x05R\x05parts\x12\x16\n" +
+	"\x06prompt\x18\x04 \x03(\x05R\x06prompt\x12\"\n" +
+	"\rbegan_unix_ms\x18\x05 \x01(\x03R\vbeganUnixMs\"\xd4\x01\n" +
 	"\fTenantRecord\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
 	"\x06tenant\x18\x02 \x01(\v2\x10.quire.v1.TenantR\x06tenant\x12#\n" +
@@ -1599,68 +1807,72 @@ func file_quire_v1_log_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quire_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_quire_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_quire_v1_log_proto_goTypes = []any{
-	(RequestState)(0),       // 0: quire.v1.RequestState
-	(*Entry)(nil),           // 1: quire.v1.Entry
-	(*Command)(nil),         // 2: quire.v1.Command
-	(*SubmitCommand)(nil),   // 3: quire.v1.SubmitCommand
-	(*AssignCommand)(nil),   // 4: quire.v1.AssignCommand
-	(*FinishCommand)(nil),   // 5: quire.v1.FinishCommand
-	(*ProgressCommand)(nil), // 6: quire.v1.ProgressCommand
-	(*AdoptCommand)(nil),    // 7: quire.v1.AdoptCommand
-	(*Tenant)(nil),          // 8: quire.v1.Tenant
-	(*TenantCommand)(nil),   // 9: quire.v1.TenantCommand
-	(*Node)(nil),            // 10: quire.v1.Node
-	(*NodeCommand)(nil),     // 11: quire.v1.NodeCommand
-	(*WorkerCommand)(nil),   // 12: quire.v1.WorkerCommand
-	(*RequeueCommand)(nil),  // 13: quire.v1.RequeueCommand
-	(*SnapshotRecord)(nil),  // 14: quire.v1.SnapshotRecord
-	(*TenantRecord)(nil),    // 15: quire.v1.TenantRecord
-	(*SnapshotHeader)(nil),  // 16: quire.v1.SnapshotHeader
-	(*RequestRecord)(nil),   // 17: quire.v1.RequestRecord
-	(*Request)(nil),         // 18: quire.v1.Request
-	(FinishReason)(0),       // 19: quire.v1.FinishReason
-	(*Usage)(nil),           // 20: quire.v1.Usage
-	(*ChoiceProgress)(nil),  // 21: quire.v1.ChoiceProgress
-	(*WorkerInfo)(nil),      // 22: quire.v1.WorkerInfo
-	(*Output)(nil),          // 23: quire.v1.Output
+	(RequestState)(0),         // 0: quire.v1.RequestState
+	(*Entry)(nil),             // 1: quire.v1.Entry
+	(*Command)(nil),           // 2: quire.v1.Command
+	(*SubmitCommand)(nil),     // 3: quire.v1.SubmitCommand
+	(*PromptPartCommand)(nil), // 4: quire.v1.PromptPartCommand
+	(*AssignCommand)(nil),     // 5: quire.v1.AssignCommand
+	(*FinishCommand)(nil),     // 6: quire.v1.FinishCommand
+	(*ProgressCommand)(nil),   // 7: quire.v1.ProgressCommand
+	(*AdoptCommand)(nil),      // 8: quire.v1.AdoptCommand
+	(*Tenant)(nil),            // 9: quire.v1.Tenant
+	(*TenantCommand)(nil),     // 10: quire.v1.TenantCommand
+	(*Node)(nil),              // 11: quire.v1.Node
+	(*NodeCommand)(nil),       // 12: quire.v1.NodeCommand
+	(*WorkerCommand)(nil),     // 13: quire.v1.WorkerCommand
+	(*RequeueCommand)(nil),    // 14: quire.v1.RequeueCommand
+	(*SnapshotRecord)(nil),    // 15: quire.v1.SnapshotRecord
+	(*PromptUpload)(nil),      // 16: quire.v1.PromptUpload
+	(*TenantRecord)(nil),      // 17: quire.v1.TenantRecord
+	(*SnapshotHeader)(nil),    // 18: quire.v1.SnapshotHeader
+	(*RequestRecord)(nil),     // 19: quire.v1.RequestRecord
+	(*Request)(nil),           // 20: quire.v1.Request
+	(FinishReason)(0),         // 21: quire.v1.FinishReason
+	(*Usage)(nil),             // 22: quire.v1.Usage
+	(*ChoiceProgress)(nil),    // 23: quire.v1.ChoiceProgress
+	(*WorkerInfo)(nil),        // 24: quire.v1.WorkerInfo
+	(*Output)(nil),            // 25: quire.v1.Output
 }
 var file_quire_v1_log_proto_depIdxs = []int32{
 	2,  // 0: quire.v1.Entry.commands:type_name -> quire.v1.Command
 	3,  // 1: quire.v1.Command.submit:type_name -> quire.v1.SubmitCommand
-	4,  // 2: quire.v1.Command.assign:type_name -> quire.v1.AssignCommand
-	5,  // 3: quire.v1.Command.finish:type_name -> quire.v1.FinishCommand
-	12, // 4: quire.v1.Command.worker:type_name -> quire.v1.WorkerCommand
-	13, // 5: quire.v1.Command.requeue:type_name -> quire.v1.RequeueCommand
-	6,  // 6: quire.v1.Command.progress:type_name -> quire.v1.ProgressCommand
-	7,  // 7: quire.v1.Command.adopt:type_name -> quire.v1.AdoptCommand
-	9,  // 8: quire.v1.Command.tenant:type_name -> quire.v1.TenantCommand
-	11, // 9: quire.v1.Command.node:type_name -> quire.v1.NodeCommand
-	18, // 10: quire.v1.SubmitCommand.request:type_name -> quire.v1.Request
-	19, // 11: quire.v1.FinishCommand.finish_reason:type_name -> quire.v1.FinishReason
-	20, // 12: quire.v1.FinishCommand.usage:type_name -> quire.v1.Usage
-	21, // 13: quire.v1.FinishCommand.choices:type_name -> quire.v1.ChoiceProgress
-	21, // 14: quire.v1.ProgressCommand.choices:type_name -> quire.v1.ChoiceProgress
-	8,  // 15: quire.v1.TenantCommand.tenant:type_name -> quire.v1.Tenant
-	10, // 16: quire.v1.NodeCommand.node:type_name -> quire.v1.Node
-	22, // 17: quire.v1.WorkerCommand.worker:type_name -> quire.v1.WorkerInfo
-	16, // 18: quire.v1.SnapshotRecord.header:type_name -> quire.v1.SnapshotHeader
-	22, // 19: quire.v1.SnapshotRecord.worker:type_name -> quire.v1.WorkerInfo
-	17, // 20: quire.v1.SnapshotRecord.request:type_name -> quire.v1.RequestRecord
-	15, // 21: quire.v1.SnapshotRecord.tenant:type_name -> quire.v1.TenantRecord
-	10, // 22: quire.v1.SnapshotRecord.node:type_name -> quire.v1.Node
-	8,  // 23: quire.v1.TenantRecord.tenant:type_name -> quire.v1.Tenant
-	18, // 24: quire.v1.RequestRecord.request:type_name -> quire.v1.Request
-	0,  // 25: quire.v1.RequestRecord.state:type_name -> quire.v1.RequestState
-	19, // 26: quire.v1.RequestRecord.finish_reason:type_name -> quire.v1.FinishReason
-	20, // 27: quire.v1.RequestRecord.usage:type_name -> quire.v1.Usage
-	23, // 28: quire.v1.RequestRecord.outputs:type_name -> quire.v1.Output
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	5,  // 2: quire.v1.Command.assign:type_name -> quire.v1.AssignCommand
+	6,  // 3: quire.v1.Command.finish:type_name -> quire.v1.FinishCommand
+	13, // 4: quire.v1.Command.worker:type_name -> quire.v1.WorkerCommand
+	14, // 5: quire.v1.Command.requeue:type_name -> quire.v1.RequeueCommand
+	7,  // 6: quire.v1.Command.progress:type_name -> quire.v1.ProgressCommand
+	8,  // 7: quire.v1.Command.adopt:type_name -> quire.v1.AdoptCommand
+	10, // 8: quire.v1.Command.tenant:type_name -> quire.v1.TenantCommand
+	12, // 9: quire.v1.Command.node:type_name -> quire.v1.NodeCommand
+	4,  // 10: quire.v1.Command.prompt_part:type_name -> quire.v1.PromptPartCommand
+	20, // 11: quire.v1.SubmitCommand.request:type_name -> quire.v1.Request
+	21, // 12: quire.v1.FinishCommand.finish_reason:type_name -> quire.v1.FinishReason
+	22, // 13: quire.v1.FinishCommand.usage:type_name -> quire.v1.Usage
+	23, // 14: quire.v1.FinishCommand.choices:type_name -> quire.v1.ChoiceProgress
+	23, // 15: quire.v1.ProgressCommand.choices:type_name -> quire.v1.ChoiceProgress
+	9,  // 16: quire.v1.TenantCommand.tenant:type_name -> quire.v1.Tenant
+	11, // 17: quire.v1.NodeCommand.node:type_name -> quire.v1.Node
+	24, // 18: quire.v1.WorkerCommand.worker:type_name -> quire.v1.WorkerInfo
+	18, // 19: quire.v1.SnapshotRecord.header:type_name -> quire.v1.SnapshotHeader
+	24, // 20: quire.v1.SnapshotRecord.worker:type_name -> quire.v1.WorkerInfo
+	19, // 21: quire.v1.SnapshotRecord.request:type_name -> quire.v1.RequestRecord
+	17, // 22: quire.v1.SnapshotRecord.tenant:type_name -> quire.v1.TenantRecord
+	11, // 23: quire.v1.SnapshotRecord.node:type_name -> quire.v1.Node
+	16, // 24: quire.v1.SnapshotRecord.upload:type_name -> quire.v1.PromptUpload
+	9,  // 25: quire.v1.TenantRecord.tenant:type_name -> quire.v1.Tenant
+	20, // 26: quire.v1.RequestRecord.request:type_name -> quire.v1.Request
+	0,  // 27: quire.v1.RequestRecord.state:type_name -> quire.v1.RequestState
+	21, // 28: quire.v1.RequestRecord.finish_reason:type_name -> quire.v1.FinishReason
+	22, // 29: quire.v1.RequestRecord.usage:type_name -> quire.v1.Usage
+	25, // 30: quire.v1.RequestRecord.outputs:type_name -> quire.v1.Output
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_log_proto_init() }
@@ -1680,13 +1892,15 @@ func file_quire_v1_log_proto_init() {
 		(*Command_Adopt)(nil),
 		(*Command_Tenant)(nil),
 		(*Command_Node)(nil),
+		(*Command_PromptPart)(nil),
 	}
-	file_quire_v1_log_proto_msgTypes[13].OneofWrappers = []any{
+	file_quire_v1_log_proto_msgTypes[14].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Request)(nil),
 		(*SnapshotRecord_Tenant)(nil),
 		(*SnapshotRecord_Node)(nil),
+		(*SnapshotRecord_Upload)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1694,7 +1908,7 @@ func file_quire_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_log_proto_rawDesc), len(file_quire_v1_log_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
