@@ -31,6 +31,8 @@ const (
 	// sparedConns is how many connections are kept to nodes that are not on the list (any more): a
 	// leader may be named before the list has it.
 	sparedConns = 2
+	// answerLimit bounds an answer: the output of a request may be long.
+	answerLimit = 64 << 20
 )
 
 // dialer connects to a node or worker; the second result closes the connection.
@@ -184,7 +186,7 @@ func ask[Q, A any](ctx context.Context, c *control, q *Q, method func(pb.Control
 		if err == nil {
 			var answer *A
 			try, cancel := context.WithTimeout(ctx, tryTimeout)
-			answer, err = method(client, try, q, grpc.Trailer(&trailer))
+			answer, err = method(client, try, q, grpc.Trailer(&trailer), grpc.MaxCallRecvMsgSize(answerLimit))
 			silent := try.Err() != nil
 			cancel()
 			if err == nil {

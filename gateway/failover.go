@@ -35,7 +35,7 @@ const (
 	gapQuestions = 10
 	gapRest      = 10 * time.Second
 	// askTimeout bounds a question to the leader, questions how many are asked at once.
-	askTimeout = 5 * time.Second
+	askTimeout = 2 * time.Second
 	questions  = 64
 	// recallTimeout bounds the answer to a loss; the leader goes on without it before that.
 	recallTimeout = time.Second

@@ -197,6 +197,27 @@ func TestSilentWorker(t *testing.T) {
 	}
 }
 
+// TestNobodyLeft tells a client whose worker is gone that no leader answers either, and does not let it
+// wait for ever.
+func TestNobodyLeft(t *testing.T) {
+	d := open(t, gatewaytest.Options{Workers: 2, Manual: true}, func(s *gateway.Settings) { s.RecoverTimeout = 100 * time.Millisecond })
+	d.Step(1)
+	s := d.stream(textPath, streamed, "Idempotency-Key", "k")
+	s.next()
+	d.Elect(-1)
+	d.KillWorker(0)
+	c := decode[chunk](t, s.next())
+	if c.Error == nil || c.Error.Code != "unavailable" || !strings.Contains(c.Error.Message, "the control plane does not answer; ask again under the same id") {
+		t.Errorf("got %+v", c)
+	}
+	// It is not lost.
+	d.Elect(0)
+	d.Step(400)
+	if got := d.stream(textPath, streamed, "Idempotency-Key", "k", "Last-Event-ID", s.id).text(); len(got) != 399 {
+		t.Errorf("the rest has %d characters", len(got))
+	}
+}
+
 // TestForgottenRequest ends a request that the control plane knows nothing of.
 func TestForgottenRequest(t *testing.T) {
 	d := open(t, gatewaytest.Options{Workers: 2, Manual: true})

@@ -241,6 +241,23 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// TestDefaultsOfAnotherGateway replays a request whose max_tokens was filled in by a gateway that saw
+// more room than the one that is asked again.
+func TestDefaultsOfAnotherGateway(t *testing.T) {
+	o := gatewaytest.Options{ContextLength: 100}
+	here := open(t, o)
+	o.ContextLength = 80
+	there := join(t, here.Cluster, o, "node-2")
+	const body = `{"model":"test","messages":[{"role":"user","content":"hi"}],"seed":3}`
+	want := here.post(chatPath, body, "Idempotency-Key", "k")
+	if got := there.post(chatPath, body, "Idempotency-Key", "k"); want.status != 200 || got.body != want.body {
+		t.Errorf("%d %s\nand then %d %s", want.status, want.body, got.status, got.body)
+	}
+	if r := there.post(chatPath, strings.Replace(body, "hi", "ho", 1), "Idempotency-Key", "k"); r.status != 409 {
+		t.Errorf("another body: %d %s", r.status, r.body)
+	}
+}
+
 // TestGrace lets a request that its client has named go on without it for a while, and no other.
 func TestGrace(t *testing.T) {
 	const body = `{"model":"test","prompt":"hi","stream":true,"max_tokens":30,"seed":3}`

@@ -218,6 +218,7 @@ func (l *leader) abortOrphans(now time.Time) {
 			continue
 		}
 		l.s.settings.Logger.Warn("a gateway is gone; its requests are aborted", "gateway", gateway, "requests", len(o.requests))
+		// Gateways know by the first two words that the request may run again for whoever asks.
 		reason := fmt.Sprintf("its gateway %q has not been heard from for %v", gateway, l.s.settings.OrphanGrace)
 		o.away = now
 		for _, id := range slices.Sorted(maps.Keys(o.requests)) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,7 +31,7 @@ import (
 type serverFlags struct {
 	id, http, grpc, data string
 	placement            string
-	drain                time.Duration
+	drain, grace         time.Duration
 	maxRequests          int
 	cluster              clusterFlags
 	store, durability    string
@@ -47,6 +48,7 @@ func (s *serverFlags) flags(cmd *cobra.Command, host string) {
 	f.StringVar(&s.durability, "durability", "disk", "disk: an admission is on the disks of a majority before it is answered; local: the log is in memory only, and a node that stops has lost it")
 	f.IntVar(&s.maxRequests, "max-requests", 1024, "prompts that the gateway serves at once; more are answered with 429")
 	f.StringVar(&s.placement, "placement", string(batch.PolicyTTFT), fmt.Sprintf("which worker gets a request, one of %s; docs/scheduling.md tells what they do", placements()))
+	f.DurationVar(&s.grace, "resume-grace", 10*time.Second, "how long a request with an Idempotency-Key runs on without its client; 0: not at all")
 	f.DurationVar(&s.drain, "drain-timeout", 30*time.Second, "how long running streams may take to finish on shutdown")
 }
 
@@ -147,6 +149,7 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 		Dial:        dial,
 		Models:      gatewayModels(specs),
 		MaxRequests: s.maxRequests,
+		ResumeGrace: cmp.Or(s.grace, -1),
 	})
 	if err != nil {
 		return nil, errors.Join(err, n.scheduler.Close())
