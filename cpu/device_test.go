@@ -1,6 +1,7 @@
 package cpu
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
 	"hash/fnv"
@@ -224,6 +225,39 @@ func TestInvariance(t *testing.T) {
 			d.Close()
 		}
 	})
+}
+
+// TestPagesAreAlike: every path writes the same bytes into pages, so that they can move between machines.
+func TestPagesAreAlike(t *testing.T) {
+	m := llama(testModel{hidden: 64, ffn: 64})
+	m.headDim = 24 // no multiple of the lanes
+	model := newTestModel(13, m, func() device.Type { return device.F32 })
+	for _, kv := range []device.Type{device.F32, device.F16, device.I8} {
+		var want []byte
+		for _, path := range Paths() {
+			rng := rand.New(rand.NewPCG(13, 13))
+			tokens := [][]int32{randomTokens(rng, 45, model.vocab)}
+			d := openPathFor(t, Options{Path: path})
+			s := newScenario(t, d, model.program(t, d), model.kv(3, 16, kv), device.Limits{Rows: 45, Sequences: 1, Samples: 45, Depth: 1}, tokens, rng)
+			s.whole()
+			var got []byte
+			for i := range 3 {
+				page := make([]byte, s.layout.PageBytes())
+				if err := s.runner.(*runner).pages.Read(int32(i), page); err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, page...)
+			}
+			if want == nil {
+				want = got
+			}
+			if !bytes.Equal(got, want) {
+				t.Errorf("%s: the pages of path %s are not those of %s", kv, path, Paths()[0])
+			}
+			s.close()
+			d.Close()
+		}
+	}
 }
 
 // TestGoldenBits pins the numerics: a model with every type of weight, and what it gave when the

@@ -101,11 +101,13 @@ func TestGreedyIdentity(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		load   func(*testing.T) *real
+		kv     device.Type
 		tokens int
 		short  bool
-	}{{"tiny", loadTiny, 24, false}, {"SmolLM2", loadSmolLM2, 4, true}} {
+	}{{"tiny", loadTiny, device.F16, 24, false}, {"tiny, 8 bits", loadTiny, device.I8, 24, false}, {"SmolLM2", loadSmolLM2, device.F16, 4, true}} {
 		t.Run(c.name, func(t *testing.T) {
 			m := c.load(t)
+			m.kv = c.kv
 			long := conversation("Tell me about Paris.", "It is in France.", "And Rome?")
 			var reqs []*pb.Request
 			for i, text := range []string{
