@@ -39,7 +39,7 @@ func TestChaos(t *testing.T) {
 	}
 	ctx := t.Context()
 	c := startCluster(t, dir, *modelFlag, loopback)
-	l := &load{fronts: c.fronts(), asks: asks(c.model), run: time.Now().Unix()}
+	l := &load{model: c.model, fronts: c.fronts(), asks: asks(c.model), run: time.Now().Unix()}
 	begun := time.Now()
 	if err := l.undisturbed(ctx); err != nil {
 		t.Fatalf("before any fault: %v", err)
@@ -48,10 +48,16 @@ func TestChaos(t *testing.T) {
 
 	f := &trouble{c: c, load: l, random: rand.New(rand.NewPCG(*seedFlag, 0))}
 	begun = time.Now()
+	if err := setQuota(ctx, f.leader()); err != nil {
+		t.Fatal(err)
+	}
+	quota := &metered{}
+	finishQuota := quota.start(ctx, l, *seedFlag)
 	finish := l.start(ctx, sizes[c.model].clients, *seedFlag)
 	if err := f.run(ctx, *durationFlag, *kindsFlag); err != nil {
 		t.Error(err)
 	}
+	finishQuota()
 	finish()
 	r := &report{seed: *seedFlag, model: c.model, duration: time.Since(begun), records: l.records, strikes: f.strikes, without: c.without}
 
@@ -67,6 +73,10 @@ func TestChaos(t *testing.T) {
 		} else {
 			r.notes = append(r.notes, "after the run "+what)
 		}
+	}
+	line, held := quota.judge()
+	if r.notes = append(r.notes, line); !held {
+		t.Error("the quota did not hold")
 	}
 	for _, s := range surprises.all() {
 		t.Error(s)

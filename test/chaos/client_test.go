@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -47,6 +48,8 @@ type ask struct {
 	body     map[string]any
 	generate *pb.GenerateRequest
 	choices  int
+	// tenant, if set, may be refused for its quota: that is an answer then.
+	tenant string
 }
 
 // front is a gateway as clients reach it.
@@ -112,6 +115,7 @@ type record struct {
 	attempts []time.Time
 	notes    []string
 	failure  string
+	refused  bool
 	diff     difference
 }
 
@@ -156,6 +160,9 @@ func (s *session) run(ctx context.Context, fronts []*front, at int) {
 		var no refusal
 		switch {
 		case err == nil:
+			return
+		case s.ask.tenant != "" && status.Code(err) == codes.ResourceExhausted:
+			s.record.refused = true
 			return
 		case ctx.Err() != nil:
 			s.record.failure = "the run was over"
@@ -363,6 +370,9 @@ func (s *session) overGRPC(ctx context.Context, f *front) error {
 		}
 		stream, err = client.Resume(ctx, r)
 	} else {
+		if s.ask.tenant != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, "quire-tenant", s.ask.tenant)
+		}
 		r := &pb.GenerateRequest{Model: s.ask.generate.Model, Input: s.ask.generate.Input, Sampling: s.ask.generate.Sampling, RequestId: s.id}
 		stream, err = client.Generate(ctx, r)
 	}

@@ -84,6 +84,7 @@ func asks(model string) (all []*ask) {
 
 // load runs clients without a pause.
 type load struct {
+	model  string
 	fronts []*front
 	asks   []*ask
 	wanted map[*ask]*answer
