@@ -218,3 +218,21 @@ func TestEveryTokenIsToldOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestRevokedIsNoEnd: a leader that loses its office revokes what it handed out, and the next one may
+// find the dispatch in the log. The request is not over then.
+func TestRevokedIsNoEnd(t *testing.T) {
+	o, _ := box(Settings{})
+	now := time.Unix(1000, 0)
+	o.open(ask("a", 8), 3, 7)
+	o.add([]engine.Event{tokens("a", 0, 1, 2)}, now)
+	o.revoke("a")
+	o.add([]engine.Event{{RequestID: "a", Finish: pb.FinishReason_FINISH_REASON_ABORT, Error: "revoked", Done: true}}, now)
+	f, _ := o.finished(now)
+	if len(f.GetRequests()) != 1 {
+		t.Fatalf("told %v", f)
+	}
+	if e := f.Requests[0]; !e.Returned || e.FinishReason != 0 || e.Index != 7 || e.Term != 3 {
+		t.Errorf("told %v, want that dispatch (3, 7) is returned", e)
+	}
+}

@@ -191,10 +191,11 @@ func (o *outbox) forget(id string) {
 }
 
 // end is what the leader is told of the end of out. An error or an abort of one choice is the
-// request's. The lock is held.
+// request's. What was revoked is not over: the leader that revoked it may not have known that its
+// dispatch would be committed after all, and then it belongs back into the queue. The lock is held.
 func (out *output) end() *end {
-	e := &end{id: out.id, term: out.term, index: out.index, returned: out.returned, out: out}
-	if out.returned {
+	e := &end{id: out.id, term: out.term, index: out.index, returned: out.returned || out.revoked, out: out}
+	if e.returned {
 		return e
 	}
 	e.usage = out.usage

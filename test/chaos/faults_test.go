@@ -244,7 +244,9 @@ func (f *trouble) drain(p *process) (string, func()) {
 	p.signal(syscall.SIGTERM)
 	return p.name, func() {
 		if !p.wait(45 * second) {
-			f.errs = append(f.errs, fmt.Errorf("%s did not end within 45 s of SIGTERM", p.name))
+			f.errs = append(f.errs, fmt.Errorf("%s did not end within 45 s of SIGTERM; its log has its goroutines", p.name))
+			p.signal(syscall.SIGQUIT)
+			p.wait(10 * second)
 			p.kill()
 		}
 		f.restart(p)

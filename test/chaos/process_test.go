@@ -107,7 +107,7 @@ func (p *process) start() error {
 func (p *process) signal(s syscall.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s == syscall.SIGKILL || s == syscall.SIGTERM {
+	if s == syscall.SIGKILL || s == syscall.SIGTERM || s == syscall.SIGQUIT {
 		p.wanted = false
 	}
 	_ = p.cmd.Process.Signal(s) // It may have ended already.
