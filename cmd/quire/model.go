@@ -163,10 +163,11 @@ func newModelInspect() *cobra.Command {
 				HeadDim    int            `json:"head_dim"`
 				Vocab      int            `json:"vocab"`
 				Context    int            `json:"context_length"`
+				Windows    []int          `json:"sliding_windows,omitempty"`
 				Parameters int64          `json:"parameters"`
 				Tensors    map[string]int `json:"tensors"`
 				Chat       bool           `json:"chat_template"`
-			}{spec.ID, spec.Path, spec.Digest, c.Arch, c.Layers, c.Hidden, c.FFN, c.Heads, c.KVHeads, c.HeadDim, c.Vocab, c.ContextLength, 0, map[string]int{}, spec.Chat != nil}
+			}{spec.ID, spec.Path, spec.Digest, c.Arch, c.Layers, c.Hidden, c.FFN, c.Heads, c.KVHeads, c.HeadDim, c.Vocab, c.ContextLength, c.Windows, 0, map[string]int{}, spec.Chat != nil}
 			for _, t := range spec.File.Tensors {
 				n := int64(1)
 				for _, d := range t.Dims {
@@ -179,6 +180,9 @@ func newModelInspect() *cobra.Command {
 				t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 				fmt.Fprintf(t, "id\t%s\narchitecture\t%s\nparameters\t%.1f M\ntensors\t%v\n", v.ID, v.Arch, float64(v.Parameters)/1e6, v.Tensors)
 				fmt.Fprintf(t, "layers\t%d\nhidden\t%d\nffn\t%d\nheads\t%d (%d of KV, %d wide)\n", v.Layers, v.Hidden, v.FFN, v.Heads, v.KVHeads, v.HeadDim)
+				if v.Windows != nil {
+					fmt.Fprintf(t, "sliding windows\t%v tokens, by layer (0: all)\n", v.Windows)
+				}
 				fmt.Fprintf(t, "vocabulary\t%d\ncontext\t%d tokens\nchat template\t%v\ndigest\t%s\npath\t%s\n", v.Vocab, v.Context, v.Chat, v.Digest, v.Path)
 				t.Flush()
 			})

@@ -63,6 +63,9 @@ func (w *workerFlags) flags(cmd *cobra.Command) {
 
 // open loads the model onto the device. progress gets bytes done and in total.
 func (w *workerFlags) open(spec *model.Spec, progress func(done, total int64)) (*cpu.Device, *model.Model, error) {
+	if _, err := w.kv(); err != nil {
+		return nil, nil, err // sooner than after loading
+	}
 	dev, err := cpu.Open(cpu.Options{Threads: w.threads, Path: w.path, ExactFloat: w.exact})
 	if err != nil {
 		return nil, nil, usagef("--cpu-path: %w", err)
