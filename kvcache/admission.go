@@ -129,6 +129,14 @@ func (p *Pool) mayHold(tenant, n int) bool {
 	return p.held[tenant]+n <= p.cfg.Tenants[tenant]
 }
 
+// TenantFree is how many more blocks a tenant's sequences may hold, Config.Blocks at most.
+func (p *Pool) TenantFree(tenant int) int {
+	if tenant >= len(p.held) || p.cfg.Tenants[tenant] == 0 {
+		return p.cfg.Blocks
+	}
+	return max(0, p.cfg.Tenants[tenant]-p.held[tenant])
+}
+
 // account books n more block table entries, for the pool and for the tenant.
 func (p *Pool) account(tenant, n int) {
 	p.entries += int64(n)

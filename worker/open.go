@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -42,6 +44,10 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 		}
 	}
 	s.Engine.Blocks = layout.Pages
+	s.Engine.Tenants = nil
+	for _, name := range s.tenants() {
+		s.Engine.Tenants = append(s.Engine.Tenants, engine.Tenant{Name: name, Blocks: int(s.bound(name, int64(layout.Pages)))})
+	}
 	if err := s.Engine.Validate(); err != nil {
 		return nil, err
 	}
@@ -85,6 +91,14 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 	w.log.Info("KV cache", slog.Int("blocks", layout.Pages), slog.Int("block_tokens", layout.BlockTokens),
 		slog.Int64("bytes", int64(layout.Pages)*layout.PageBytes()), slog.String("type", layout.Type.String()))
 	return w, nil
+}
+
+// tenants are those with bounds, in the order of the numbers by which they are known, from 1 on.
+func (s Settings) tenants() []string { return slices.Sorted(maps.Keys(s.TenantKV)) }
+
+// bound is what a tenant may hold of total, at least 1.
+func (s Settings) bound(tenant string, total int64) int64 {
+	return max(1, int64(s.TenantKV[tenant]*float64(total)))
 }
 
 // blocks is how many blocks a budget of bytes buys. More than every sequence at its largest, which holds

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/quire-serve/quire/device"
@@ -35,6 +37,10 @@ type Settings struct {
 	// from host memory and keeps them over a restart; empty is none. It needs HostKVBytes.
 	DiskKVDir   string
 	DiskKVBytes int64
+	// TenantKV bounds what single tenants may hold of the KV cache and of each tier below it, as a share
+	// of it above 0 and up to 1. A sequence of theirs may be no longer than that. Who is not named has no
+	// bound.
+	TenantKV map[string]float64
 	// costs, if set, are taken instead of measured.
 	costs *engine.Costs
 
@@ -101,6 +107,8 @@ func (s Settings) validate() error {
 		return errors.New("worker: kv_disk needs kv_host_bytes: blocks reach the disk through host memory")
 	case s.DiskKVDir != "" && s.DiskKVBytes < 1:
 		return fmt.Errorf("worker: kv_disk_bytes is %d, must be positive", s.DiskKVBytes)
+	case slices.ContainsFunc(slices.Collect(maps.Values(s.TenantKV)), func(v float64) bool { return !(v > 0 && v <= 1) }):
+		return fmt.Errorf("worker: tenant_kv is %v, shares must be above 0 and at most 1", s.TenantKV)
 	case s.KeepEnded < 0:
 		return fmt.Errorf("worker: keep_ended is %v, must not be negative", s.KeepEnded)
 	case s.OutboxRequests < 1:

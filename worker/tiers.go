@@ -36,16 +36,23 @@ func openTiers(s Settings, dev device.Device, m *model.Model, pages device.Pages
 	if err != nil {
 		return nil, nil, fmt.Errorf("worker: measure the device: %w", err)
 	}
+	// Tenant 0 is everybody without a bound.
+	hostPages, diskBytes := []int{0}, []int64{0}
+	for _, name := range s.tenants() {
+		hostPages = append(hostPages, int(s.bound(name, s.HostKVBytes/page)))
+		diskBytes = append(diskBytes, s.bound(name, s.DiskKVBytes))
+	}
 	var disk *tier.Disk
 	if s.DiskKVDir != "" {
 		disk, err = tier.OpenDisk(tier.DiskSettings{
 			Dir: s.DiskKVDir, PageBytes: int(page), Layout: layoutDigest(dev, m, layout), MaxBytes: s.DiskKVBytes,
+			TenantBytes: diskBytes,
 		})
 		if err != nil {
 			return nil, nil, fmt.Errorf("worker: kv_disk: %w", err)
 		}
 	}
-	cache, err := tier.New(tier.Settings{PageBytes: int(page), Pages: int(min(s.HostKVBytes/page, 1<<30)), Disk: disk})
+	cache, err := tier.New(tier.Settings{PageBytes: int(page), Pages: int(min(s.HostKVBytes/page, 1<<30)), TenantPages: hostPages, Disk: disk})
 	if err != nil {
 		return nil, nil, fmt.Errorf("worker: kv_host: %w", err)
 	}

@@ -731,13 +731,14 @@ func TestHealth(t *testing.T) {
 func TestSettingsAreChecked(t *testing.T) {
 	ok := Settings{ID: "w", Control: []string{"x"}}.withDefaults()
 	for want, edit := range map[string]func(*Settings){
-		"worker: id has 0 bytes, must have 1 to 128":          func(s *Settings) { s.ID = "" },
-		"worker: control names no control-plane node":         func(s *Settings) { s.Control = nil },
-		"worker: kv_bytes is -1, must not be negative":        func(s *Settings) { s.KVBytes = -1 },
-		"worker: outbox_bytes is 5, must be at least 1048576": func(s *Settings) { s.OutboxBytes = 5 },
-		"worker: outbox_requests is -2, must be at least 1":   func(s *Settings) { s.OutboxRequests = -2 },
-		"worker: keep_ended is -1s, must not be negative":     func(s *Settings) { s.KeepEnded = -time.Second },
-		"worker: kv_type is Q4_0, must be F32, F16 or I8":     func(s *Settings) { s.KVType = device.Q4_0 },
+		"worker: id has 0 bytes, must have 1 to 128":                          func(s *Settings) { s.ID = "" },
+		"worker: control names no control-plane node":                         func(s *Settings) { s.Control = nil },
+		"worker: kv_bytes is -1, must not be negative":                        func(s *Settings) { s.KVBytes = -1 },
+		"worker: outbox_bytes is 5, must be at least 1048576":                 func(s *Settings) { s.OutboxBytes = 5 },
+		"worker: outbox_requests is -2, must be at least 1":                   func(s *Settings) { s.OutboxRequests = -2 },
+		"worker: tenant_kv is map[a:2], shares must be above 0 and at most 1": func(s *Settings) { s.TenantKV = map[string]float64{"a": 2} },
+		"worker: keep_ended is -1s, must not be negative":                     func(s *Settings) { s.KeepEnded = -time.Second },
+		"worker: kv_type is Q4_0, must be F32, F16 or I8":                     func(s *Settings) { s.KVType = device.Q4_0 },
 	} {
 		s := ok
 		edit(&s)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -32,6 +34,7 @@ type workerFlags struct {
 	kvHostBytes  int64
 	kvDisk       string
 	kvDiskBytes  int64
+	tenantKV     []string
 	returnAfter  time.Duration
 	maxSequences int
 	batchTokens  int
@@ -52,6 +55,7 @@ func (w *workerFlags) flags(cmd *cobra.Command) {
 	f.Int64Var(&w.kvHostBytes, "kv-host-bytes", 0, "host memory for blocks evicted from the KV cache, in bytes; 0: none")
 	f.StringVar(&w.kvDisk, "kv-disk", "", "folder of this worker's own for blocks evicted from host memory, kept over restarts; needs --kv-host-bytes")
 	f.Int64Var(&w.kvDiskBytes, "kv-disk-bytes", 10<<30, "most bytes in the --kv-disk folder")
+	f.StringSliceVar(&w.tenantKV, "tenant-kv", nil, "share of the KV cache and of each tier below it that a tenant may hold, as NAME=0.25; the longest sequence of the tenant fits in it")
 	f.IntVar(&w.maxSequences, "max-sequences", 64, "sequences that run at once")
 	f.DurationVar(&w.returnAfter, "return-after", 30*time.Second, "how long a preempted request may wait here before it goes back to the control plane; 0: for good")
 	f.IntVar(&w.batchTokens, "max-batch-tokens", 512, "tokens a step may carry: prefill chunks and decodes together")
@@ -105,7 +109,17 @@ func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Durati
 	if drain == 0 {
 		drain = -1
 	}
+	tenants := map[string]float64{}
+	for _, t := range w.tenantKV {
+		name, value, found := strings.Cut(t, "=")
+		share, err := strconv.ParseFloat(value, 64)
+		if !found || name == "" || err != nil || !(share > 0 && share <= 1) {
+			return nil, usagef("--tenant-kv: %q is not NAME=SHARE with a share above 0 and at most 1", t)
+		}
+		tenants[name] = share
+	}
 	return worker.New(worker.Settings{
+		TenantKV:     tenants,
 		ID:           w.id,
 		Listen:       w.listen,
 		Advertise:    w.advertise,

@@ -103,10 +103,12 @@ func (e *Engine) Settings() Settings { return e.settings }
 // change them. Errors: ErrInvalid, ErrTooLong, ErrDuplicate, ErrQueueFull, ErrDraining; a request
 // refused so has no events.
 func (e *Engine) Add(r *pb.Request) error {
-	q, err := newRequest(r, &e.model, e.ContextLength())
+	tenant, context := e.settings.tenant(r.Tenant, e.ContextLength())
+	q, err := newRequest(r, &e.model, context)
 	if err != nil {
 		return err
 	}
+	q.tenant = tenant
 	q.added = time.Now().UnixMicro()
 	e.mu.Lock()
 	defer e.mu.Unlock()

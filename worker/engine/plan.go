@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"slices"
 
 	"github.com/quire-serve/quire/device"
@@ -28,7 +29,8 @@ type planner struct {
 	lower   *lower      // nil without tiers below the device
 	news    cacheNews
 	pace    pace
-	misfit  int // blocks that were free when a waiting sequence last did not fit, -1 since one did
+	bound   []int // tenants of which nobody more may start in this plan
+	misfit  int   // blocks that were free when a waiting sequence last did not fit, -1 since one did
 
 	number    uint64  // of the newest step planned
 	accepted  uint64  // of the newest step accepted
@@ -92,7 +94,7 @@ const (
 )
 
 func newPlanner(s Settings, m Model) (*planner, error) {
-	pool, err := kvcache.NewPool(kvcache.Config{Blocks: s.Blocks, BlockTokens: s.BlockTokens, Window: m.Window, PrefixCache: s.PrefixCache, Events: s.PrefixCache, ReportEvictions: m.Tiers != nil})
+	pool, err := kvcache.NewPool(kvcache.Config{Blocks: s.Blocks, BlockTokens: s.BlockTokens, Window: m.Window, Tenants: s.tenantBlocks(), PrefixCache: s.PrefixCache, Events: s.PrefixCache, ReportEvictions: m.Tiers != nil})
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +219,7 @@ func (p *planner) makeRoom(s *sequence) (ok, preempted bool) {
 			p.note(noteStalled, s, 0)
 			return false, preempted
 		}
-		victim := p.running.last()
+		victim := p.victim(s, err)
 		p.cause = s.id
 		p.preempt(victim)
 		p.cause = ""
@@ -361,6 +363,7 @@ func (p *planner) fork(st *step) {
 // admit starts waiting sequences while budget, slots and blocks last.
 func (p *planner) admit(st *step, budget int, now int64) {
 	misfits := 0
+	p.bound = p.bound[:0]
 	for i := 0; i < len(p.waiting) && budget > 0 && p.slots() > 0; {
 		s := p.waiting[i]
 		if p.hold == holdNew && s.started == 0 {
@@ -371,7 +374,15 @@ func (p *planner) admit(st *step, budget int, now int64) {
 			// Preempted with a token in flight: it is whole again once that has come back.
 			return
 		}
+		if slices.Contains(p.bound, s.tenant) {
+			i++
+			continue
+		}
 		n := p.start(st, s, budget, now)
+		if slices.Contains(p.bound, s.tenant) {
+			i++
+			continue
+		}
 		if n == 0 && s.state != stateRunning {
 			misfits++
 			p.misfit = p.pool.Free()
@@ -477,7 +488,7 @@ func (p *planner) undoCopies() {
 // being copied up from a lower tier.
 func (p *planner) begin(s *sequence) (cached, below int, ok bool) {
 	if s.kv == nil {
-		s.kv = p.pool.NewSequence(s.root)
+		p.newSequence(s)
 	}
 	if s.scoring() {
 		s.kv.SetReadCache(false)
@@ -493,12 +504,21 @@ func (p *planner) begin(s *sequence) (cached, below int, ok bool) {
 	if s.preemptions > 0 {
 		need += len(p.running)
 	}
+	if p.bounded(s, (max(upTo, 1)+p.BlockTokens-1)/p.BlockTokens) {
+		// The others wait for nobody's bound but their own.
+		p.bound = append(p.bound, s.tenant)
+		p.note(noteBounded, s, len(s.tokens))
+		return 0, 0, false
+	}
 	if need > p.pool.Free() {
 		p.note(noteNoBlocks, s, len(s.tokens))
 		return 0, 0, false
 	}
 	cached, cp, has, err := s.kv.Begin(s.tokens, upTo)
 	if err != nil {
+		if errors.Is(err, kvcache.ErrQuota) {
+			p.bound = append(p.bound, s.tenant)
+		}
 		p.note(noteNoBlocks, s, len(s.tokens))
 		return 0, 0, false
 	}

@@ -32,6 +32,11 @@ func TestOutputIsUndisturbed(t *testing.T) {
 		vocab := rapid.SampledFrom([]int{testVocab, 4, 2}).Draw(t, "vocabulary")
 		s.MaxBatchTokens = s.MaxSequences + rapid.IntRange(0, 40).Draw(t, "budget")
 		s.DecodeShare = rapid.SampledFrom([]float64{-1, 0.3, 0.8}).Draw(t, "decode share")
+		for _, name := range []string{"a", "b"} {
+			if rapid.IntRange(0, 2).Draw(t, "bound") == 0 {
+				s.Tenants = append(s.Tenants, Tenant{name, rapid.IntRange(1, s.Blocks).Draw(t, "tenant blocks")})
+			}
+		}
 		window := 0
 		if rapid.IntRange(0, 2).Draw(t, "windowed") == 0 {
 			window = rapid.IntRange(1, 100).Draw(t, "window")
@@ -62,11 +67,14 @@ func TestOutputIsUndisturbed(t *testing.T) {
 		aborted := map[string]bool{}
 		n := rapid.IntRange(1, 10).Draw(t, "requests")
 		for len(asked) < n {
-			q := drawRequest(t, len(asked), r.p.context, vocab)
+			name := rapid.SampledFrom([]string{"", "a", "b", "c"}).Draw(t, "tenant")
+			_, context := r.p.tenant(name, r.p.context)
+			q := drawRequest(t, len(asked), context, vocab)
 			if q == nil {
 				n--
 				continue
 			}
+			q.Tenant = name
 			asked = append(asked, q)
 			r.add(q)
 			for range rapid.IntRange(0, 12).Draw(t, "steps") {
@@ -172,7 +180,7 @@ func (r *rig) wantPrefix(q *pb.Request) {
 			r.t.Errorf("%s: nothing heard", key(q.Id, c))
 			continue
 		}
-		tokens, _ := undisturbed(q, c, &r.model, r.p.context)
+		tokens, _ := undisturbed(q, c, &r.model, r.context(q))
 		if len(h.tokens) > len(tokens) {
 			r.t.Errorf("%s: %d tokens, undisturbed %d", key(q.Id, c), len(h.tokens), len(tokens))
 			continue

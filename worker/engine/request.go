@@ -30,6 +30,7 @@ type request struct {
 	arrival     int64  // Unix milliseconds, as the front door saw it
 	number      uint64 // order of Add
 	deadline    int64  // Unix milliseconds, 0 none
+	tenant      int    // its number, 0 without bounds
 	prompt      int    // tokens
 	limit       int    // a choice ends when it holds this many tokens
 	min         int    // generated tokens before a stop counts

@@ -140,10 +140,12 @@ func ask(id string, prompt []int32, maxTokens int, edit ...func(*pb.Request)) *p
 func (r *rig) add(reqs ...*pb.Request) {
 	r.t.Helper()
 	for _, q := range reqs {
-		n, err := newRequest(q, &r.model, r.p.context)
+		tenant, context := r.p.tenant(q.Tenant, r.p.context)
+		n, err := newRequest(q, &r.model, context)
 		if err != nil {
 			r.t.Fatal(err)
 		}
+		n.tenant = tenant
 		r.number++
 		n.number, n.added = r.number, r.now
 		if n.spec == nil {
@@ -154,6 +156,12 @@ func (r *rig) add(reqs ...*pb.Request) {
 		r.p.join(n, g, err)
 	}
 	r.hear()
+}
+
+// context is how many tokens a sequence of q may hold.
+func (r *rig) context(q *pb.Request) int {
+	_, tokens := r.p.tenant(q.Tenant, r.p.context)
+	return tokens
 }
 
 func (r *rig) find(id string) *request {
@@ -319,7 +327,7 @@ func (r *rig) want(q *pb.Request) {
 			r.t.Errorf("%s: nothing heard", key(q.Id, c))
 			continue
 		}
-		tokens, finish := undisturbed(q, c, &r.model, r.p.context)
+		tokens, finish := undisturbed(q, c, &r.model, r.context(q))
 		if !slices.Equal(h.tokens, tokens) || h.finish != finish {
 			r.t.Errorf("%s: %v tokens %v\nundisturbed: %v tokens %v", key(q.Id, c), h.finish, h.tokens, finish, tokens)
 		}

@@ -37,6 +37,10 @@ type Settings struct {
 	// PrefixCache shares the blocks of equal prefixes.
 	PrefixCache bool
 
+	// Tenants bounds what single tenants' sequences may hold of the pool. They are told apart by
+	// Request.tenant; who is not named has no bound.
+	Tenants []Tenant
+
 	// QueueRequests and QueueTokens bound what waits to start: requests, and their prompt tokens.
 	// Defaults 1,024 and 4,194,304.
 	QueueRequests int
@@ -131,6 +135,9 @@ func (s Settings) Validate() error {
 		if b.v < b.lo || b.v > b.hi {
 			return fmt.Errorf("engine: %s is %d, must be %d to %d", b.name, b.v, b.lo, b.hi)
 		}
+	}
+	if err := s.validateTenants(); err != nil {
+		return err
 	}
 	if s.DecodeShare >= 0 && !(s.DecodeShare >= 0.05 && s.DecodeShare <= 0.95) {
 		return fmt.Errorf("engine: decode_share is %v, must be 0.05 to 0.95, or negative", s.DecodeShare)

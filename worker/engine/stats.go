@@ -67,6 +67,7 @@ const (
 	notePrefill
 	noteReturned
 	noteExpired
+	noteBounded
 )
 
 // reasons are the words for each, and why it happens.
@@ -82,6 +83,7 @@ var reasons = [...]struct{ what, why string }{
 	{"prefill", "so many tokens of its prompt are computed in this step"},
 	{"returned", "preempted, and no room to go on within the bound"},
 	{"expired", "its deadline passed before it could start"},
+	{"bounded", "its tenant holds as many blocks as it may"},
 }
 
 func (r Reason) String() string { return reasons[r].what }

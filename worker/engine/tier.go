@@ -91,7 +91,7 @@ func (p *planner) below(s *sequence, cached int) (n int, wait bool) {
 	host, total := l.Cache.Match(hashes)
 	// Waiting ends: each read does, and s begins only so many.
 	if host < total && s.fetched < 2*all {
-		begun, coming := l.Cache.Prefetch(hashes[:total], 0)
+		begun, coming := l.Cache.Prefetch(hashes[:total], s.tenant)
 		s.fetched += begun
 		if coming {
 			l.fetching = true
@@ -111,11 +111,11 @@ func (p *planner) fetch(s *sequence) {
 		return
 	}
 	if s.kv == nil {
-		s.kv = p.pool.NewSequence(s.root)
+		p.newSequence(s)
 	}
 	cached := s.kv.Lookup(s.tokens)
 	if hashes := s.kv.Hashes(); cached/p.BlockTokens < len(hashes) {
-		begun, _ := l.Cache.Prefetch(hashes[cached/p.BlockTokens:], 0)
+		begun, _ := l.Cache.Prefetch(hashes[cached/p.BlockTokens:], s.tenant)
 		s.fetched += begun
 	}
 }
