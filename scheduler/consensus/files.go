@@ -74,12 +74,8 @@ func OpenFiles(dir string, store Store, logger hclog.Logger) (files *Files, err 
 	if err != nil {
 		return nil, err
 	}
-	cache, err := raft.NewLogCache(cachedEntries, log)
-	if err != nil {
-		return nil, errors.Join(err, log.Close())
-	}
 	return &Files{
-		Logs:      cache,
+		Logs:      log,
 		Stable:    log,
 		Snapshots: snapshots,
 		Close:     func() error { return errors.Join(log.Close(), lock.Close()) },

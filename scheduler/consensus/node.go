@@ -150,7 +150,11 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 			return nil, err
 		}
 	}
-	logs := &guardedLogs{LogStore: n.files.Logs, log: settings.Logger, fatal: settings.Fatal}
+	// The cache hides what kind of error it got, so the guard is below it.
+	logs, err := raft.NewLogCache(cachedEntries, &guardedLogs{LogStore: n.files.Logs, log: settings.Logger, fatal: settings.Fatal})
+	if err != nil {
+		return nil, fmt.Errorf("open the log: %w", err)
+	}
 	votes := guardedVotes{n.files.Stable, settings.Fatal}
 
 	config := raft.DefaultConfig()
