@@ -31,7 +31,7 @@ type cluster struct {
 	cut map[int]bool
 }
 
-func newCluster(t testing.TB, size int) *cluster {
+func newCluster(t testing.TB, size int, options ...func(*Settings)) *cluster {
 	c := &cluster{t: t, cut: map[int]bool{}}
 	var peers []Peer
 	for i := range size {
@@ -43,13 +43,17 @@ func newCluster(t testing.TB, size int) *cluster {
 	c.heal()
 	for i := range size {
 		memory := inMemory()
-		s, err := New(Settings{
+		settings := Settings{
 			NodeID: peers[i].ID, Peers: peers, Logger: quiet, Dial: silent,
 			consensus: func(settings *consensus.Settings) {
 				memory(settings)
 				settings.Transport = c.transports[i]
 			},
-		})
+		}
+		for _, set := range options {
+			set(&settings)
+		}
+		s, err := New(settings)
 		if err != nil {
 			t.Fatal(err)
 		}

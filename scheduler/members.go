@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"time"
 
@@ -138,6 +139,10 @@ func (m *membership) Members(ctx context.Context, _ *pb.MembersRequest) (*pb.Mem
 		return nil, err
 	}
 	members := m.s.node.Members()
+	// The newest change may not be committed yet, and then it may come to nothing.
+	if err := m.s.node.Barrier(barrierTimeout); err != nil {
+		return nil, status.Error(codes.Unavailable, fmt.Sprintf("the leader could not make sure that it still leads: %v", err))
+	}
 	answers := m.describe(ctx, members)
 	progress := m.s.node.Progress()
 	out := &pb.MembersResponse{Healthy: true, Term: progress.Term, CommitIndex: progress.Commit}
@@ -191,6 +196,11 @@ func (m *membership) Remove(ctx context.Context, in *pb.RemoveRequest) (*pb.Remo
 	if _, err := m.s.leading(unaryTrailer(ctx)); err != nil {
 		return nil, err
 	}
+	// What is found here must still be so when the member goes: a Join may be under way.
+	if err := m.change(ctx); err != nil {
+		return nil, changeError(err)
+	}
+	defer m.changed()
 	id := in.GetId()
 	member, ok := m.s.node.Member(id)
 	switch {
@@ -201,8 +211,6 @@ func (m *membership) Remove(ctx context.Context, in *pb.RemoveRequest) (*pb.Remo
 	case m.describe(ctx, []consensus.Member{member})[id] != nil:
 		return nil, status.Errorf(codes.FailedPrecondition, "id: %q still runs and would come back; stop it first", id)
 	}
-	m.changing.Lock()
-	defer m.changing.Unlock()
 	if ok {
 		if err := m.s.node.Remove(id); err != nil {
 			return nil, changeError(err)

@@ -37,8 +37,8 @@ type membership struct {
 	instance string
 	identity *identity
 
-	// changing is held while members change: one change at a time.
-	changing sync.Mutex
+	// changing has one place, held while members change: one change at a time.
+	changing chan struct{}
 	// pilot looks after the members; nil while this node does not lead.
 	pilot atomic.Pointer[consensus.Pilot]
 
@@ -67,7 +67,7 @@ const (
 
 // openMembership prepares what the node says about itself. The data folder must be locked already.
 func openMembership(s *Scheduler) (*membership, error) {
-	m := &membership{s: s, instance: randomID(), conns: map[string]*nodeConn{}}
+	m := &membership{s: s, instance: randomID(), changing: make(chan struct{}, 1), conns: map[string]*nodeConn{}}
 	dir := s.settings.DataDir
 	if s.settings.Store == consensus.Memory {
 		dir = "" // The store ends with the process, and so does its id.
@@ -288,10 +288,24 @@ func (m *membership) lead(ctx context.Context) (stop func()) {
 	}
 }
 
+// change waits until no other change of the members is under way; changed ends the caller's.
+func (m *membership) change(ctx context.Context) error {
+	select {
+	case m.changing <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (m *membership) changed() { <-m.changing }
+
 // enter makes a node a member as it is now.
 func (m *membership) enter(ctx context.Context, node *pb.Node) error {
-	m.changing.Lock()
-	defer m.changing.Unlock()
+	if err := m.change(ctx); err != nil {
+		return err
+	}
+	defer m.changed()
 	known := m.s.store.View().Node(node.GetId())
 	member, isMember := m.s.node.Member(node.GetId())
 	if known.GetStoreId() != "" && known.GetStoreId() != node.GetStoreId() && isMember && member.Voter {

@@ -109,8 +109,10 @@ func receive(stream pb.Cluster_RestoreSnapshotServer, to io.Writer) error {
 
 // restore replaces the state. What the leader holds in memory is of the old one, so it begins anew.
 func (m *membership) restore(ctx context.Context, file io.Reader, b *Backup) error {
-	m.changing.Lock()
-	defer m.changing.Unlock()
+	if err := m.change(ctx); err != nil {
+		return err
+	}
+	defer m.changed()
 	// Once begun it goes to its end, whether or not the caller is still there.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()
