@@ -5,17 +5,16 @@ import (
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
-// Every session of a worker has a number in the prefix index: what an earlier one said counts no more,
+// Every session of a worker has a name in the prefix index: what an earlier one said counts no more,
 // and a session begins with a snapshot.
 
-// index gives a session its number. A worker for which there is none is placed by its load alone.
+// index gives a session its name. A worker for which there is none is placed by its load alone.
 func (l *leader) index(s *session) {
-	number, err := l.prefixes.Add()
+	name, err := l.prefixes.Add()
 	if err != nil {
 		l.s.settings.Logger.Warn("what a worker's cache holds is not followed", "worker", s.info.GetId(), "error", err)
-		number = -1
 	}
-	s.number = number
+	s.cache = name
 }
 
 // cacheEvents takes in what a worker's KV cache took up and lost. The index has a lock of its own, so
@@ -24,7 +23,7 @@ func (l *leader) cacheEvents(s *session, in *pb.CacheEvents) error {
 	var hashes []kvcache.Hash
 	for n, e := range in.GetEvents() {
 		if e.GetKind() == pb.CacheEvent_KIND_RESET {
-			l.prefixes.Reset(s.number)
+			l.prefixes.Reset(s.cache)
 			continue
 		}
 		medium, ok := cacheMedia[e.GetMedium()]
@@ -40,11 +39,11 @@ func (l *leader) cacheEvents(s *session, in *pb.CacheEvents) error {
 		}
 		switch e.GetKind() {
 		case pb.CacheEvent_KIND_STORED:
-			l.prefixes.Stored(s.number, medium, hashes)
+			l.prefixes.Stored(s.cache, medium, hashes)
 		case pb.CacheEvent_KIND_REMOVED:
-			l.prefixes.Removed(s.number, medium, hashes)
+			l.prefixes.Removed(s.cache, medium, hashes)
 		case pb.CacheEvent_KIND_CLEARED:
-			l.prefixes.Cleared(s.number, medium)
+			l.prefixes.Cleared(s.cache, medium)
 		default:
 			return invalid("cache_events.events.kind", "event %d: %v is unknown", n, e.GetKind())
 		}

@@ -16,13 +16,14 @@ import (
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/batch"
+	"github.com/quire-serve/quire/scheduler/prefix"
 )
 
 // session is a worker's stream with this leader.
 type session struct {
 	info *pb.WorkerInfo
-	// number is the session's in the prefix index.
-	number int32
+	// cache is the session's name in the prefix index; 0 is none.
+	cache prefix.Worker
 	// heard is when the worker last said something; missing are requests that it should run and
 	// does not, with the time at which they go back into the queue. Both belong to leader.mu.
 	heard    time.Time
@@ -213,7 +214,7 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 			return nil, status.Errorf(codes.AlreadyExists, "hello.worker.id: %q is in session from %s", id, old.info.GetAddress())
 		}
 		old.close(status.Error(codes.Aborted, "a newer session of this worker took over"))
-		l.prefixes.Remove(old.number)
+		l.prefixes.Remove(old.cache)
 	}
 	s := newSession(info, now)
 	l.index(s)
@@ -247,7 +248,7 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 		}
 	}
 	l.batcher.Join(batch.Worker{
-		ID: id, Model: info.GetModel(), Number: s.number, ContextTokens: int(info.GetContextLength()), BlockTokens: int(info.GetBlockTokens()),
+		ID: id, Model: info.GetModel(), Cache: s.cache, ContextTokens: int(info.GetContextLength()), BlockTokens: int(info.GetBlockTokens()),
 		TotalBlocks: int(info.GetTotalBlocks()), MaxSequences: int(info.GetMaxSequences()), MaxBatchTokens: int(info.GetMaxBatchTokens()),
 	}, len(running) == 0, now.UnixMilli())
 	l.workers[id] = info
@@ -269,7 +270,7 @@ func (l *leader) detach(s *session, goodbye bool, now time.Time) {
 	}
 	delete(l.sessions, id)
 	l.batcher.Leave(id)
-	l.prefixes.Remove(s.number)
+	l.prefixes.Remove(s.cache)
 	if goodbye {
 		l.lose(id, now)
 		return
@@ -352,7 +353,7 @@ func (l *leader) housekeep(now time.Time) {
 			s.close(status.Errorf(codes.DeadlineExceeded, "no heartbeat for %v; the limit is %v", silent, l.s.settings.HeartbeatTimeout))
 			delete(l.sessions, id)
 			l.batcher.Leave(id)
-			l.prefixes.Remove(s.number)
+			l.prefixes.Remove(s.cache)
 			l.absent[id] = now
 			continue
 		}

@@ -70,14 +70,14 @@ func simulate(m model, requests []traced, policy batch.Policy, load float64) res
 	}
 	s.batcher = batch.New(batch.Settings{Policy: policy, Matcher: s.index})
 	for n := range m.workers {
-		number, err := s.index.Add()
+		name, err := s.index.Add()
 		if err != nil {
 			panic(err)
 		}
-		w := newWorker(&s.model, fmt.Sprintf("w%03d", n), number)
+		w := newWorker(&s.model, fmt.Sprintf("w%03d", n), name)
 		s.workers[w.id] = w
 		s.batcher.Join(batch.Worker{
-			ID: w.id, Model: "m", Number: number, ContextTokens: m.blocks * blockTokens, BlockTokens: blockTokens,
+			ID: w.id, Model: "m", Cache: name, ContextTokens: m.blocks * blockTokens, BlockTokens: blockTokens,
 			TotalBlocks: m.blocks, MaxSequences: m.maxSequences, MaxBatchTokens: m.maxBatchTokens,
 		}, true, s.nowMS())
 		s.every(250_000, func() { s.report(w) })
@@ -185,9 +185,9 @@ func (s *simulation) report(w *worker) {
 	s.after(s.model.networkUS, func() {
 		for _, n := range all {
 			if one := []kvcache.Hash{n.hash}; n.stored {
-				s.index.Stored(w.number, kvcache.Device, one)
+				s.index.Stored(w.cacheName, kvcache.Device, one)
 			} else {
-				s.index.Removed(w.number, kvcache.Device, one)
+				s.index.Removed(w.cacheName, kvcache.Device, one)
 			}
 		}
 		s.batcher.Report(w.id, load, s.nowMS())

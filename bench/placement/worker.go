@@ -5,6 +5,7 @@ import (
 
 	"github.com/quire-serve/quire/kvcache"
 	"github.com/quire-serve/quire/scheduler/batch"
+	"github.com/quire-serve/quire/scheduler/prefix"
 )
 
 // model is what workers are like.
@@ -28,8 +29,8 @@ var defaultModel = model{
 // first.
 type worker struct {
 	*model
-	id     string
-	number int32
+	id        string
+	cacheName prefix.Worker
 	// waiting are accepted, prefilling and decoding run.
 	waiting, prefilling, decoding []*sequence
 	cache                         map[kvcache.Hash]*block
@@ -61,8 +62,8 @@ type block struct {
 	at   *list.Element
 }
 
-func newWorker(m *model, id string, number int32) *worker {
-	return &worker{model: m, id: id, number: number, cache: map[kvcache.Hash]*block{}, idle: list.New()}
+func newWorker(m *model, id string, cacheName prefix.Worker) *worker {
+	return &worker{model: m, id: id, cacheName: cacheName, cache: map[kvcache.Hash]*block{}, idle: list.New()}
 }
 
 // admit starts the sequences that there is room for, in order.

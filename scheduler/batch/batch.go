@@ -122,7 +122,6 @@ func New(settings Settings) *Batcher {
 	return &Batcher{
 		settings: settings,
 		policy:   newPolicy(settings.Policy),
-		matches:  matches{byNumber: map[int32]*member{}},
 		promises: promises{heads: map[kvcache.Hash]int32{}},
 		pools:    map[string]*pool{},
 		items:    map[string]*item{},
@@ -276,7 +275,7 @@ func (b *Batcher) Join(w Worker, idle bool, nowMS int64) {
 		m.load.FreeBlocks = w.TotalBlocks
 	}
 	b.members[w.ID] = m
-	b.matches.byNumber[w.Number] = m
+	b.matches.join(m)
 	p := b.pool(w.Model)
 	// A new worker has its turn as if it had been there from the start; it is not to make up for it.
 	if len(p.members) > 0 {
@@ -300,9 +299,7 @@ func (b *Batcher) Leave(id string) {
 	at, _ := p.find(id)
 	p.members = slices.Delete(p.members, at, at+1)
 	delete(b.members, id)
-	if b.matches.byNumber[m.Number] == m {
-		delete(b.matches.byNumber, m.Number)
-	}
+	b.matches.leave(m)
 	m.gone = true
 	b.tidy(p)
 }

@@ -288,7 +288,7 @@ type randomCaches struct{ seed byte }
 func (c *randomCaches) Match(dst []prefix.Match, hashes []kvcache.Hash) []prefix.Match {
 	for n := range byte(4) {
 		if m := (c.seed + n*37 + hashes[0][0]) % 16; m < 12 {
-			dst = append(dst, prefix.Match{Worker: int32(n), Device: int32(m % 5), Host: int32(m % 3), Disk: int32(m % 2)})
+			dst = append(dst, prefix.Match{Worker: prefix.Worker(n), Device: int32(m % 5), Host: int32(m % 3), Disk: int32(m % 2)})
 		}
 	}
 	return dst
@@ -338,7 +338,7 @@ func TestPlanSafety(t *testing.T) {
 				each(func(b *Batcher) { b.Push(r) })
 			case action == 4:
 				w = &truth{Worker: worker(id), running: map[string]Request{}}
-				w.Number = int32(id[1] - '0')
+				w.Cache = prefix.Worker(id[1] - '0')
 				if id == "w3" {
 					w.Model = "n"
 				}

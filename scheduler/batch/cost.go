@@ -101,9 +101,14 @@ func (m *member) predictUS(work, nowMS, trust int64) int64 {
 	return m.derated(us) * 1000 / max(1, trust)
 }
 
+// workUS is how long the work takes on the worker when it does nothing else.
+func (m *member) workUS(work int64) int64 {
+	return m.derated(work * 1_000_000 / m.speed.tokensPerS())
+}
+
 // busyUS orders workers by the load that a new request would find, itself among the sequences.
 func (m *member) busyUS() int64 {
-	return m.derated((m.tokens() + int64(m.sequences()+1)*decodeTokens) * 1_000_000 / m.speed.tokensPerS())
+	return m.workUS(m.tokens() + int64(m.sequences()+1)*decodeTokens)
 }
 
 // derated is a time on a worker that is held down.

@@ -5,8 +5,8 @@ import "github.com/quire-serve/quire/scheduler/prefix"
 // Worker is what a worker can hold.
 type Worker struct {
 	ID, Model string
-	// Number is the worker's in the Matcher's answers.
-	Number int32
+	// Cache is the worker's name in the Matcher's answers; 0 if it has none.
+	Cache prefix.Worker
 	// ContextTokens is the longest sequence, prompt and output together.
 	ContextTokens int
 	BlockTokens   int
@@ -130,11 +130,15 @@ func (m *member) size(short Shortage, stepsAhead int) int64 {
 		part(short.PromptTokens, int64(stepsAhead*m.MaxBatchTokens))
 }
 
+// starts says whether there is a sequence and a block left for anything at all.
+func (m *member) starts() bool {
+	return m.known && !m.draining && !m.load.Unhealthy &&
+		m.sequences() < m.MaxSequences && m.reportedBlocks() > int64(m.charged.blocks)
+}
+
 // open says whether there is room for anything at all.
 func (m *member) open(stepsAhead int) bool {
-	return m.known && !m.draining && !m.load.Unhealthy &&
-		m.sequences() < m.MaxSequences && m.reportedBlocks() > int64(m.charged.blocks) &&
-		(m.tokens() == 0 || m.tokens() < int64(stepsAhead*m.MaxBatchTokens))
+	return m.starts() && (m.tokens() == 0 || m.tokens() < int64(stepsAhead*m.MaxBatchTokens))
 }
 
 func (m *member) take(c charge) {

@@ -22,9 +22,9 @@ const (
 
 // matches remembers what the Matcher said of the requests that plans step over again and again.
 type matches struct {
-	byNumber map[int32]*member
-	kept     [matchesKept]kept
-	next     int
+	bySlot []*member
+	kept   [matchesKept]kept
+	next   int
 	// stamp numbers the prompt that is being placed; members have what it would find there.
 	stamp    uint64
 	asked    []*member
@@ -71,7 +71,7 @@ func (b *Batcher) answer(i *item, list []prefix.Match, nowMS int64) []*member {
 	x.stamp++
 	x.asked = x.asked[:0]
 	for _, match := range list {
-		if m := x.byNumber[match.Worker]; m != nil {
+		if m := x.member(match.Worker); m != nil {
 			m.asked, m.found = x.stamp, match
 			x.asked = append(x.asked, m)
 		}
@@ -79,7 +79,7 @@ func (b *Batcher) answer(i *item, list []prefix.Match, nowMS int64) []*member {
 	x.promised = b.promises.find(x.promised[:0], i.Hashes, nowMS)
 	for _, p := range x.promised {
 		if !b.asked(p.member) {
-			p.member.asked, p.member.found = x.stamp, prefix.Match{Worker: p.member.Number}
+			p.member.asked, p.member.found = x.stamp, prefix.Match{Worker: p.member.Cache}
 			x.asked = append(x.asked, p.member)
 		}
 		if more := p.blocks - p.member.found.Blocks(); more > 0 {
@@ -97,7 +97,34 @@ func (b *Batcher) found(m *member) prefix.Match {
 	if b.asked(m) {
 		return m.found
 	}
-	return prefix.Match{Worker: m.Number}
+	return prefix.Match{Worker: m.Cache}
+}
+
+// member is the one with this name in the Matcher's answers; nil if there is none.
+func (x *matches) member(name prefix.Worker) *member {
+	if slot := name.Slot(); slot < len(x.bySlot) {
+		if m := x.bySlot[slot]; m != nil && m.Cache == name {
+			return m
+		}
+	}
+	return nil
+}
+
+func (x *matches) join(m *member) {
+	slot := m.Cache.Slot()
+	if m.Cache == 0 {
+		return
+	}
+	if more := slot + 1 - len(x.bySlot); more > 0 {
+		x.bySlot = append(x.bySlot, make([]*member, more)...)
+	}
+	x.bySlot[slot] = m
+}
+
+func (x *matches) leave(m *member) {
+	if x.member(m.Cache) == m {
+		x.bySlot[m.Cache.Slot()] = nil
+	}
 }
 
 // forgetMatches lets go of a request that left the queue.

@@ -12,7 +12,9 @@ const (
 	// passesPerPlan bounds how many requests that fit nowhere a plan steps over, and holdsPerPlan how
 	// many that wait for a worker which holds their prefix.
 	passesPerPlan = 64
-	holdsPerPlan  = 256
+	holdsPerPlan  = 64
+	// candidatesPerRequest bounds the workers with a part of the prompt that are compared in full.
+	candidatesPerRequest = 16
 )
 
 // Plan binds the requests that workers can start now, takes them out of the queue and charges the
@@ -136,10 +138,7 @@ func (b *Batcher) gather(p *pool, i *item, nowMS int64) {
 		}
 		return
 	}
-	for _, m := range matched {
-		if m.Model != p.model {
-			continue
-		}
+	for _, m := range b.best(p, matched, &i.Request) {
 		if c := b.candidate(m, &i.Request, nowMS); c.fits() || c.blocked == PromptTokens {
 			b.candidates = append(b.candidates, c)
 		}
@@ -150,7 +149,7 @@ func (b *Batcher) gather(p *pool, i *item, nowMS int64) {
 		m := p.open.top()
 		c := b.candidate(m, &i.Request, nowMS)
 		if c.fits() {
-			if !b.asked(m) { // Otherwise it is among them already.
+			if !slices.ContainsFunc(b.candidates, func(have candidate) bool { return have.member == m }) {
 				b.candidates = append(b.candidates, c)
 			}
 			break
@@ -164,6 +163,33 @@ func (b *Batcher) gather(p *pool, i *item, nowMS int64) {
 	for _, m := range asked[:n] {
 		p.open.push(m)
 	}
+}
+
+// best are up to candidatesPerRequest of the workers that hold a part of the prompt, those first where
+// load and work are the least. To rate all would take long where a thousand hold the same.
+func (b *Batcher) best(p *pool, matched []*member, r *Request) []*member {
+	var costs [candidatesPerRequest]int64
+	kept := matched[:0]
+	for _, m := range matched {
+		if m.Model != p.model || !m.starts() {
+			continue
+		}
+		cost := m.key + (1000+sharePermille)*m.workUS(m.work(r, m.found))/1000
+		at := len(kept)
+		for at > 0 && costs[at-1] > cost {
+			at--
+		}
+		if at == candidatesPerRequest {
+			continue
+		}
+		if len(kept) < candidatesPerRequest {
+			kept = kept[:len(kept)+1]
+		}
+		copy(kept[at+1:], kept[at:])
+		copy(costs[at+1:], costs[at:])
+		kept[at], costs[at] = m, cost
+	}
+	return kept
 }
 
 // nearest is the worker that lacks the least for the request, with room or without.
@@ -192,12 +218,12 @@ func (b *Batcher) bind(p *pool, c *candidate, i *item, nowMS int64, index uint64
 	t.charge(int64(i.Tokens))
 	b.policy.placed(m)
 	if len(i.Hashes) > 0 && b.settings.Matcher != nil {
-		b.promises.add(m, i.Hashes, nowMS+c.us/1000+promiseMS)
+		b.promises.add(m, i.Hashes, c.found.Blocks(), nowMS+c.us/1000+promiseMS)
 	}
 	b.dequeue(i)
 	need := m.need(&i.Request, c.work)
 	need.request, need.index = i.ID, index
 	m.take(need)
-	m.sent += m.derated(c.work * 1_000_000 / m.speed.tokensPerS())
+	m.sent += m.workUS(c.work)
 	b.reopen(p, m)
 }

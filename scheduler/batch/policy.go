@@ -60,7 +60,7 @@ type ttft struct{}
 func (ttft) score(candidates []candidate) {
 	for n := range candidates {
 		c := &candidates[n]
-		c.score = c.us + c.derated(c.work*1_000_000/c.speed.tokensPerS())*sharePermille/1000
+		c.score = c.us + c.workUS(c.work)*sharePermille/1000
 	}
 }
 

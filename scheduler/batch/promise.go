@@ -6,20 +6,22 @@ import "github.com/quire-serve/quire/kvcache"
 // the same beginning that come in a burst find it before the worker's cache events do. A promise
 // ends promiseMS after the prompt should have been computed; by then events speak for themselves.
 //
-// A prompt leaves promises at a few of its lengths only (marks), so that the promises of a prompt of
-// 8k tokens are some seventy, not 512.
+// A prompt leaves promises at a few of its lengths only (marks): one of 8k tokens some thirty, not 512.
 const (
 	promiseMS = 2000
-	// promisesKept bounds the promises; the oldest go first.
-	promisesKept = 1 << 15
+	// promisesKept bounds the promises; the oldest go first. promisesAsked bounds those of one hash
+	// that are looked at, the newest.
+	promisesKept  = 1 << 15
+	promisesAsked = 16
 )
 
 type promise struct {
 	hash    kvcache.Hash
 	member  *member
 	untilMS int64
-	// next is the promise before this one with the same hash, plus one; 0 is none.
-	next int32
+	// older and newer are the neighbours among the promises of this hash: places in ring, plus one; 0
+	// is none.
+	older, newer int32
 }
 
 type promises struct {
@@ -35,63 +37,48 @@ type promised struct {
 }
 
 // mark is the next length after n at which a prompt leaves a promise, in blocks: every one up to 4,
-// then every 8th, and from 512 on every 64th.
+// every 8th up to 64, every 32nd up to 512, and every 128th from there.
 func mark(n int) int {
+	step := 128
 	switch {
 	case n < 4:
-		return n + 1
+		step = 1
+	case n < 64:
+		step = 8
 	case n < 512:
-		return n/8*8 + 8
+		step = 32
 	}
-	return n/64*64 + 64
+	return n/step*step + step
 }
 
-// add notes that the worker will hold the prompt.
-func (x *promises) add(m *member, hashes []kvcache.Hash, untilMS int64) {
+// add notes that the worker will hold the prompt, of which it holds so many blocks.
+func (x *promises) add(m *member, hashes []kvcache.Hash, held int32, untilMS int64) {
 	for n := mark(0); n <= len(hashes); n = mark(n) {
-		h := hashes[n-1]
-		if p := x.of(h, m); p != nil {
-			p.untilMS = max(p.untilMS, untilMS)
+		if n <= int(held) {
 			continue
 		}
+		h := hashes[n-1]
 		if len(x.ring) < promisesKept {
 			x.ring = append(x.ring, promise{})
-		} else if old := &x.ring[x.next]; old.member != nil {
-			x.unlink(int32(x.next))
+		} else {
+			x.unlink(&x.ring[x.next])
 		}
-		x.ring[x.next] = promise{hash: h, member: m, untilMS: untilMS, next: x.heads[h]}
-		x.heads[h] = int32(x.next) + 1
+		at, older := int32(x.next)+1, x.heads[h]
+		x.ring[x.next] = promise{hash: h, member: m, untilMS: untilMS, older: older}
+		if older != 0 {
+			x.ring[older-1].newer = at
+		}
+		x.heads[h] = at
 		x.next = (x.next + 1) % promisesKept
 	}
 }
 
-// of is the worker's promise of a hash, nil if it made none.
-func (x *promises) of(h kvcache.Hash, m *member) *promise {
-	for at := x.heads[h]; at != 0; at = x.ring[at-1].next {
-		if p := &x.ring[at-1]; p.member == m {
-			return p
-		}
-	}
-	return nil
-}
-
-// unlink takes a promise out of its hash's list.
-func (x *promises) unlink(at int32) {
-	p := &x.ring[at]
-	head := x.heads[p.hash]
-	if head == at+1 {
-		if p.next == 0 {
-			delete(x.heads, p.hash)
-		} else {
-			x.heads[p.hash] = p.next
-		}
-		return
-	}
-	for before := head; before != 0; before = x.ring[before-1].next {
-		if b := &x.ring[before-1]; b.next == at+1 {
-			b.next = p.next
-			return
-		}
+// unlink takes the oldest promise, which is the last of its hash's list, out of it.
+func (x *promises) unlink(p *promise) {
+	if p.newer == 0 {
+		delete(x.heads, p.hash)
+	} else {
+		x.ring[p.newer-1].older = 0
 	}
 }
 
@@ -100,7 +87,7 @@ func (x *promises) unlink(at int32) {
 func (x *promises) find(dst []promised, hashes []kvcache.Hash, nowMS int64) []promised {
 	for n := mark(0); n <= len(hashes); n = mark(n) {
 		at, live := x.heads[hashes[n-1]], false
-		for ; at != 0; at = x.ring[at-1].next {
+		for asked := 0; at != 0 && asked < promisesAsked; at, asked = x.ring[at-1].older, asked+1 {
 			if p := &x.ring[at-1]; p.untilMS > nowMS && !p.member.gone {
 				dst, live = append(dst, promised{p.member, int32(n)}), true
 			}

@@ -13,12 +13,12 @@ import (
 // tokens and are taken to compute 8,000 tokens a second.
 type fleet struct {
 	*Batcher
-	index   *prefix.Index
-	numbers map[string]int32
+	index *prefix.Index
+	names map[string]prefix.Worker
 }
 
 func newFleet(t testing.TB, settings Settings, workers ...string) *fleet {
-	f := &fleet{index: prefix.New(prefix.Settings{}), numbers: map[string]int32{}}
+	f := &fleet{index: prefix.New(prefix.Settings{}), names: map[string]prefix.Worker{}}
 	settings.Matcher = f.index
 	f.Batcher = New(settings)
 	for _, id := range workers {
@@ -28,18 +28,18 @@ func newFleet(t testing.TB, settings Settings, workers ...string) *fleet {
 }
 
 func (f *fleet) join(t testing.TB, id string) {
-	number, err := f.index.Add()
+	name, err := f.index.Add()
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.numbers[id] = number
+	f.names[id] = name
 	w := worker(id)
-	w.Number, w.ContextTokens, w.TotalBlocks, w.MaxSequences = number, 1<<16, 1<<12, 64
+	w.Cache, w.ContextTokens, w.TotalBlocks, w.MaxSequences = name, 1<<16, 1<<12, 64
 	f.Join(w, true, 0)
 }
 
 func (f *fleet) stores(id string, medium kvcache.Medium, r Request) {
-	f.index.Stored(f.numbers[id], medium, r.Hashes)
+	f.index.Stored(f.names[id], medium, r.Hashes)
 }
 
 // prompt is a request that begins with so many tokens of a stem and has so many of its own.
@@ -134,7 +134,7 @@ func TestHotPrefixesReplicate(t *testing.T) {
 	// The holder has all the prompt tokens that it may hold: 2 steps of 512.
 	f.Report("hot", Load{Sequence: 1, Running: 4, FreeBlocks: 4096, PendingPrefill: 1024}, 0)
 	for n := range 80 {
-		f.Push(prompt(fmt.Sprint("r", n), 1, 4000, 160))
+		f.Push(prompt(fmt.Sprint("r", n), 1, 4000, 400))
 	}
 	got := plan(f.Batcher, 0, 1)
 	if n := strings.Count(got, ">cold"); n == 0 || strings.Contains(got, ">hot") {
@@ -277,16 +277,16 @@ func TestPromisesAreBounded(t *testing.T) {
 	x := promises{heads: map[kvcache.Hash]int32{}}
 	one, two := &member{}, &member{}
 	common := prompt("x", 1, 64, 0).Hashes
-	x.add(one, common, 1)
-	x.add(two, common, 1)
+	x.add(one, common, 0, 1)
+	x.add(two, common, 0, 1)
 	for n := range promisesKept {
-		x.add(one, []kvcache.Hash{{1: byte(n), 2: byte(n >> 8), 3: byte(n >> 16), 4: 1}}, 1)
+		x.add(one, []kvcache.Hash{{1: byte(n), 2: byte(n >> 8), 3: byte(n >> 16), 4: 1}}, 0, 1)
 	}
 	if got := x.find(nil, common, 0); len(got) != 0 || len(x.ring) != promisesKept || len(x.heads) != promisesKept {
 		t.Errorf("%d promises of the oldest, %d in all under %d hashes", len(got), len(x.ring), len(x.heads))
 	}
-	x.add(two, common, 1)
-	x.add(one, common, 1)
+	x.add(two, common, 0, 1)
+	x.add(one, common, 0, 1)
 	if got := x.find(nil, common, 0); len(got) != 2*4 || got[7].blocks != 4 {
 		t.Errorf("promised %v; want 4 blocks of each of the two", got)
 	}

@@ -16,6 +16,7 @@ type fleet struct {
 	index   *Index
 	workers int
 	each    int
+	names   []Worker
 }
 
 func conversation(worker, n int) []kvcache.Hash {
@@ -32,12 +33,13 @@ func conversation(worker, n int) []kvcache.Hash {
 }
 
 func newFleet(b *testing.B, workers, blocks int) fleet {
-	f := fleet{New(Settings{Bytes: 1 << 30}), workers, max(1, blocks/workers/384)}
+	f := fleet{New(Settings{Bytes: 1 << 30}), workers, max(1, blocks/workers/384), nil}
 	for w := range workers {
 		number, err := f.index.Add()
 		if err != nil {
 			b.Fatal(err)
 		}
+		f.names = append(f.names, number)
 		for n := range 16 {
 			f.index.Stored(number, kvcache.Device, conversation(0, n)[:128])
 		}
@@ -64,7 +66,7 @@ func BenchmarkUpdates(b *testing.B) {
 			b.ResetTimer()
 			ops := 0
 			for n := 0; b.Loop(); n++ {
-				at, w := n%256, int32(n%256%workers)
+				at, w := n%256, f.names[n%256%workers]
 				out, in := old[at], fresh[at]
 				if n/256%2 == 1 {
 					out, in = in, out

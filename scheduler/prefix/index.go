@@ -3,7 +3,6 @@ package prefix
 import (
 	"errors"
 	"fmt"
-	"math"
 	"sync"
 
 	"github.com/quire-serve/quire/kvcache"
@@ -20,7 +19,7 @@ const (
 	// leastBytes holds the empty index.
 	leastBytes = 1 << 20
 	// MaxWorkers bounds the workers of an index.
-	MaxWorkers = 1 << 16
+	MaxWorkers = 1 << slotBits
 	// lockedBlocks is how many blocks are updated at a time: lookups wait no longer.
 	lockedBlocks = 256
 	// maxDead bounds the seats that wait for their entries to go.
@@ -46,9 +45,9 @@ type Index struct {
 	tables [tables]table
 	slots  int64 // Of all tables.
 	sets   sets
-	// workers have the seats of those known by number; last is the newest number.
-	workers map[int32]int
-	last    int32
+	// workers are by slot; those in freeSlots are not known.
+	workers   []worker
+	freeSlots []int
 	// seats are by place in the bitmaps. dead marks those whose worker has left or started anew, with
 	// entries that still name them; sweep is the table that is looked through for these next.
 	seats     []seat
@@ -61,8 +60,26 @@ type Index struct {
 	scratch   scratch
 }
 
+// Worker names a worker to the index. No two have the same name, until a slot was used 32,767 times.
+type Worker int32
+
+const (
+	slotBits      = 16
+	maxGeneration = 1<<15 - 1
+)
+
+// Slot is a small number that no other worker has at the same time.
+func (w Worker) Slot() int { return int(w & (1<<slotBits - 1)) }
+
+type worker struct {
+	name       Worker
+	generation int
+	known      bool
+	seat       int
+}
+
 type seat struct {
-	number int32
+	worker Worker
 	// blocks counts the entries that name the seat, by medium.
 	blocks [media]int64
 }
@@ -72,7 +89,7 @@ func New(s Settings) *Index {
 	if s.Bytes == 0 {
 		s.Bytes = defaultBytes
 	}
-	x := &Index{limit: s.Bytes, stride: defaultStride, workers: map[int32]int{}, last: -1, sets: newSets(1), dead: make([]uint64, 1)}
+	x := &Index{limit: s.Bytes, stride: defaultStride, sets: newSets(1), dead: make([]uint64, 1)}
 	for n := range x.tables {
 		x.tables[n] = newTable()
 	}
@@ -80,21 +97,39 @@ func New(s Settings) *Index {
 	return x
 }
 
-// Add makes room for a worker, and returns the number under which it is known. No number is given
-// twice.
-func (x *Index) Add() (int32, error) {
+// Add makes room for a worker.
+func (x *Index) Add() (Worker, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if len(x.workers) >= MaxWorkers || x.last == math.MaxInt32 {
-		return 0, ErrTooManyWorkers
+	slot := len(x.workers)
+	if n := len(x.freeSlots); n > 0 {
+		slot = x.freeSlots[n-1]
+		x.freeSlots = x.freeSlots[:n-1]
+	} else {
+		if slot >= MaxWorkers {
+			return 0, ErrTooManyWorkers
+		}
+		x.workers = append(x.workers, worker{})
 	}
-	x.last++
-	x.workers[x.last] = x.sit(x.last)
-	return x.last, nil
+	w := &x.workers[slot]
+	// Generations begin at 1, so that the zero Worker is nobody.
+	*w = worker{name: Worker(slot) | Worker(w.generation%maxGeneration+1)<<slotBits, generation: w.generation + 1, known: true}
+	w.seat = x.sit(w.name)
+	return w.name, nil
+}
+
+// find returns what is known of a worker; nil if it was removed.
+func (x *Index) find(name Worker) *worker {
+	if slot := name.Slot(); slot < len(x.workers) {
+		if w := &x.workers[slot]; w.known && w.name == name {
+			return w
+		}
+	}
+	return nil
 }
 
 // sit finds a worker a seat that no entry names.
-func (x *Index) sit(number int32) (at int) {
+func (x *Index) sit(name Worker) (at int) {
 	if n := len(x.freeSeats); n > 0 {
 		at = x.freeSeats[n-1]
 		x.freeSeats = x.freeSeats[:n-1]
@@ -110,7 +145,7 @@ func (x *Index) sit(number int32) (at int) {
 			x.dead = append(x.dead, make([]uint64, words-len(x.dead))...)
 		}
 	}
-	x.seats[at].number = number
+	x.seats[at].worker = name
 	return at
 }
 
@@ -143,41 +178,42 @@ func (x *Index) rise(at int) {
 }
 
 // Remove forgets a worker and all that it holds. What is said of it from then on counts for nothing.
-func (x *Index) Remove(number int32) {
+func (x *Index) Remove(name Worker) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if seat, ok := x.workers[number]; ok {
-		delete(x.workers, number)
-		x.rise(seat)
+	if w := x.find(name); w != nil {
+		w.known = false
+		x.freeSlots = append(x.freeSlots, name.Slot())
+		x.rise(w.seat)
 	}
 }
 
 // Reset forgets what a worker holds.
-func (x *Index) Reset(number int32) {
+func (x *Index) Reset(name Worker) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if seat, ok := x.workers[number]; ok && x.seats[seat].blocks != [media]int64{} {
-		x.rise(seat)
-		x.workers[number] = x.sit(number)
+	if w := x.find(name); w != nil && x.seats[w.seat].blocks != [media]int64{} {
+		x.rise(w.seat)
+		w.seat = x.sit(name)
 	}
 }
 
 // Stored notes that a worker holds blocks on a medium.
-func (x *Index) Stored(number int32, medium kvcache.Medium, hashes []kvcache.Hash) {
-	x.update(number, medium, hashes, true)
+func (x *Index) Stored(name Worker, medium kvcache.Medium, hashes []kvcache.Hash) {
+	x.update(name, medium, hashes, true)
 }
 
 // Removed notes that a worker does not hold blocks on a medium any more.
-func (x *Index) Removed(number int32, medium kvcache.Medium, hashes []kvcache.Hash) {
-	x.update(number, medium, hashes, false)
+func (x *Index) Removed(name Worker, medium kvcache.Medium, hashes []kvcache.Hash) {
+	x.update(name, medium, hashes, false)
 }
 
-func (x *Index) update(number int32, medium kvcache.Medium, hashes []kvcache.Hash, holds bool) {
+func (x *Index) update(name Worker, medium kvcache.Medium, hashes []kvcache.Hash, holds bool) {
 	for len(hashes) > 0 {
 		n := min(len(hashes), lockedBlocks)
 		x.mu.Lock()
-		if seat, ok := x.workers[number]; ok {
-			x.change(seat, int(medium), hashes[:n], holds)
+		if w := x.find(name); w != nil {
+			x.change(w.seat, int(medium), hashes[:n], holds)
 		}
 		if x.deadSeats > 0 {
 			x.sweepTable()
@@ -288,13 +324,13 @@ func (x *Index) eachHolder(id setID, f func(seat int)) {
 }
 
 // Cleared notes that a worker holds nothing on a medium any more.
-func (x *Index) Cleared(number int32, medium kvcache.Medium) {
+func (x *Index) Cleared(name Worker, medium kvcache.Medium) {
 	var mask []uint64
 	for n := range x.tables {
 		x.mu.Lock()
-		if seat, ok := x.workers[number]; ok && x.seats[seat].blocks[medium] > 0 {
+		if w := x.find(name); w != nil && x.seats[w.seat].blocks[medium] > 0 {
 			mask = append(mask[:0], make([]uint64, x.sets.words)...)
-			mask[seat/64] = 1 << (seat % 64)
+			mask[w.seat/64] = 1 << (w.seat % 64)
 			x.unseat(&x.tables[n], int(medium), mask)
 		}
 		x.mu.Unlock()

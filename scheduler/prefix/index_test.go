@@ -12,9 +12,9 @@ import (
 )
 
 // oracle is the index written down plainly.
-type oracle map[int32]map[kvcache.Medium]map[kvcache.Hash]bool
+type oracle map[Worker]map[kvcache.Medium]map[kvcache.Hash]bool
 
-func (o oracle) add(number int32) {
+func (o oracle) add(number Worker) {
 	o[number] = map[kvcache.Medium]map[kvcache.Hash]bool{kvcache.Device: {}, kvcache.Host: {}, kvcache.Disk: {}}
 }
 
@@ -205,12 +205,14 @@ func TestMemoryIsBounded(t *testing.T) {
 	for seed := range 3 {
 		const limit = leastBytes
 		x, o := New(Settings{Bytes: limit}), oracle{}
+		var added []Worker
 		for range 100 {
 			number, err := x.Add()
 			if err != nil {
 				t.Fatal(err)
 			}
 			o.add(number)
+			added = append(added, number)
 		}
 		var prompts [][]kvcache.Hash
 		for n := range 400 {
@@ -219,7 +221,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		}
 		for n := range 1000 {
 			r := random(1000*seed + n)
-			number, medium, prompt := int32(r%100), kvcache.Medium(r>>8%3), prompts[r>>16%400]
+			number, medium, prompt := added[r%100], kvcache.Medium(r>>8%3), prompts[r>>16%400]
 			part := prompt[:100+r>>32%100]
 			if r>>60 < 12 {
 				x.Stored(number, medium, part)
@@ -240,7 +242,7 @@ func TestMemoryIsBounded(t *testing.T) {
 			t.Fatalf("seed %d: nothing was dropped: %+v", seed, x.Stats())
 		}
 		for _, prompt := range prompts[:40] {
-			want := map[int32]Match{}
+			want := map[Worker]Match{}
 			for _, m := range o.match(prompt) {
 				want[m.Worker] = m
 			}
@@ -279,7 +281,7 @@ func TestWidening(t *testing.T) {
 		}
 	}
 	for _, m := range x.Match(nil, prompt) {
-		if want := int32(1 + int(m.Worker)%len(prompt)); m.Device > want {
+		if want := int32(1 + m.Worker.Slot()%len(prompt)); m.Device > want {
 			t.Errorf("worker %d holds %d blocks, found %d", m.Worker, want, m.Device)
 		}
 	}
@@ -297,8 +299,9 @@ func TestRemovingIsCheap(t *testing.T) {
 	long := kvcache.Hashes(nil, kvcache.Hash{}, make([]int32, 50_000), 1)
 	x.Stored(one, kvcache.Device, long)
 	x.Stored(two, kvcache.Device, long[:100])
+	want := fmt.Sprint([]Match{{Worker: two, Device: 100}})
 	x.Remove(one)
-	if got := fmt.Sprint(x.Match(nil, long)); got != "[{1 100 0 0}]" {
+	if got := fmt.Sprint(x.Match(nil, long)); got != want {
 		t.Errorf("after the first left: %s", got)
 	}
 	if x.Stats().Blocks != 50_000 {
@@ -308,7 +311,7 @@ func TestRemovingIsCheap(t *testing.T) {
 	x.Reset(one)
 	x.Cleared(one, kvcache.Device)
 	x.Remove(one)
-	if got := fmt.Sprint(x.Match(nil, long)); got != "[{1 100 0 0}]" {
+	if got := fmt.Sprint(x.Match(nil, long)); got != want {
 		t.Errorf("after more was said of it: %s", got)
 	}
 	for range tables {

@@ -5,8 +5,7 @@ import "github.com/quire-serve/quire/kvcache"
 // Match is how much of a prompt a worker holds: the blocks of the longest unbroken beginning, by the
 // fastest medium that has each.
 type Match struct {
-	// Worker is the number under which the worker is known.
-	Worker             int32
+	Worker             Worker
 	Device, Host, Disk int32
 }
 
@@ -160,6 +159,6 @@ func (x *Index) emit(seat, blocks int) Match {
 	slower := x.scratch.slower[seat]
 	x.scratch.slower[seat] = [2]int32{}
 	return Match{
-		Worker: x.seats[seat].number, Device: int32(blocks) - slower[0] - slower[1], Host: slower[0], Disk: slower[1],
+		Worker: x.seats[seat].worker, Device: int32(blocks) - slower[0] - slower[1], Host: slower[0], Disk: slower[1],
 	}
 }
