@@ -380,6 +380,6 @@ func (l *leader) queued(r *live, arrivalMS int64) batch.Request {
 		ID: r.request.GetId(), Model: r.request.GetModel(), Tenant: r.request.GetTenant(),
 		Priority: r.request.GetPriority(), ArrivalMS: arrivalMS, DeadlineMS: r.request.GetDeadlineUnixMs(),
 		Tokens: r.tokens(), Choices: int(r.request.GetSampling().GetN()), Bytes: r.bytes + tokenBytes*r.held,
-		Hashes: r.hashes,
+		Hashes: r.hashes, Resumed: r.held > 0,
 	}
 }

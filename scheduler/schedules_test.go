@@ -15,7 +15,7 @@ import (
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
-var schedules = flag.Int("scheduler.schedules", 40, "how many random fault schedules TestStreamsSurvive runs")
+var schedules = flag.Int("scheduler.schedules", 30, "how many random fault schedules TestStreamsSurvive runs")
 
 // TestStreamsSurvive breaks a cluster at random under load: workers, gateways and nodes are killed and
 // come back, the network is cut anywhere, disks become slow, snapshots are sent. Clients follow their

@@ -542,3 +542,29 @@ func TestDevicesSteerPlacement(t *testing.T) {
 		t.Errorf("after its recovery: %q, want late>sick, which is idle", got)
 	}
 }
+
+// TestResumedRequestsGoFirst: what has run before passes its class, whatever its tenant was given, but
+// not the classes above.
+func TestResumedRequestsGoFirst(t *testing.T) {
+	b := New(Settings{})
+	w := worker("w")
+	w.MaxSequences = 1
+	b.Join(w, true, 0)
+	b.Served("heavy", 1_000_000)
+	for _, r := range []Request{
+		{ID: "light", Tenant: "light"}, {ID: "heavy", Tenant: "heavy", Resumed: true}, {ID: "urgent", Tenant: "light", Priority: -1},
+	} {
+		r.Model, r.Tokens, r.Bytes = "m", 10, 100
+		b.Push(r)
+	}
+	var order []string
+	for n := range uint64(3) {
+		for _, a := range b.Plan(int64(n), n+1, all) {
+			order = append(order, a.Request.ID)
+			b.Forget("w", a.Request.ID)
+		}
+	}
+	if got := strings.Join(order, " "); got != "urgent heavy light" {
+		t.Errorf("placed %s, want urgent heavy light", got)
+	}
+}

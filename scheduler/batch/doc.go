@@ -9,9 +9,9 @@
 // Requests are taken in this order: priority class; then, among tenants, the one that was served
 // the fewest tokens by its weight; then, within a tenant, the earliest deadline, then arrival. The
 // oldest request of each class rises by one class every AgeStepMS, ahead of all others there, so
-// that neither a busy class nor a busy tenant starves anyone. A request that fits nowhere may be
-// passed by smaller ones for PassMS; after that the worker nearest to fitting it is kept free of
-// others until it fits.
+// that neither a busy class nor a busy tenant starves anyone. Requests that have run and lost their
+// worker go first in their class. A request that fits nowhere may be passed by smaller ones for PassMS;
+// after that the worker nearest to fitting it is kept free of others until it fits.
 //
 // Which worker gets a request is a policy. The default goes where the first token is predicted
 // soonest: the work that waits there, and the part of the prompt that it does not hold already, by its

@@ -20,6 +20,8 @@ type Request struct {
 	Choices int
 	// Bytes is the request's encoded size.
 	Bytes int
+	// Resumed requests were running before, and somebody reads them: they go first in their class.
+	Resumed bool
 	// Hashes name the full blocks of those tokens, as far as they are known: what workers hold of them
 	// need not be computed. All workers of the model should have blocks of this size; one with
 	// another size seems to hold nothing.
@@ -101,6 +103,9 @@ func newClass() *class {
 		},
 		oldest: heap[*item]{
 			less: func(a, b *item) bool {
+				if a.Resumed != b.Resumed {
+					return a.Resumed
+				}
 				if a.ArrivalMS != b.ArrivalMS {
 					return a.ArrivalMS < b.ArrivalMS
 				}
@@ -206,10 +211,11 @@ func (q *queue) next(nowMS, ageStepMS int64) *item {
 		oldest := c.oldest.top()
 		steps := max(0, nowMS-oldest.ArrivalMS) / ageStepMS
 		level := int64(number) - steps
+		first := steps > 0 || oldest.Resumed
 		switch {
-		case steps > 0 && (level < bestLevel || level == bestLevel && (!bestAged || oldest.ArrivalMS < best.ArrivalMS)):
+		case first && (level < bestLevel || level == bestLevel && (!bestAged || oldest.ArrivalMS < best.ArrivalMS)):
 			best, bestLevel, bestAged = oldest, level, true
-		case steps == 0 && level < bestLevel:
+		case !first && level < bestLevel:
 			best, bestLevel, bestAged = c.tenants.top().items.top(), level, false
 		}
 	}
