@@ -7,6 +7,7 @@ import (
 
 	"github.com/quire-serve/quire/cpu"
 	"github.com/quire-serve/quire/device"
+	"github.com/quire-serve/quire/kvcache/tier"
 	"github.com/quire-serve/quire/model"
 	"github.com/quire-serve/quire/model/store/storetest"
 	"github.com/quire-serve/quire/model/tiny"
@@ -51,6 +52,12 @@ func loadSmolLM2(t *testing.T) *real {
 // rig runs a planner over the real device.
 func (m *real) rig(t *testing.T, s Settings, edit ...func(*Model)) *rig {
 	t.Helper()
+	return m.tieredRig(t, s, nil, edit...)
+}
+
+// tieredRig is a rig with tiers below the device's pages, or none.
+func (m *real) tieredRig(t *testing.T, s Settings, tiers func(device.Pages) *Tiers, edit ...func(*Model)) *rig {
+	t.Helper()
 	s.Logger = quiet()
 	s = s.WithDefaults()
 	pages, err := m.dev.NewPages(m.Config.KVLayout(s.Blocks, s.BlockTokens, m.kv))
@@ -63,6 +70,9 @@ func (m *real) rig(t *testing.T, s Settings, edit ...func(*Model)) *rig {
 	}
 	t.Cleanup(func() { _, _ = runner.Close(), pages.Close() })
 	em := Model{Runner: runner, ContextLength: m.Context, Vocab: m.Config.Vocab, EOS: m.Tokenizer.EOGs(), Stops: TextStops(m.Tokenizer), Constrain: Grammars(m.Tokenizer, m.Config.Vocab)}
+	if tiers != nil {
+		em.Tiers = tiers(pages)
+	}
 	for _, e := range edit {
 		e(&em)
 	}
@@ -172,6 +182,81 @@ func TestGreedyIdentity(t *testing.T) {
 				if v.pressured && r.p.count.preemptions == 0 {
 					t.Errorf("%s: nobody was preempted", v.name)
 				}
+			}
+		})
+	}
+}
+
+// TestTiersIdentity: with pools that hold hardly one sequence, preemption again and again, and host
+// memory of a few blocks over a disk, a real model's greedy output is the undisturbed one, of requests
+// that were swapped and, after a restart, of those that find their prompts on disk.
+func TestTiersIdentity(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		load   func(*testing.T) *real
+		tokens int
+	}{{"tiny", loadTiny, 24}, {"SmolLM2", loadSmolLM2, 4}} {
+		t.Run(c.name, func(t *testing.T) {
+			m := c.load(t)
+			var reqs []*pb.Request
+			most := 0
+			for i, text := range []string{
+				conversation("Tell me about Paris.", "It is in France.", "And Rome?"),
+				conversation("Tell me about Paris.", "It is in France.", "And Lisbon, the city on the river?"),
+				conversation("Write a short poem about the sea and the wind that moves it over the sand at night."),
+				conversation("List the planets of the solar system, from the sun outwards, with a word on each."),
+			} {
+				reqs = append(reqs, m.ask(fmt.Sprint(i), text, c.tokens))
+				most = max(most, len(reqs[i].Prompt)+c.tokens)
+			}
+			want := make([][]int32, len(reqs))
+			r := m.rig(t, Settings{Blocks: 64, Depth: 1})
+			r.add(reqs...)
+			r.finish()
+			for i, q := range reqs {
+				want[i] = r.tokens(q.Id)
+			}
+			dir := t.TempDir()
+			var stats [2]Stats
+			for round := range stats {
+				var cache *tier.Cache
+				r = m.tieredRig(t, Settings{Blocks: (most+15)/16 + 1, PrefixCache: true}, func(pages device.Pages) *Tiers {
+					bytes := int(pages.Layout().PageBytes())
+					disk, err := tier.OpenDisk(tier.DiskSettings{Dir: dir, PageBytes: bytes, Layout: tier.Layout{1}, MaxBytes: int64(200 * bytes)})
+					if err != nil {
+						t.Fatal(err)
+					}
+					if cache, err = tier.New(tier.Settings{PageBytes: bytes, Pages: 8, Disk: disk}); err != nil {
+						t.Fatal(err)
+					}
+					return &Tiers{Cache: cache, Pages: pages}
+				})
+				// Not before every step: who waits for its blocks to be copied up would wait for ever.
+				r.preemptAll()
+				all, n := r.before, 0
+				r.before = func() {
+					if n++; n%3 == 0 {
+						all()
+					}
+				}
+				for range 2 {
+					clear(r.got)
+					r.add(reqs...)
+					r.finish()
+					for i, q := range reqs {
+						if got := r.tokens(q.Id); !slices.Equal(got, want[i]) {
+							t.Errorf("round %d: %d is %v, undisturbed %v", round, i, got, want[i])
+						}
+					}
+				}
+				cache.Close() // what is left in host memory goes to disk
+				stats[round] = r.p.stats()
+			}
+			if s := stats[0]; s.Preemptions == 0 || s.Swaps == 0 || s.Tiers.HostHits == 0 {
+				t.Errorf("first round: %d preemptions, %d swaps, tiers %+v", s.Preemptions, s.Swaps, s.Tiers)
+			}
+			if s := stats[1]; s.Tiers.DiskHits == 0 {
+				t.Errorf("second round: tiers %+v", s.Tiers)
 			}
 		})
 	}
