@@ -1,0 +1,181 @@
+package scheduler
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/batch"
+	"github.com/quire-serve/quire/scheduler/state"
+)
+
+// compose makes the next entry, nil if there is nothing to say. What it hands to workers is on its
+// way when it returns.
+func (l *leader) compose(now time.Time) *entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	nowMS := now.UnixMilli()
+	e := &entry{pb: &pb.Entry{ProposedUnixMs: nowMS}, dispatched: map[string][]string{}}
+	l.workerNews = take(l.workerNews, func(news *pb.WorkerCommand) bool {
+		size := proto.Size(news) + commandBytes
+		if e.bytes+size > settleBytes {
+			return false
+		}
+		e.add(&pb.Command{Command: &pb.Command_Worker{Worker: news}}, size, nil)
+		return true
+	})
+	l.composeOrders(e)
+	l.composeReturns(e, nowMS)
+	l.composeFinishes(e)
+	l.composeCheckpoints(e)
+	l.composeSubmits(e, nowMS)
+	l.composeAdopts(e)
+	for _, late := range l.batcher.Expired(nowMS) {
+		l.finish(l.live[late.ID], &pb.FinishCommand{
+			FinishReason: pb.FinishReason_FINISH_REASON_ERROR,
+			Error:        "the deadline passed while the request waited for a worker",
+		})
+	}
+	l.composeAssigns(e, nowMS)
+	if l.batcher.Len() == 0 {
+		l.backlog = time.Time{}
+	} else if l.backlog.IsZero() {
+		l.backlog = now
+	}
+	if len(l.submits)+len(l.finishes)+len(l.returns)+len(l.progressed)+len(l.adopts)+len(l.orders)+len(l.workerNews) > 0 {
+		l.kick()
+	}
+	if len(e.pb.Commands) == 0 {
+		return nil
+	}
+	return e
+}
+
+// take cuts off the front of a list what add accepts.
+func take[T any](list []T, add func(T) bool) []T {
+	n := 0
+	for n < len(list) && add(list[n]) {
+		n++
+	}
+	if n == len(list) {
+		return nil
+	}
+	return list[n:]
+}
+
+func (l *leader) composeReturns(e *entry, nowMS int64) {
+	l.returns = take(l.returns, func(r *live) bool {
+		if r.phase != phaseReturned {
+			return true // It ended meanwhile.
+		}
+		// The log must know what the next worker goes on after.
+		if !composeProgress(e, r) || e.bytes+commandBytes > settleBytes {
+			return false
+		}
+		e.add(&pb.Command{Command: &pb.Command_Requeue{Requeue: &pb.RequeueCommand{
+			RequestId: r.request.GetId(), WorkerId: r.worker,
+		}}}, commandBytes, nil)
+		r.worker = ""
+		l.enqueue(r, min(r.request.GetArrivalUnixMs(), nowMS))
+		return true
+	})
+}
+
+func (l *leader) composeFinishes(e *entry) {
+	l.finishes = take(l.finishes, func(f *ending) bool { return l.composeFinish(e, f) })
+}
+
+func (l *leader) composeSubmits(e *entry, nowMS int64) {
+	l.submits = take(l.submits, func(r *live) bool {
+		if r.bytes > onePieceBytes && len(r.request.GetPrompt())-r.logged > partTokens {
+			return l.composePart(e, r)
+		}
+		size := min(r.bytes, onePieceBytes) + commandBytes
+		if e.bytes+size > admitBytes {
+			return false
+		}
+		l.submitBytes -= int64(r.bytes)
+		submit := &pb.SubmitCommand{Request: r.request, Digest: r.digest, Rerun: r.rerun, Upload: r.upload}
+		if r.upload != 0 {
+			submit.Request = withPrompt(r.request, r.request.GetPrompt()[r.logged:])
+		}
+		e.add(&pb.Command{Command: &pb.Command_Submit{Submit: submit}}, size, func(result state.Result) {
+			if result.Refused != nil {
+				l.reject(r, result.Refused)
+				return
+			}
+			r.submitted = result.Record.Submitted
+			close(r.admitted)
+			if r.phase == phaseAdmitting {
+				l.enqueue(r, nowMS)
+				l.kick()
+			}
+		})
+		r.phase = phaseAdmitting
+		if !r.limited {
+			l.enqueue(r, nowMS)
+		}
+		return true
+	})
+}
+
+// composePart puts the next part of a prompt into the entry. Others wait behind it: it is never the
+// request's last, so the answer is false.
+func (l *leader) composePart(e *entry, r *live) bool {
+	if e.bytes+onePieceBytes > admitBytes {
+		return false
+	}
+	if r.upload == 0 {
+		l.uploads++
+		r.upload = l.term<<32 + l.uploads
+	}
+	tokens := r.request.GetPrompt()[r.logged : r.logged+partTokens]
+	e.add(&pb.Command{Command: &pb.Command_PromptPart{PromptPart: &pb.PromptPartCommand{
+		RequestId: r.request.GetId(), Upload: r.upload, Part: r.parts, Prompt: tokens,
+	}}}, partTokens*tokenBytes+commandBytes, nil)
+	r.logged += partTokens
+	r.parts++
+	return false
+}
+
+func (l *leader) enqueue(r *live, arrivalMS int64) {
+	r.phase = phaseQueued
+	l.batcher.Push(l.queued(r, arrivalMS))
+}
+
+// composeAssigns lets the batcher fill the workers, and sends each its batch.
+func (l *leader) composeAssigns(e *entry, nowMS int64) {
+	if l.batcher.Len() == 0 {
+		return
+	}
+	number := l.s.dispatches + 1
+	assignments := l.batcher.Plan(nowMS, number, batch.Limits{
+		Requests: (maxEntryBytes - e.bytes) / commandBytes, Bytes: dispatchBytes,
+	})
+	if len(assignments) == 0 {
+		return
+	}
+	l.s.dispatches = number
+	requests := map[string][]*pb.Request{}
+	for _, a := range assignments {
+		r := l.live[a.Request.ID]
+		r.phase, r.worker, r.dispatched, r.redirected = phaseAssigned, a.WorkerID, state.Position{Term: l.term, Index: number}, false
+		r.attempts++
+		l.place(r)
+		requests[a.WorkerID] = append(requests[a.WorkerID], r.toDispatch())
+		e.dispatched[a.WorkerID] = append(e.dispatched[a.WorkerID], a.Request.ID)
+		e.add(&pb.Command{Command: &pb.Command_Assign{Assign: &pb.AssignCommand{
+			RequestId: a.Request.ID, WorkerId: a.WorkerID, Term: l.term, Index: number,
+		}}}, commandBytes, nil)
+	}
+	for worker, batch := range requests {
+		l.sessions[worker].send(&pb.WorkResponse{Message: &pb.WorkResponse_Dispatch{Dispatch: &pb.Dispatch{
+			Term: l.term, Index: number, Requests: batch,
+		}}})
+	}
+	l.bindRate.add(len(assignments), time.UnixMilli(nowMS))
+	if l.batcher.Len() > 0 {
+		l.kick() // The plan may have stopped at a limit.
+	}
+}
