@@ -6,12 +6,13 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// inbox stands between the network and raft. It does three things to raft's transport:
+// inbox stands between the network and raft. It does four things to raft's transport:
 //
 //   - It declines the fast path for heartbeats; see the package comment.
 //   - It withholds the vote of a node that knows no members. Raft would give it: a node whose disk
 //     was replaced could then help to elect a leader that lacks what the disk had acknowledged. Such
 //     a node waits until a leader adds it, or until it founds a cluster itself.
+//   - It bounds sends into pipelines; see pipeline.
 //   - It lets this node call an election at once, as if a leader had handed over to it.
 type inbox struct {
 	raft.Transport
@@ -74,6 +75,15 @@ func (b *inbox) callElection(self raft.RPCHeader, stopping <-chan struct{}) {
 
 // Consumer is where raft reads.
 func (b *inbox) Consumer() <-chan raft.RPC { return b.toRaft }
+
+// AppendEntriesPipeline wraps the transport's.
+func (b *inbox) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+	p, err := b.Transport.AppendEntriesPipeline(id, target)
+	if err != nil {
+		return nil, err // Raft knows a transport without pipelines by its error.
+	}
+	return &pipeline{AppendPipeline: p, stall: pipelineStall}, nil
+}
 
 // SetHeartbeatHandler does nothing, so that heartbeats arrive like every other message.
 func (*inbox) SetHeartbeatHandler(func(raft.RPC)) {}

@@ -98,6 +98,8 @@ type session struct {
 	// partial is what attempts gave that were begun anew.
 	partial []answer
 	last    string // Last-Event-ID
+	// again: the output is not kept, so that the answer is read from its start.
+	again bool
 	record  *record
 	beat    func()
 }
@@ -199,7 +201,7 @@ func (s *session) attempt(ctx context.Context, f *front) error {
 	timer := time.AfterFunc(idle, func() { cancel(fmt.Errorf("silent for %v", idle)) })
 	defer timer.Stop()
 	s.beat = func() { timer.Reset(idle) }
-	if s.ask.manner != resumes && s.record.have > 0 {
+	if (s.ask.manner != resumes || s.again) && s.record.have > 0 {
 		s.partial = append(s.partial, s.got)
 		s.got = answer{choices: make([]choice, s.ask.choices)}
 	}
@@ -363,10 +365,13 @@ func (s *session) overGRPC(ctx context.Context, f *front) error {
 	client := pb.NewInferenceClient(f.conn)
 	var stream grpc.ServerStreamingClient[pb.GenerateResponse]
 	var err error
-	if s.ask.manner == resumes && s.record.have > 0 {
+	ended := make([]bool, len(s.got.choices)) // Resume says so again.
+	resuming := s.ask.manner == resumes && s.record.have > 0 && !s.again
+	if resuming {
 		r := &pb.ResumeRequest{RequestId: s.id}
-		for _, c := range s.got.choices {
+		for i, c := range s.got.choices {
 			r.Received = append(r.Received, int32(len(c.tokens)))
+			ended[i] = c.finish != ""
 		}
 		stream, err = client.Resume(ctx, r)
 	} else {
@@ -380,7 +385,7 @@ func (s *session) overGRPC(ctx context.Context, f *front) error {
 		var m *pb.GenerateResponse
 		if m, err = stream.Recv(); err == nil {
 			s.beat()
-			err = s.hear(m)
+			err = s.hear(m, ended)
 		}
 	}
 	code := status.Code(err)
@@ -390,6 +395,9 @@ func (s *session) overGRPC(ctx context.Context, f *front) error {
 			return errors.New("the stream ended without usage")
 		}
 		return nil
+	case code == codes.NotFound && resuming:
+		s.again = true
+		return err
 	case code == codes.Unavailable, code == codes.ResourceExhausted, code == codes.Canceled && ctx.Err() != nil:
 		return err
 	default:
@@ -398,13 +406,16 @@ func (s *session) overGRPC(ctx context.Context, f *front) error {
 }
 
 // hear adds a message.
-func (s *session) hear(m *pb.GenerateResponse) error {
+func (s *session) hear(m *pb.GenerateResponse, ended []bool) error {
 	if u := m.GetUsage(); u != nil {
 		s.got.prompt, s.got.completion = int(u.GetPromptTokens()), int(u.GetCompletionTokens())
 	}
 	i := int(m.GetIndex())
 	if i < 0 || i >= len(s.got.choices) {
 		return refusal{fmt.Errorf("choice %d of %d", i, len(s.got.choices))}
+	}
+	if ended[i] {
+		return nil
 	}
 	to := &s.got.choices[i]
 	if to.finish != "" && len(m.GetTokenIds()) > 0 {
