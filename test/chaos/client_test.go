@@ -99,9 +99,9 @@ type session struct {
 	partial []answer
 	last    string // Last-Event-ID
 	// again: the output is not kept, so that the answer is read from its start.
-	again bool
-	record  *record
-	beat    func()
+	again  bool
+	record *record
+	beat   func()
 }
 
 // record is what a session leaves behind.

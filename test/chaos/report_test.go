@@ -160,6 +160,7 @@ func (r *report) print(out io.Writer) (kept bool) {
 	w.Flush()
 	fmt.Fprintf(out, "\nrequests %d, failed %d, tokens lost %d, duplicated %d, changed %d; %d requests had to be sent again or resumed\n",
 		len(r.records), failed, total.lost, total.duplicated, total.changed, reconnected)
+	r.longest(out)
 	for _, s := range r.without {
 		fmt.Fprintln(out, "left out:", s)
 	}
@@ -167,4 +168,36 @@ func (r *report) print(out io.Writer) (kept bool) {
 		fmt.Fprintln(out, s)
 	}
 	return failed == 0 && total.none()
+}
+
+// longest lists the longest gaps with what happened in them, for whoever wants them shorter.
+func (r *report) longest(out io.Writer) {
+	type long struct {
+		gap
+		of *record
+	}
+	var all []long
+	for _, q := range r.records {
+		for _, g := range q.gaps {
+			all = append(all, long{g, q})
+		}
+	}
+	slices.SortFunc(all, func(a, b long) int { return int(b.to.Sub(b.from) - a.to.Sub(a.from)) })
+	fmt.Fprintln(out, "\nlongest gaps:")
+	for _, g := range all[:min(len(all), 20)] {
+		fmt.Fprintf(out, "  %s from %s in %s, %s", brief(g.to.Sub(g.from)), g.from.Format("15:04:05.000"), g.of.id, g.of.ask)
+		for i, s := range r.strikes {
+			next := g.to
+			if i+1 < len(r.strikes) {
+				next = r.strikes[i+1].at
+			}
+			if s.at.Before(g.to) && !next.Before(g.from) {
+				fmt.Fprintf(out, "; %s: %s at %s", s.kind, s.target, s.at.Format("15:04:05.000"))
+			}
+		}
+		fmt.Fprintln(out)
+		for _, n := range g.of.notes {
+			fmt.Fprintln(out, "     ", n)
+		}
+	}
 }
