@@ -269,8 +269,10 @@ func (k *simWorker) take(m *pb.WorkResponse) {
 			return
 		}
 		for _, id := range m.Revoke.GetRequestIds() {
-			if run := k.runs[id]; run != nil && !run.done {
+			if run := k.runs[id]; run != nil && !run.done && !run.revoked {
 				run.revoked = true
+				// The leader may find out that the dispatch was committed after all.
+				k.reports = append(k.reports, k.report(run, &pb.FinishedRequest{RequestId: id, Returned: true, Term: run.term, Index: run.index}))
 			}
 		}
 	case *pb.WorkResponse_Redirect:
