@@ -7,10 +7,6 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
-
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
@@ -45,34 +41,14 @@ var (
 // control keeps a session with the leader until ctx ends: it tries the nodes in turn, or the one
 // that a follower names.
 func (w *Worker) control(ctx context.Context) {
-	conns := map[string]*grpc.ClientConn{}
-	defer func() {
-		for _, c := range conns {
-			_ = c.Close() // nothing is left to be said on it
-		}
-	}()
-	next, at := "", 0
+	nodes := newNodes(w.settings.Control)
+	defer nodes.close()
 	for n := 0; ctx.Err() == nil; {
-		address := next
-		if address == "" {
-			address = w.settings.Control[at%len(w.settings.Control)]
-			at++
-		}
-		next = ""
-		conn := conns[address]
-		if conn == nil {
-			var err error
-			conn, err = grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-				grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(messageLimit)),
-				grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: firstBackoff, Multiplier: 2, Jitter: 0.5, MaxDelay: lastBackoff}}))
-			if err != nil {
-				w.log.Error("control-plane address is not usable", slog.String("address", address), slog.Any("error", err))
-			} else {
-				conns[address] = conn
-			}
-		}
-		if conn != nil {
-			conn.ResetConnectBackoff() // the pace is set here
+		address := nodes.next(time.Now())
+		conn, err := nodes.dial(address)
+		if err != nil {
+			w.log.Error("control-plane address is not usable", slog.String("address", address), slog.Any("error", err))
+		} else {
 			welcomed, leader, err := w.session(ctx, pb.NewControlClient(conn))
 			if ctx.Err() != nil || w.isStopping() {
 				return
@@ -81,15 +57,17 @@ func (w *Worker) control(ctx context.Context) {
 				n = 0
 			}
 			w.log.Warn("no session with the leader", slog.String("address", address), slog.String("leader", leader), slog.Any("error", err))
-			if leader != "" && leader != address {
-				next = leader
+			now := time.Now()
+			nodes.heard(address, !errors.Is(err, errSilent), now)
+			switch {
+			case leader != "" && leader != address:
 				// The first hint is followed at once; hints in a circle wait like failures.
-				if n == 0 {
+				if nodes.suggest(leader, now) && n == 0 {
 					n++
 					continue
 				}
-			} else if welcomed {
-				next = address // most likely it still leads
+			case welcomed:
+				nodes.suggest(address, now) // most likely it still leads
 			}
 		}
 		d := min(firstBackoff<<min(max(0, n-quickTries), 10), lastBackoff)

@@ -34,6 +34,11 @@ func (w *Worker) session(ctx context.Context, client pb.ControlClient) (welcomed
 	// A node that does not answer is noticed in any state of the call.
 	silence := time.AfterFunc(welcomeTimeout, func() { cancel(errSilent) })
 	defer silence.Stop()
+	defer func() {
+		if errors.Is(context.Cause(ctx), errSilent) {
+			err = errSilent
+		}
+	}()
 	stream, err := client.Work(ctx)
 	if err != nil {
 		return false, "", err
@@ -46,9 +51,6 @@ func (w *Worker) session(ctx context.Context, client pb.ControlClient) (welcomed
 	}
 	m, err := s.Recv()
 	if err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
 		return false, s.leader(), err
 	}
 	silence.Stop()
@@ -71,9 +73,6 @@ func (w *Worker) session(ctx context.Context, client pb.ControlClient) (welcomed
 		<-s.ended
 	}()
 	err = w.report(ctx, s, beat, interval(welcome.CheckpointIntervalMs, defaultCheckpoint))
-	if cause := context.Cause(ctx); cause != nil {
-		err = cause
-	}
 	select {
 	case <-s.ended:
 		return true, s.leader(), err
