@@ -26,9 +26,11 @@ func (s *Scheduler) leading(trailer func(metadata.MD)) (*leader, error) {
 	if leader.ID == "" || leader.ID == s.settings.NodeID {
 		return nil, status.Error(codes.Unavailable, "the control plane has no leader yet; try again")
 	}
-	if address := s.members.controlAddress(leader.ID); address != "" {
-		trailer(metadata.Pairs(LeaderTrailer, address))
+	address := s.members.controlAddress(leader.ID)
+	if address == "" {
+		return nil, status.Errorf(codes.Unavailable, "%q leads, but this node does not know its address yet; try again", leader.ID)
 	}
+	trailer(metadata.Pairs(LeaderTrailer, address))
 	return nil, status.Errorf(codes.FailedPrecondition, "node %q is not the leader; %q is", s.settings.NodeID, leader.ID)
 }
 

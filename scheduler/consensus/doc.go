@@ -11,8 +11,15 @@
 //     leader that is cut off cannot grow an orphan tail beyond what followers keep, which is what
 //     sends a node the same snapshot for ever (#697). Snapshots leave more log behind than that.
 //   - The log is raft-wal v0.4.1 exactly: v0.4.0 loses a segment's index when a tail is cut, and
-//     v0.4.2 does not build with raft v1.8.0. OpenFiles is the one place that names it, so another
-//     store is a line away.
+//     v0.4.2 does not build with raft v1.8.0. OpenFiles is the one place that names it and the
+//     other kinds, raft-boltdb and memory.
+//   - A write to the log that fails for want of room makes raft step down; after any other error
+//     nobody knows what the disk holds, and the node stops.
+//   - A node that knows no members gives no vote: its disk may have been replaced.
+//   - When the leader's connections break and its port refuses new ones, its process is gone, and the
+//     first voter by id stands for election at once instead of after the heartbeat timeout.
+//   - One transfer of leadership at a time, and a leader that a transfer has left refusing every entry
+//     stops (#696).
 //   - A data folder is locked before anything in it is opened: two processes on one log destroy it.
 //   - A node whose only voter is itself elects itself within a fraction of a second; clusters use
 //     seconds, because a heartbeat may wait for a slow disk.
