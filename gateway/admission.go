@@ -151,9 +151,6 @@ func (g *Gateway) run(l *live, admit func(context.Context)) {
 	ctx, cancel := context.WithTimeout(context.Background(), g.SubmitTimeout)
 	l.mu.Lock()
 	l.withdraw = cancel
-	if l.done {
-		cancel()
-	}
 	l.mu.Unlock()
 	ok := g.spawn(func() {
 		defer cancel()
@@ -177,7 +174,7 @@ func (g *Gateway) admit(ctx context.Context, l *live, defaulted bool) {
 	case err != nil:
 		e := fromControl(err)
 		l.mu.Lock()
-		if !l.done {
+		if l.failure == nil { // even if a worker has run it to its end: that counts from the commit on
 			l.end(e)
 			l.uncertain = e.status == http.StatusServiceUnavailable || e.status == http.StatusInternalServerError
 		}

@@ -22,10 +22,12 @@ import (
 const (
 	// supervision is how often silent requests are looked for.
 	supervision = 100 * time.Millisecond
-	// A request is silent after the first of these while its worker's stream is up, else after the
-	// second; the third is for one of which the leader said that it has ended. Each doubles with every
-	// question that brings nothing, up to silenceDoublings times.
+	// A request is silent after the first of these while its worker's stream is up, the second while it
+	// waits for its first worker, the third while its worker is gone or out of reach; the last is for one
+	// of which the leader said that it has ended. Each doubles with every question that brings nothing,
+	// up to silenceDoublings times.
 	silenceAttached  = 3 * time.Second
+	silenceQueued    = 5 * time.Second
 	silenceDetached  = 500 * time.Millisecond
 	silenceEnded     = 250 * time.Millisecond
 	silenceDoublings = 4
@@ -58,8 +60,8 @@ type inquiry struct {
 
 func (q *inquiry) hear(now time.Time) { q.heard, q.times = now, 0 }
 
-// due reports whether it is time to ask.
-func (q *inquiry) due(now time.Time, attached bool) bool {
+// due reports whether it is time to ask about a request that may be silent for so long.
+func (q *inquiry) due(now time.Time, silence time.Duration) bool {
 	since := now.Sub(q.asked)
 	switch {
 	case q.asking:
@@ -70,14 +72,10 @@ func (q *inquiry) due(now time.Time, attached bool) bool {
 	case q.gap:
 		return since >= firstGap<<min(q.gaps, 7)
 	}
-	wait := silenceDetached
-	switch {
-	case q.ended:
-		wait = silenceEnded
-	case attached:
-		wait = silenceAttached
+	if q.ended {
+		silence = silenceEnded
 	}
-	return min(now.Sub(q.heard), since) >= wait<<min(q.times, silenceDoublings)
+	return min(now.Sub(q.heard), since) >= silence<<min(q.times, silenceDoublings)
 }
 
 // begin notes that the question is being asked.
@@ -232,7 +230,14 @@ func (l *live) inquire(now time.Time, attached func(worker string) bool) bool {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.done || !l.inquiry.due(now, l.worker != "" && attached(l.worker)) {
+	silence := silenceDetached
+	switch {
+	case l.worker != "" && attached(l.worker):
+		silence = silenceAttached
+	case l.worker == "" && l.fence == dispatch{}:
+		silence = silenceQueued
+	}
+	if l.done || !l.inquiry.due(now, silence) {
 		return false
 	}
 	l.inquiry.begin(now)

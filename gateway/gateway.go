@@ -208,6 +208,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	g.workers.wg.Wait()
 	for _, l := range g.lives.all() {
 		l.fail(shuttingDown())
+		l.abandon()
 		g.expire(ctx, l, g.Now().Add(max(g.ResumeGrace, 0)))
 	}
 	g.tasks.Wait()

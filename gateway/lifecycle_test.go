@@ -57,10 +57,11 @@ func TestNothingBeforeCommit(t *testing.T) {
 		answered <- d.post(textPath, `{"model":"test","prompt":"hi","seed":1,"max_tokens":30}`).body
 	}()
 	d.Await(func(s gatewaytest.State) bool { return s.Admitted == 1 && s.Live == 0 })
+	early := time.NewTimer(50 * time.Millisecond)
 	select {
 	case got := <-answered:
 		t.Fatalf("answered before the commit: %s", got)
-	default:
+	case <-early.C:
 	}
 	release()
 	if got := decode[chunk](t, <-answered).Choices[0].Text; got != babble("hi", 1, 30) {

@@ -228,7 +228,6 @@ func (l *live) measure(c *choice, ev *pb.TokenEvent, fresh int, now time.Time) {
 // end closes the request. It returns true, the news.
 func (l *live) end(failure *apiError) bool {
 	l.done, l.failure = true, failure
-	l.withdraw()
 	return true
 }
 
@@ -240,6 +239,13 @@ func (l *live) fail(e *apiError) {
 	}
 	l.mu.Unlock()
 	l.notify()
+}
+
+// abandon ends a submission that is still under way.
+func (l *live) abandon() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.withdraw()
 }
 
 // notify wakes the readers who care; a signal that is already there is enough.
@@ -386,6 +392,7 @@ func (t *table) retire(l *live) departure {
 	if !l.done {
 		l.end(cancelled(reasonGone))
 	}
+	l.withdraw()
 	return d
 }
 

@@ -241,6 +241,46 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// TestRestartedGateway resumes at the gateway that died, under the name that it had.
+func TestRestartedGateway(t *testing.T) {
+	const body = `{"model":"test","prompt":"hi","stream":true,"max_tokens":60,"seed":3}`
+	o := gatewaytest.Options{Manual: true}
+	d := open(t, o)
+	d.Step(10)
+	s := d.stream(textPath, body, "Idempotency-Key", "k")
+	got := decode[chunk](t, s.next()).Choices[0].Text
+	last := s.id
+	d.quit()
+	again := join(t, d.Cluster, o, "node-1")
+	d.Step(50)
+	got += again.stream(textPath, body, "Idempotency-Key", "k", "Last-Event-ID", last).text()
+	if got != babble("hi", 3, 60) {
+		t.Errorf("got %q", got)
+	}
+	if s := d.State(); len(s.Aborts) != 0 || s.Admitted != 1 {
+		t.Errorf("aborts %v, %d admitted", s.Aborts, s.Admitted)
+	}
+}
+
+// TestResumeUnnamed goes on with a stream whose client had not named it, by the id in its events.
+func TestResumeUnnamed(t *testing.T) {
+	const body = `{"model":"test","prompt":"hi","stream":true,"max_tokens":60}`
+	o := gatewaytest.Options{Manual: true}
+	here := open(t, o)
+	there := join(t, here.Cluster, o, "node-2")
+	here.Step(10)
+	s := here.stream(textPath, body)
+	first := decode[chunk](t, s.next())
+	key, last := strings.TrimPrefix(first.ID, "cmpl-"), s.id
+	here.quit()
+	here.Step(50)
+	seed := *here.State().Requests[0].Sampling.Seed
+	got := first.Choices[0].Text + there.stream(textPath, body, "Idempotency-Key", key, "Last-Event-ID", last).text()
+	if got != babble("hi", seed, 60) {
+		t.Errorf("got %q", got)
+	}
+}
+
 // TestDefaultsOfAnotherGateway replays a request whose max_tokens was filled in by a gateway that saw
 // more room than the one that is asked again.
 func TestDefaultsOfAnotherGateway(t *testing.T) {
