@@ -36,8 +36,7 @@ const (
 type live struct {
 	request *pb.Request
 	digest  []byte
-	// hashes name the blocks of its prompt. A request of an earlier leader has none: it is placed by
-	// the load of workers alone.
+	// hashes name the blocks of its prompt. Without them it is placed by the load of workers alone.
 	hashes []kvcache.Hash
 	bytes  int
 	phase  phase

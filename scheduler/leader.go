@@ -151,6 +151,7 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 	l.restoreShares(view)
 	admitted := make(chan struct{})
 	close(admitted)
+	hashing := inheritedTokens
 	for record := range view.Live() {
 		r := &live{
 			request: record.Request, digest: record.Digest, bytes: proto.Size(record.Request),
@@ -158,6 +159,10 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 			admitted: admitted, ended: make(chan struct{}),
 		}
 		r.remember(record.Outputs)
+		if prompt := len(record.Request.GetPrompt()); prompt <= hashing {
+			hashing -= prompt
+			r.hashes = hashPrompt(record.Request, l.models[record.Request.GetModel()].blockTokens)
+		}
 		l.live[record.Request.GetId()] = r
 		l.own(r, now)
 		if record.Phase == state.Assigned {

@@ -63,6 +63,11 @@ func (l *leader) promptHashes(r *pb.Request) []kvcache.Hash {
 	l.mu.Lock()
 	size := l.models[r.GetModel()].blockTokens
 	l.mu.Unlock()
+	return hashPrompt(r, size)
+}
+
+// hashPrompt names the blocks of so many tokens; none for 0.
+func hashPrompt(r *pb.Request, size int) []kvcache.Hash {
 	if size == 0 || len(r.GetPrompt()) < size {
 		return nil
 	}

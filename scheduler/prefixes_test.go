@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -66,5 +67,31 @@ func TestPromptsGoWhereTheirPrefixIs(t *testing.T) {
 		}
 		one.leave()
 		two.leave()
+	})
+}
+
+// TestNewLeadersKnowPrompts: what an earlier leader left in the queue is placed by its prefix too.
+func TestNewLeadersKnowPrompts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		memory := inMemory()
+		s := start(t, Settings{consensus: memory})
+		w := newWorker(t, "w")
+		w.info.MaxSequences = 1
+		w.join(s)
+		until(t, "it is in session", func() bool { return s.Stats().Workers == 1 })
+		mustSubmit(t, s, request("runs"))
+		until(t, "it runs", func() bool { return w.has("runs") })
+		waits := request("waits")
+		waits.Prompt, waits.CacheSalt = make([]int32, 1000), []byte("salt")
+		mustSubmit(t, s, waits)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		w.leave()
+		next := start(t, Settings{consensus: memory}).leader.Load()
+		want := kvcache.Hashes(nil, kvcache.Root([]byte("salt"), nil), waits.Prompt, 16)
+		if got := next.live["waits"].hashes; !slices.Equal(got, want) {
+			t.Errorf("the new leader knows %d of %d blocks", len(got), len(want))
+		}
 	})
 }

@@ -213,6 +213,9 @@ const (
 	maxAttempts = 5
 	// returnPause is how long a request that a worker gave back stays away from the queue.
 	returnPause = housekeeping
+	// inheritedTokens are the prompt tokens of earlier leaders' requests that a new one hashes before it
+	// serves, some 20 ms; what is beyond is placed without regard to what workers hold of it.
+	inheritedTokens = 2 << 20
 	// retryLeading is the pause before a leader that failed starts again.
 	retryLeading   = 100 * time.Millisecond
 	barrierTimeout = 30 * time.Second

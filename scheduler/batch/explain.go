@@ -255,22 +255,37 @@ func (q *queue) positions(i *item) (inClass, inTenant int) {
 			}
 		}
 	}
-	t := i.queue.tenant
+	t, class := i.queue.tenant, i.queue.class
+	for _, other := range class.oldest.items {
+		if other.Resumed && other != i && (!i.Resumed || class.oldest.less(other, i)) {
+			before[other.queue.tenant] += other.queue.tenant.cost(int64(other.Tokens))
+			inClass++
+			if other.queue == i.queue {
+				inTenant++
+			}
+		}
+	}
+	inClass, inTenant = inClass+1, inTenant+1
+	if i.Resumed {
+		return inClass, inTenant
+	}
 	start := t.served + before[t]
-	inTenant = 1
 	for _, other := range i.queue.items.items {
-		if i.queue.items.less(other, i) {
+		if !other.Resumed && i.queue.items.less(other, i) {
+			inClass++
 			inTenant++
 			start += t.cost(int64(other.Tokens))
 		}
 	}
-	inClass = inTenant
-	for _, tq := range i.queue.class.byName {
+	for _, tq := range class.byName {
 		if tq == i.queue {
 			continue
 		}
 		account := tq.tenant.served + before[tq.tenant]
 		for _, other := range slices.SortedFunc(slices.Values(tq.items.items), tq.order) {
+			if other.Resumed {
+				continue
+			}
 			if account > start || account == start && tq.tenant.name > t.name {
 				break
 			}
@@ -314,7 +329,7 @@ type Summary struct {
 }
 
 // summaryWorkers bounds the workers that a summary looks at for each request.
-const summaryWorkers = 16
+const summaryWorkers = 4
 
 // Summary sums the queue up.
 func (b *Batcher) Summary(nowMS int64) Summary {

@@ -109,7 +109,7 @@ func TestPositionIsTheOrderOfPlacement(t *testing.T) {
 		n := rapid.IntRange(1, 30).Draw(t, "requests")
 		for i := range n {
 			r := drawRequest(t, fmt.Sprint("r", i), rapid.Int64Range(0, 5).Draw(t, "arrival"))
-			r.Model, r.Choices = "m", 1
+			r.Model, r.Choices, r.Resumed = "m", 1, rapid.IntRange(0, 4).Draw(t, "resumed") == 0
 			b.Push(r)
 		}
 		position := map[string]int{}
