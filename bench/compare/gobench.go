@@ -11,34 +11,49 @@ import (
 	"strings"
 )
 
-// goBench runs benchmarks of a package of ours and returns, for each benchmark and unit, what each run
-// measured, and the output, which benchstat reads.
-func goBench(ctx context.Context, pkg, pattern string, count int) (map[string]map[string][]float64, string, error) {
-	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", pattern, "-benchmem", "-count", strconv.Itoa(count), pkg)
-	cmd.Stderr = os.Stderr
-	text, err := cmd.Output()
-	if err != nil {
-		return nil, "", fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, text)
+// measured is what each run of each benchmark measured, by unit.
+type measured map[string]map[string][]float64
+
+// goBench runs benchmarks of a package of ours count times, one after the other, so that what is
+// compared lies near in time. It returns the output too, which benchstat reads.
+func goBench(ctx context.Context, pkg, pattern string, count int) (measured, string, error) {
+	runs := measured{}
+	var text strings.Builder
+	for range count {
+		cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", pattern, "-benchmem", pkg)
+		cmd.Stderr = os.Stderr
+		out, err := cmd.Output()
+		if err != nil {
+			return nil, "", fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out)
+		}
+		text.Write(out)
+		if err := runs.add(string(out)); err != nil {
+			return nil, "", err
+		}
 	}
-	runs := map[string]map[string][]float64{}
-	for line := range strings.Lines(string(text)) {
+	return runs, text.String(), nil
+}
+
+// add reads the output of go test -bench.
+func (m measured) add(text string) error {
+	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)
 		if len(fields) < 4 || !strings.HasPrefix(fields[0], "Benchmark") {
 			continue
 		}
 		name, _, _ := strings.Cut(strings.TrimPrefix(fields[0], "Benchmark"), "-")
-		if runs[name] == nil {
-			runs[name] = map[string][]float64{}
+		if m[name] == nil {
+			m[name] = map[string][]float64{}
 		}
 		for i := 2; i+1 < len(fields); i += 2 {
 			v, err := strconv.ParseFloat(fields[i], 64)
 			if err != nil {
-				return nil, "", fmt.Errorf("benchmark line %q: %w", line, err)
+				return fmt.Errorf("benchmark line %q: %w", line, err)
 			}
-			runs[name][fields[i+1]] = append(runs[name][fields[i+1]], v)
+			m[name][fields[i+1]] = append(m[name][fields[i+1]], v)
 		}
 	}
-	return runs, string(text), nil
+	return nil
 }
 
 // page is a results page in Markdown.

@@ -21,29 +21,33 @@ func parts(ctx context.Context, o *options) error {
 		return err
 	}
 	for _, b := range []struct{ name, what, bar string }{
-		{"Hash8k", "hash 8,192 tokens into blocks of 16", "0.1 ms"},
-		{"AdmitHit8k", "admit and release 8,192 tokens, all cached", "0.05 ms"},
-		{"AdmitMiss8k", "admit and release 8,192 tokens, none cached, 512 evictions", "0.1 ms"},
+		{"Hash8k", "hash 8,192 tokens into blocks of 16", "100 µs"},
+		{"AdmitHit8k", "admit and release 8,192 tokens, all cached", "50 µs"},
+		{"AdmitMiss8k", "admit and release 8,192 tokens, none cached, 512 evictions", "100 µs"},
 		{"Lookup8k", "look up 512 blocks", ""},
 		{"DecodeStep256", "the pool's part of a step of 256 decodes", ""},
 		{"Check", "the accounting check of a step", ""},
 	} {
 		m := middle(books[b.name]["ns/op"])
-		p.line("| %s | %.5f ms (%.5f–%.5f) | %s | %.0f |", b.what, m.Median/1e6, m.Min/1e6, m.Max/1e6, b.bar, middle(books[b.name]["allocs/op"]).Median)
+		p.line("| %s | %.4g µs (%.4g–%.4g) | %s | %.0f |", b.what, m.Median/1e3, m.Min/1e3, m.Max/1e3, b.bar, middle(books[b.name]["allocs/op"]).Median)
 	}
 
 	decode, more, err := goBench(ctx, "./cpu", "^BenchmarkDecodeKV$", 6)
 	if err != nil {
 		return err
 	}
-	p.line("\nDecoding 16 streams with a model of SmolLM2-135M's shape, CPU device alone, by the KV cache's type:")
+	p.line("\nDecoding 16 streams with a model of SmolLM2-135M's shape, CPU device alone, by the KV cache's type; the")
+	p.line("ratio is the median of the pairs' (min–max):")
 	p.line("\n| context | f16, tokens/s | int8, tokens/s | ratio |\n|---|---|---|---|")
 	for _, context := range []int{192, 1024} {
-		rate := func(kv string) median {
-			return middle(decode[fmt.Sprintf("DecodeKV/context=%d/kv=%s", context, kv)]["tok/s"])
+		half := decode[fmt.Sprintf("DecodeKV/context=%d/kv=F16", context)]["tok/s"]
+		bytes := decode[fmt.Sprintf("DecodeKV/context=%d/kv=I8", context)]["tok/s"]
+		var pairs []float64
+		for i := range half {
+			pairs = append(pairs, bytes[i]/half[i])
 		}
-		f, i := rate("F16"), rate("I8")
-		p.line("| %d | %.0f (%.0f–%.0f) | %.0f (%.0f–%.0f) | %.2f |", context, f.Median, f.Min, f.Max, i.Median, i.Min, i.Max, i.Median/f.Median)
+		f, i, r := middle(half), middle(bytes), middle(pairs)
+		p.line("| %d | %.0f (%.0f–%.0f) | %.0f (%.0f–%.0f) | %.2f (%.2f–%.2f) |", context, f.Median, f.Min, f.Max, i.Median, i.Min, i.Max, r.Median, r.Min, r.Max)
 	}
 	if err := os.WriteFile(filepath.Join(o.out, "parts.txt"), []byte(text+more), 0o644); err != nil {
 		return err

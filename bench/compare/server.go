@@ -90,6 +90,24 @@ func (q *quire) burst(ctx context.Context, n int, seed uint64) (rates, error) {
 	return rates{r.OutputRate, r.PrefillRate, r.DecodeRate, r.TTFT[len(r.TTFT)/2].Seconds()}, nil
 }
 
+// cpuSeconds is the processor time that the process has had.
+func (q *quire) cpuSeconds() float64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", q.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	// Fields 14 and 15, in ticks of 10 ms; the second is a name in brackets.
+	_, rest, _ := strings.Cut(string(text), ") ")
+	var ticks float64
+	for i, field := range strings.Fields(rest) {
+		if i == 11 || i == 12 {
+			n, _ := strconv.ParseFloat(field, 64)
+			ticks += n
+		}
+	}
+	return ticks / 100
+}
+
 // peakMB is the most memory the process ever had resident.
 func (q *quire) peakMB() float64 {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/status", q.cmd.Process.Pid))
