@@ -12,10 +12,11 @@ import (
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
-// Reconnecting starts after the first wait and doubles up to the second, with half of it random.
+// Reconnecting starts after the first wait and doubles up to the second, with half of it random. Streams
+// wait for it, and a worker that stays away is soon out of the leader's set.
 const (
 	firstBackoff = 20 * time.Millisecond
-	lastBackoff  = 2 * time.Second
+	lastBackoff  = 250 * time.Millisecond
 	// attachSilence is how long a worker's stream may bring nothing, not even figures, before it counts
 	// as broken; workers send every 250 ms.
 	attachSilence = 3 * time.Second
@@ -154,7 +155,9 @@ func (g *Gateway) attach(ctx context.Context, a *attachment) {
 		if ctx.Err() != nil {
 			return
 		}
-		g.Log.Warn("a worker's stream broke", "worker", a.info.Id, "address", a.info.Address, "error", err)
+		if n == 0 {
+			g.Log.Warn("a worker's stream broke", "worker", a.info.Id, "address", a.info.Address, "error", err)
+		}
 		if !backoff(ctx, n) {
 			return
 		}
