@@ -4,12 +4,14 @@ GO    ?= go
 BUF   := $(GO) tool -modfile=tools/go.mod buf
 LINT  := $(GO) tool -modfile=tools/go.mod golangci-lint
 FUZZ  ?= 60s
+LONG  ?= 100000
+PROPERTIES := Prop|Undisturbed|CacheNews$$|EveryTokenIsToldOnce|Repeats
 
 # go-nvml binds deprecated calls too; their warnings would bury ours.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test check bench chaos generate fuzz clean
+.PHONY: help run build test long check bench chaos generate fuzz clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +25,9 @@ run: build ## serve a model on this machine: HTTP on :8000, gRPC on :8001
 
 test: ## run every test
 	$(GO) test -timeout 20m ./...
+
+long: ## the KV cache's and the engine's properties over LONG=100000 random cases each
+	$(GO) test -timeout 24h -run '$(PROPERTIES)' ./kvcache ./kvcache/tier ./worker ./worker/engine -rapid.checks=$(LONG)
 
 check: ## vet, lint, formatting, API lint, and no drift in generated code
 	$(GO) vet ./...

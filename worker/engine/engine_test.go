@@ -1,6 +1,19 @@
 package engine
 
-import "testing"
+import (
+	"flag"
+	"os"
+	"testing"
+)
+
+// TestMain runs 2,000 random cases of each property by default; `make long` runs 100,000.
+func TestMain(m *testing.M) {
+	if err := flag.Set("rapid.checks", "2000"); err != nil {
+		panic(err)
+	}
+	flag.Parse()
+	os.Exit(m.Run())
+}
 
 func TestOneRequest(t *testing.T) {
 	for _, depth := range []int{1, 2} {
