@@ -8,8 +8,8 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/quire-serve/quire/model/grammar"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
-	"github.com/quire-serve/quire/worker/grammar"
 )
 
 // Structured output. What a client asks for is compiled here too, with the code that the worker uses,

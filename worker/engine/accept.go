@@ -6,8 +6,8 @@ import (
 	"strconv"
 
 	"github.com/quire-serve/quire/device"
+	"github.com/quire-serve/quire/model/grammar"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
-	"github.com/quire-serve/quire/worker/grammar"
 )
 
 // errStep is reported to requests whose step failed on the device.

@@ -8,8 +8,8 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/quire-serve/quire/model/grammar"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
-	"github.com/quire-serve/quire/worker/grammar"
 )
 
 // Structured output. A constrained request is compiled beside the loop and joins the queue, at the

@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"github.com/quire-serve/quire/device"
+	"github.com/quire-serve/quire/model/grammar"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/worker/engine/enginetest"
-	"github.com/quire-serve/quire/worker/grammar"
 )
 
 // letterTokens are the fake model's tokens as a grammar sees them.

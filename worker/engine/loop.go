@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/quire-serve/quire/device"
+	"github.com/quire-serve/quire/model/grammar"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
-	"github.com/quire-serve/quire/worker/grammar"
 )
 
 // Engine runs requests on one device. Add, Abort and the rest may be called from any goroutine;

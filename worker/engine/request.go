@@ -7,8 +7,8 @@ import (
 
 	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/kvcache"
+	"github.com/quire-serve/quire/model/grammar"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
-	"github.com/quire-serve/quire/worker/grammar"
 )
 
 // Limits of a request's fields.

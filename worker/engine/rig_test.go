@@ -10,9 +10,9 @@ import (
 	"strings"
 
 	"github.com/quire-serve/quire/device"
+	"github.com/quire-serve/quire/model/grammar"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/worker/engine/enginetest"
-	"github.com/quire-serve/quire/worker/grammar"
 )
 
 const testVocab = 101

@@ -8,7 +8,7 @@ import (
 
 	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/kvcache"
-	"github.com/quire-serve/quire/worker/grammar"
+	"github.com/quire-serve/quire/model/grammar"
 )
 
 // Settings bound the engine. Zero values of fields with a default mean the default.
