@@ -257,8 +257,98 @@ func (w *world) client(r *pb.Request) {
 	}
 }
 
+// pauseUnless waits for a channel to be closed, false if that takes too long.
+func pauseUnless(over <-chan struct{}, most time.Duration) bool {
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	select {
+	case <-over:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
 func (w *world) count(n *int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	*n++
+}
+
+// TestGaps holds the longest pause that any of 8 streams sees against what is promised, without the
+// time that computing takes: a token comes every 20 ms here, and a message takes 60 ms at most. Workers
+// have room for the streams of those that fail.
+func TestGaps(t *testing.T) {
+	for _, c := range []struct {
+		fault string
+		most  time.Duration
+		fails func(w *world)
+	}{
+		{"nothing", 200 * time.Millisecond, func(*world) {}},
+		{"a worker is killed", 600 * time.Millisecond, func(w *world) { w.workers[0].kill() }},
+		{"two workers are killed", 900 * time.Millisecond, func(w *world) {
+			w.workers[0].kill()
+			w.wait(50 * time.Millisecond)
+			w.workers[1].kill()
+		}},
+		{"a worker is killed and starts again at once", 600 * time.Millisecond, func(w *world) {
+			w.workers[0].kill()
+			w.workers[0].start()
+		}},
+		{"a worker and the leader are killed", 8 * time.Second, func(w *world) {
+			w.leader().kill()
+			w.workers[0].kill()
+		}},
+		{"a worker hands over", 250 * time.Millisecond, func(w *world) { w.workers[0].quit() }},
+		{"a worker is cut off", 4 * time.Second, func(w *world) { w.isolate(w.workers[0].info.GetId()) }},
+		{"the leader is killed", 200 * time.Millisecond, func(w *world) { w.leader().kill() }},
+		{"the leader is cut off", 200 * time.Millisecond, func(w *world) { w.isolate(w.leader().id) }},
+		{"the leader hands over", 200 * time.Millisecond, func(w *world) {
+			s := w.leader().scheduler()
+			w.owned.Go(func() { _, _ = s.node.Transfer(w.ctx, "") }) // The gaps tell.
+		}},
+	} {
+		t.Run(c.fault, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, rand.New(rand.NewPCG(1, 2)), 3, 3, 3)
+				defer w.close()
+				until(t, "a leader is there", func() bool { return w.leader() != nil })
+				until(t, "the workers are there", func() bool { return w.leader() != nil && w.leader().scheduler().Stats().Workers == 3 })
+				var lives []*simLive
+				for n := range 8 {
+					g := w.gateways[n%3]
+					r := request(fmt.Sprint("r", n))
+					r.GatewayId = g.id
+					seed := uint64(n)
+					r.Sampling = &pb.SamplingParams{Seed: &seed, MaxTokens: 400, IgnoreEos: true}
+					l, err := g.open(r)
+					if err != nil {
+						t.Fatal(err)
+					}
+					lives = append(lives, l)
+				}
+				time.Sleep(2 * time.Second) // Virtual.
+				c.fails(w)
+				longest := time.Duration(0)
+				for n, l := range lives {
+					if !pauseUnless(l.over, time.Minute) {
+						k := w.leader().scheduler().leader.Load().explain(l.request.GetId(), time.Now())
+						t.Fatalf("%s has not ended after a minute; the leader says %v", l.request.GetId(), k)
+					}
+					if l.err != nil {
+						t.Errorf("%s ended with %v", l.request.GetId(), l.err)
+					}
+					g := w.gateways[n%3]
+					if got, want := g.read(l), undisturbed(l.request); !slices.EqualFunc(got, want, slices.Equal[[]int32]) {
+						t.Errorf("%s has another output", l.request.GetId())
+					}
+					longest = max(longest, l.gap)
+				}
+				t.Logf("the longest pause is %v", longest)
+				if longest > c.most {
+					t.Errorf("the longest pause is %v, want %v at most", longest, c.most)
+				}
+			})
+		})
+	}
 }

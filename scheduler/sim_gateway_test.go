@@ -37,9 +37,12 @@ type simLive struct {
 	// Output of dispatches before this one counts no more.
 	term, index uint64
 	repairing   bool
-	ended       bool
-	err         error
-	over        chan struct{}
+	// heard is when the last tokens came, gap the longest time between two.
+	heard time.Time
+	gap   time.Duration
+	ended bool
+	err   error
+	over  chan struct{}
 }
 
 type simChoice struct {
@@ -224,6 +227,11 @@ func (g *simGateway) add(l *simLive, choice, first int, tokens []int32, finish p
 		return true
 	}
 	if known < len(tokens) {
+		if now := time.Now(); l.heard.IsZero() {
+			l.heard = now
+		} else {
+			l.gap, l.heard = max(l.gap, now.Sub(l.heard)), now
+		}
 		c.tokens = append(c.tokens, tokens[known:]...)
 	}
 	if c.finish == 0 {

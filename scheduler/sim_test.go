@@ -144,6 +144,16 @@ func (w *world) heal() {
 	clear(w.cut)
 }
 
+// runs says whether a node's process does: the connections of one that does not are refused.
+func (w *world) runs(node string) bool {
+	for _, n := range w.nodes {
+		if n.id == node {
+			return n.scheduler() != nil
+		}
+	}
+	return false
+}
+
 func (w *world) leader() *simNode {
 	for _, n := range w.nodes {
 		if s := n.scheduler(); s != nil && s.leader.Load() != nil {
@@ -468,7 +478,7 @@ func ends(r *pb.Request, history []int32) pb.FinishReason {
 	switch n := len(history); {
 	case n == 0:
 		return 0
-	case history[n-1]%61 == 0:
+	case history[n-1]%61 == 0 && !r.GetSampling().GetIgnoreEos():
 		return stopped
 	case n >= int(r.GetSampling().GetMaxTokens()):
 		return full

@@ -94,6 +94,7 @@ func (k *simWorker) live() {
 	defer tick.Stop()
 	var session *stream
 	var on string
+	silent := 0
 	for n := 0; ; n++ {
 		select {
 		case <-k.w.ctx.Done():
@@ -106,11 +107,21 @@ func (k *simWorker) live() {
 		k.step()
 		if session == nil {
 			session, on = k.join()
+			silent = 0
 			continue
 		}
-		if !k.w.linked(k.info.GetId(), on) || k.w.pick(10) == 0 {
-			continue // What is sent waits, and nothing arrives.
+		if !k.w.linked(k.info.GetId(), on) {
+			// What is sent waits, and nothing arrives, until the worker gives the leader up.
+			if silent++; time.Duration(silent)*simStep > 3*time.Second || !k.w.runs(on) {
+				session.cancel()
+				session = nil
+			}
+			continue
 		}
+		if k.w.pick(10) == 0 {
+			continue
+		}
+		silent = 0
 		if k.talk(session, n) {
 			return
 		}
