@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -13,6 +14,7 @@ import (
 //     was replaced could then help to elect a leader that lacks what the disk had acknowledged. Such
 //     a node waits until a leader adds it, or until it founds a cluster itself.
 //   - It bounds sends into pipelines; see pipeline.
+//   - It asks for votes again where a connection turns out to be an old one.
 //   - It lets this node call an election at once, as if a leader had handed over to it.
 type inbox struct {
 	raft.Transport
@@ -94,7 +96,25 @@ func (b *inbox) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args
 	if !ok {
 		return fmt.Errorf("transport %T has no pre-vote", b.Transport)
 	}
-	return inner.RequestPreVote(id, target, args, resp)
+	return again(func() error { return inner.RequestPreVote(id, target, args, resp) })
+}
+
+// RequestVote passes the embedded transport's.
+func (b *inbox) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	return again(func() error { return b.Transport.RequestVote(id, target, args, resp) })
+}
+
+// again asks for a vote once more where asking failed at once: the transport keeps connections to a
+// peer over the peer's restart, and each of them fails at its next use. Without that vote the election
+// would be lost, and the next one is an election timeout away.
+func again(ask func() error) (err error) {
+	for range peerConnections + 1 {
+		began := time.Now()
+		if err = ask(); err == nil || time.Since(began) > probeTimeout {
+			return err
+		}
+	}
+	return err
 }
 
 // Close passes the embedded transport's.

@@ -20,8 +20,9 @@ const (
 	probePause   = 50 * time.Millisecond
 	probeTimeout = 500 * time.Millisecond
 	// takeoverStep is how long each voter waits for the one before it by id, so that they do not
-	// split the vote.
-	takeoverStep = 150 * time.Millisecond
+	// split the vote: writing a vote down may take a while on a busy disk, and a split vote costs
+	// another election timeout.
+	takeoverStep = 500 * time.Millisecond
 )
 
 // watchedLayer tells when a connection that a peer opened breaks.
@@ -70,7 +71,13 @@ func (n *Node) watchLeader(layer *watchedLayer) {
 		if !votes || !n.pause(time.Duration(rank)*takeoverStep) {
 			continue
 		}
-		if n.Leader() == leader && n.Term() == term && n.raft.State() == raft.Follower {
+		// Where the term has moved on, another one stands already. It is given time to win, and may
+		// not be able to: its log may be too short.
+		if n.Term() != term && !n.pause(takeoverStep) {
+			continue
+		}
+		now := n.Leader()
+		if (now.ID == "" || now == leader && n.Term() == term) && n.raft.State() == raft.Follower {
 			n.settings.Logger.Warn("the leader's process is gone; this node stands for election", "leader", leader.ID, "term", term)
 			n.CallElection()
 		}
