@@ -105,7 +105,7 @@ func (b *Batcher) place(p *pool, i *item, nowMS int64) (best *candidate, held bo
 			busy = c
 		}
 	}
-	if best == nil || busy == nil || busy.score >= best.score || !b.policy.holds() {
+	if best == nil || busy == nil || busy.score >= best.score || i.Resumed || !b.policy.holds() {
 		return best, false
 	}
 	if !i.held {

@@ -20,7 +20,8 @@ type Request struct {
 	Choices int
 	// Bytes is the request's encoded size.
 	Bytes int
-	// Resumed requests were running before, and somebody reads them: they go first in their class.
+	// Resumed requests were running before, and somebody reads them: they go first in their class, and
+	// wait for no busy worker while another has room.
 	Resumed bool
 	// Hashes name the full blocks of those tokens, as far as they are known: what workers hold of them
 	// need not be computed. All workers of the model should have blocks of this size; one with

@@ -182,6 +182,20 @@ func TestHoldingEnds(t *testing.T) {
 	}
 }
 
+// TestResumedRequestsAreNotHeld: somebody reads them, so they start where there is room now.
+func TestResumedRequestsAreNotHeld(t *testing.T) {
+	f := newFleet(t, Settings{HoldMS: 500}, "cold", "hot")
+	f.stores("hot", kvcache.Device, prompt("x", 1, 4000, 0))
+	f.Report("hot", Load{Sequence: 1, Running: 4, FreeBlocks: 4096, PendingPrefill: 1024}, 0)
+	f.Report("cold", Load{Sequence: 1, FreeBlocks: 4096}, 0)
+	r := prompt("r", 1, 4000, 16)
+	r.Resumed = true
+	f.Push(r)
+	if got := plan(f.Batcher, 0, 1); got != "r>cold" {
+		t.Errorf("placed %q, want r>cold", got)
+	}
+}
+
 // TestFreshWorkers: one that joins a busy fleet neither starves nor gets everything.
 func TestFreshWorkers(t *testing.T) {
 	f := newFleet(t, Settings{}, "a", "b", "c")
