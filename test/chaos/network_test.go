@@ -214,6 +214,9 @@ func (n *network) between(from, to *port, both bool, q *quality) {
 // openDevice makes a TUN device in the thread's namespace and brings it up, with the loopback.
 func openDevice(address netip.Addr) (*os.File, error) {
 	const name = "quire0"
+	if err := set("lo", unix.SIOCSIFFLAGS, flags(unix.IFF_UP)); err != nil {
+		return nil, err
+	}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("/dev/net/tun: %w", err)
@@ -234,35 +237,41 @@ func configure(fd int, name string, address netip.Addr) (*os.File, error) {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
 		return nil, err
 	}
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(s)
 	for _, step := range []struct {
-		device string
-		call   uint
-		set    func(*unix.Ifreq) error
+		call uint
+		to   func(*unix.Ifreq) error
 	}{
-		{"lo", unix.SIOCSIFFLAGS, flags(unix.IFF_UP)},
-		{name, unix.SIOCSIFADDR, func(r *unix.Ifreq) error { return r.SetInet4Addr(address.AsSlice()) }},
-		{name, unix.SIOCSIFNETMASK, func(r *unix.Ifreq) error { return r.SetInet4Addr([]byte{255, 255, 255, 0}) }},
-		{name, unix.SIOCSIFMTU, func(r *unix.Ifreq) error { r.SetUint32(mtu); return nil }},
-		{name, unix.SIOCSIFTXQLEN, func(r *unix.Ifreq) error { r.SetUint32(1000); return nil }},
-		{name, unix.SIOCSIFFLAGS, flags(unix.IFF_UP)},
+		{unix.SIOCSIFADDR, func(r *unix.Ifreq) error { return r.SetInet4Addr(address.AsSlice()) }},
+		{unix.SIOCSIFNETMASK, func(r *unix.Ifreq) error { return r.SetInet4Addr([]byte{255, 255, 255, 0}) }},
+		{unix.SIOCSIFMTU, func(r *unix.Ifreq) error { r.SetUint32(mtu); return nil }},
+		{unix.SIOCSIFTXQLEN, func(r *unix.Ifreq) error { r.SetUint32(1000); return nil }},
+		{unix.SIOCSIFFLAGS, flags(unix.IFF_UP)},
 	} {
-		r, err := unix.NewIfreq(step.device)
-		if err == nil {
-			err = step.set(r)
-		}
-		if err == nil {
-			err = unix.IoctlIfreq(s, step.call, r)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s, call %#x: %w", step.device, step.call, err)
+		if err := set(name, step.call, step.to); err != nil {
+			return nil, err
 		}
 	}
 	return os.NewFile(uintptr(fd), name), nil
+}
+
+// set changes a setting of a device in the thread's namespace.
+func set(device string, call uint, to func(*unix.Ifreq) error) error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	r, err := unix.NewIfreq(device)
+	if err == nil {
+		err = to(r)
+	}
+	if err == nil {
+		err = unix.IoctlIfreq(s, call, r)
+	}
+	if err != nil {
+		return fmt.Errorf("%s, call %#x: %w", device, call, err)
+	}
+	return nil
 }
 
 func flags(f uint16) func(*unix.Ifreq) error {
@@ -271,21 +280,11 @@ func flags(f uint16) func(*unix.Ifreq) error {
 
 // link takes a machine's device down or up, as pulling the cable does: its own side notices.
 func (p *port) link(up bool) error {
-	return elsewhere(p.namespace, func() error {
-		s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(s)
-		r, err := unix.NewIfreq("quire0")
-		if err != nil {
-			return err
-		}
-		if up {
-			r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
-		}
-		return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, r)
-	})
+	state := uint16(0)
+	if up {
+		state = unix.IFF_UP | unix.IFF_RUNNING
+	}
+	return elsewhere(p.namespace, func() error { return set("quire0", unix.SIOCSIFFLAGS, flags(state)) })
 }
 
 // elsewhere calls f on a thread that is in a namespace, or, for -1, may leave its own. A thread that
