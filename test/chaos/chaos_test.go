@@ -13,8 +13,8 @@ import (
 )
 
 var (
-	seedFlag     = flag.Uint64("chaos.seed", 1, "decides which faults come in which order, and who asks for what")
-	durationFlag = flag.Duration("chaos.duration", 45*time.Second, "how long faults are made")
+	seedFlag     = flag.Uint64("chaos.seed", 165, "decides which faults come in which order, and who asks for what")
+	durationFlag = flag.Duration("chaos.duration", 60*time.Second, "how long faults are made")
 	modelFlag    = flag.String("chaos.model", "tiny", "model to serve: tiny or smollm2-135m")
 	kindsFlag    = flag.String("chaos.faults", "", "make only faults whose kind contains this")
 	binaryFlag   = flag.String("chaos.binary", "", "the quire to test (default: it is built)")
