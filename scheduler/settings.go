@@ -65,7 +65,7 @@ type Settings struct {
 
 	// HeartbeatInterval is what workers are asked for. Default 250 ms.
 	HeartbeatInterval time.Duration
-	// HeartbeatTimeout is the silence after which a worker in session counts as lost. Default 3 s.
+	// HeartbeatTimeout is the silence after which a worker in session counts as lost. Default 2 s.
 	HeartbeatTimeout time.Duration
 	// SessionGrace is how long a worker whose session broke may take to come back before its
 	// requests go elsewhere. Default 1 s.
@@ -119,7 +119,7 @@ func (s *Settings) setDefaults() {
 	set(&s.StableAfter, 10*time.Second)
 	set(&s.DeadAfter, 10*time.Minute)
 	set(&s.HeartbeatInterval, 250*time.Millisecond)
-	set(&s.HeartbeatTimeout, 3*time.Second)
+	set(&s.HeartbeatTimeout, 2*time.Second)
 	set(&s.SessionGrace, time.Second)
 	set(&s.ReconnectGrace, 5*time.Second)
 	set(&s.ReconcileGrace, 250*time.Millisecond)

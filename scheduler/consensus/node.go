@@ -71,7 +71,7 @@ type Settings struct {
 
 	// HeartbeatTimeout is the silence of a leader after which a follower asks for votes, and
 	// LeaseTimeout the silence of a majority after which a leader steps down. Defaults: 100 ms both
-	// for a cluster of one, 3 s and 1.5 s otherwise.
+	// for a cluster of one, 2 s and 1 s otherwise.
 	HeartbeatTimeout, LeaseTimeout time.Duration
 
 	// Files and Transport replace what Open makes itself; tests run whole clusters in memory.
@@ -165,7 +165,7 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	config.TrailingLogs = trailingLogs
 	config.SnapshotThreshold = snapshotThreshold
 	config.SnapshotInterval = snapshotInterval
-	config.HeartbeatTimeout = or(settings.HeartbeatTimeout, alone, 100*time.Millisecond, 3*time.Second)
+	config.HeartbeatTimeout = or(settings.HeartbeatTimeout, alone, 100*time.Millisecond, 2*time.Second)
 	config.ElectionTimeout = config.HeartbeatTimeout
 	n.heartbeat = config.HeartbeatTimeout
 	config.LeaderLeaseTimeout = or(settings.LeaseTimeout, alone, config.HeartbeatTimeout, config.HeartbeatTimeout/2)
