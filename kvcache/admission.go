@@ -32,8 +32,8 @@ func (s *Sequence) find(n int) {
 	p := s.pool
 	s.match, s.matchFrom = s.match[:0], 0
 	s.matchVersion, s.matchTokens = p.version, n
-	full := min(n/p.cfg.BlockTokens, len(s.hashes))
-	if !p.cfg.PrefixCache || s.noRead {
+	full := min(min(n, s.readable)/p.cfg.BlockTokens, len(s.hashes))
+	if !p.cfg.PrefixCache {
 		return
 	}
 	if p.cfg.Window > 0 {
@@ -111,7 +111,7 @@ func (s *Sequence) planned(n, upTo int) decision {
 // count adds an admission to the statistics. One that was refused before counts once, now.
 func (p *Pool) count(s *Sequence, query, hit int) {
 	switch {
-	case !p.cfg.PrefixCache || s.noRead:
+	case !p.cfg.PrefixCache || s.readable == 0:
 	case s.preempted:
 		p.stats.PreemptedQueryTokens += int64(query)
 		p.stats.PreemptedHit += int64(hit)

@@ -349,7 +349,9 @@ func TestScenarioB11(t *testing.T) {
 	prompt := ids(0, 55)
 	begin := func(read bool) (*Sequence, int) {
 		s := p.NewSequence(Hash{})
-		s.SetReadCache(read)
+		if !read {
+			s.SetReadable(0)
+		}
 		cached, _, _, err := s.Begin(prompt, len(prompt))
 		if err != nil {
 			t.Fatal(err)
@@ -599,7 +601,7 @@ func TestDuplicatesEnd(t *testing.T) {
 	p := pool(t, Config{Blocks: 6, BlockTokens: 4, PrefixCache: true})
 	begin := func() *Sequence {
 		s := p.NewSequence(Hash{})
-		s.SetReadCache(false)
+		s.SetReadable(0)
 		if _, _, _, err := s.Begin(ids(0, 8), 8); err != nil {
 			t.Fatal(err)
 		}

@@ -1,5 +1,7 @@
 package kvcache
 
+import "math"
+
 // Sequence is one request's block table, and the hashes of its full blocks.
 //
 //	NewSequence ─▶ Lookup… ─▶ Begin ─▶ Grow, Publish, Truncate, Fork… ─▶ Release
@@ -23,7 +25,7 @@ type Sequence struct {
 
 	items     []Item
 	key       []byte // scratch for an item key
-	noRead    bool
+	readable  int    // leading tokens that the cache may be read for
 	preempted bool
 
 	match        []BlockID // blocks of the cached prefix, valid while the pool's version stands
@@ -42,7 +44,7 @@ func (p *Pool) NewSequence(root Hash) *Sequence {
 	}
 	p.serial++
 	*s = Sequence{
-		pool: p, root: root, serial: p.serial, place: len(p.live),
+		pool: p, root: root, serial: p.serial, place: len(p.live), readable: math.MaxInt,
 		table: s.table[:0], hashes: s.hashes[:0], match: s.match[:0], key: s.key[:0],
 	}
 	p.live = append(p.live, s)
@@ -70,9 +72,13 @@ func (s *Sequence) SetHashes(hashes []Hash) {
 	s.hashes = append(s.hashes[:0], hashes...)
 }
 
-// SetReadCache false makes Lookup and Begin find nothing, for a request that needs the logits of
-// every prompt token; its blocks are still published. The default is true.
-func (s *Sequence) SetReadCache(read bool) { s.noRead = !read; s.matchVersion = 0 }
+// SetReadable makes Lookup and Begin find only whole blocks of the first n tokens, for a request that
+// needs the logits of those that follow; its blocks are all published. The default is all tokens.
+func (s *Sequence) SetReadable(n int) {
+	if n != s.readable {
+		s.readable, s.matchVersion = n, 0
+	}
+}
 
 // Hashes are those of the full blocks known so far: of all tokens passed to Lookup, Begin or
 // Publish. The slice aliases internal memory, valid until the next call.
@@ -200,7 +206,7 @@ func (s *Sequence) Fork() (child *Sequence, cow Copy, hasCopy bool, err error) {
 		return nil, Copy{}, false, ErrQuota
 	}
 	child = p.NewSequence(s.root)
-	child.tenant, child.items, child.noRead = s.tenant, s.items, s.noRead
+	child.tenant, child.items, child.readable = s.tenant, s.items, s.readable
 	child.hashes = append(child.hashes, s.hashes[:min(full, len(s.hashes))]...)
 	child.tokens, child.windowed = s.tokens, min(s.windowed, used)
 	child.published = min(s.published, full)

@@ -74,10 +74,8 @@ type live struct {
 // tokens must be computed before the next new one, for the longest choice.
 func (r *live) tokens() int {
 	most := 0
-	if r.resumes() {
-		for _, o := range r.outputs {
-			most = max(most, len(o.tokens))
-		}
+	for _, o := range r.outputs {
+		most = max(most, len(o.tokens))
 	}
 	return len(r.request.GetPrompt()) + most
 }

@@ -170,9 +170,8 @@ func (l *leader) composeCheckpoints(e *entry) {
 }
 
 // toDispatch is the request as a worker gets it: one that goes on after what is known of the output.
-// One whose log-probabilities are wanted begins anew, because the log does not hold them.
 func (r *live) toDispatch() *pb.Request {
-	if !r.resumes() {
+	if r.held == 0 {
 		return r.request
 	}
 	out := state.WithGateway(r.request, r.request.GetGatewayId())
@@ -180,9 +179,4 @@ func (r *live) toDispatch() *pb.Request {
 		out.Generated = append(out.Generated, &pb.TokenIds{Ids: slices.Clip(o.tokens)})
 	}
 	return out
-}
-
-func (r *live) resumes() bool {
-	sampling := r.request.GetSampling()
-	return r.held > 0 && (sampling == nil || sampling.Logprobs == nil && sampling.PromptLogprobs == nil)
 }

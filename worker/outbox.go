@@ -48,7 +48,7 @@ type output struct {
 // choice is the tokens of one choice from position first on, and how far its gateway's and the
 // leader's sessions are.
 type choice struct {
-	first    int32 // tokens before it were generated elsewhere
+	first    int32 // tokens before it were generated elsewhere, and their log-probabilities are not wanted
 	tokens   []int32
 	logprobs []*pb.Logprobs
 	finish   pb.FinishReason
@@ -109,7 +109,7 @@ func (o *outbox) open(r *pb.Request, term, index uint64) admission {
 	out := &output{id: r.Id, gateway: r.GatewayId, term: term, index: index, arrival: r.ArrivalUnixMs}
 	out.choices = make([]choice, max(1, r.GetSampling().GetN()))
 	for i := range out.choices {
-		if i < len(r.Generated) {
+		if i < len(r.Generated) && !engine.Repeats(r.Sampling) {
 			n := int32(len(r.Generated[i].GetIds()))
 			out.choices[i].first, out.choices[i].sent = n, n
 		}

@@ -92,8 +92,8 @@ func (out *output) rewind(have []int32, over bool) {
 	}
 }
 
-// redirect makes another gateway the one that a request streams to, from its dispatch's first token
-// on. The one before gets nothing more.
+// redirect makes another gateway the one that a request streams to, from the first token on that is
+// here. The one before gets nothing more.
 func (o *outbox) redirect(id, gateway string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

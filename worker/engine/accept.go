@@ -62,6 +62,7 @@ func (p *planner) replay(s *sequence) (reason pb.FinishReason, why string) {
 	for i := s.prompt; i < len(s.tokens); i++ {
 		if reason, why = s.stop(i, s.tokens[i]); reason != 0 {
 			s.tokens = s.tokens[:i+1]
+			s.told = min(s.told, s.generated())
 			return reason, why
 		}
 	}
@@ -110,12 +111,8 @@ func (p *planner) accept(r *device.Result, now int64) {
 	top := 0
 	for i, d := range st.draws {
 		s := d.seq
-		x := s.sample.Logprobs
-		if d.score {
-			x = s.score
-		}
 		var logprobs *pb.Logprobs
-		if x >= 0 {
+		if x := d.logprobs; x >= 0 {
 			logprobs = &pb.Logprobs{Chosen: &pb.TokenLogprob{TokenId: r.Tokens[i], Logprob: r.Logprobs[i]}}
 			for _, t := range r.Top[top : top+int(x)] {
 				logprobs.Top = append(logprobs.Top, &pb.TokenLogprob{TokenId: t.Token, Logprob: t.Logprob})
@@ -166,15 +163,18 @@ func (p *planner) take(s *sequence, token int32, logprobs *pb.Logprobs, now int6
 	e := p.growing(s)
 	if e == nil {
 		e = p.event(s)
-		e.First = int32(i - s.prompt)
 	}
 	e.Tokens = s.tokens[s.prompt+int(e.First) : len(s.tokens) : len(s.tokens)]
+	s.told = s.generated()
+	if len(s.scores) > 0 {
+		n := max(0, s.prompt-s.scoreFrom)
+		if n > 0 {
+			e.PromptLogprobs = s.scores[:n:n]
+		}
+		e.Logprobs, s.scores, s.scoreFrom = s.scores[n:], nil, s.scoreTo
+	}
 	if logprobs != nil {
 		e.Logprobs = append(e.Logprobs, logprobs)
-	}
-	if s.choice == 0 && len(s.scores) > 0 {
-		e.PromptLogprobs, s.scores = s.scores, nil
-		s.scored = s.prompt
 	}
 	reason, why := s.stop(i, token)
 	if s.constrained() {
@@ -207,7 +207,7 @@ func (p *planner) growing(s *sequence) *Event {
 // event appends an event of s.
 func (p *planner) event(s *sequence) *Event {
 	p.events = append(p.events, Event{
-		RequestID: s.id, GatewayID: s.gateway, Choice: s.choice, First: int32(s.generated()),
+		RequestID: s.id, GatewayID: s.gateway, Choice: s.choice, First: int32(s.told),
 		CachedTokens: s.cached, QueueUS: -1, PrefillUS: -1,
 	})
 	e := &p.events[len(p.events)-1]
@@ -302,7 +302,7 @@ func (p *planner) fail(cause error) {
 		}
 		for _, d := range st.draws {
 			d.seq.pending = 0
-			d.seq.scored = len(d.seq.scores) + 1
+			d.seq.scored = d.seq.scoreFrom + len(d.seq.scores)
 			if d.seq.state == stateParked {
 				p.enqueue(d.seq)
 			}

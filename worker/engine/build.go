@@ -40,11 +40,15 @@ func (p *planner) build(st *step) {
 		if s.scoring() {
 			from, to := s.targets()
 			for q := from; q < to; q++ {
+				logprobs := s.sample.Logprobs
+				if q < s.prompt {
+					logprobs = s.score
+				}
 				b.Samples = append(b.Samples, device.Sample{
 					Row: int32(row + q - 1 - s.start), Score: s.tokens[q], TopP: 1, RepetitionPenalty: 1, Mask: -1,
-					Position: int32(q), Logprobs: s.score,
+					Position: int32(q), Logprobs: logprobs,
 				})
-				st.draws = append(st.draws, draw{seq: s, score: true})
+				st.draws = append(st.draws, draw{seq: s, score: true, logprobs: logprobs})
 			}
 			s.scored = to
 		}
@@ -76,7 +80,7 @@ func (p *planner) draw(st *step, s *sequence, row int) {
 	}
 	s.source = int32(len(b.Samples))
 	b.Samples = append(b.Samples, x)
-	st.draws = append(st.draws, draw{seq: s})
+	st.draws = append(st.draws, draw{seq: s, logprobs: x.Logprobs})
 }
 
 // sample is how s draws its token at position, among those of mask if it is constrained, but for the

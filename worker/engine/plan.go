@@ -38,7 +38,7 @@ type planner struct {
 	batch     device.Batch
 	suspects  int // sequences that were in a step that failed
 	hold      hold
-	scoreRows int   // prompt log-probabilities that the step being planned may still take
+	scoreRows int   // log-probabilities of known tokens that the step being planned may still take
 	nextLine  int64 // earliest deadline among waiting sequences, 0 none
 	// nextReturn is when giveBack has to look next, 0 never; now is the time of the newest plan.
 	nextReturn, now int64
@@ -76,9 +76,10 @@ type step struct {
 }
 
 type draw struct {
-	seq   *sequence
-	score bool // a prompt log-probability, not a token
-	draft int  // it follows this draft, counted from 1; 0 is the sequence's own next token
+	seq      *sequence
+	score    bool  // the log-probability of a known token, not a token
+	draft    int   // it follows this draft, counted from 1; 0 is the sequence's own next token
+	logprobs int32 // wanted, as Sample.Logprobs
 }
 
 // speculates reports whether s has drafts in the step, rather than in the one behind it.
@@ -484,16 +485,19 @@ func (p *planner) undoCopies() {
 	}
 }
 
-// begin takes blocks for all tokens of s, or nothing. below is how many after the cached ones are
-// being copied up from a lower tier.
-func (p *planner) begin(s *sequence) (cached, below int, ok bool) {
+// lookup returns how many leading tokens of s are cached and may be read.
+func (p *planner) lookup(s *sequence) (cached int) {
 	if s.kv == nil {
 		p.newSequence(s)
 	}
-	if s.scoring() {
-		s.kv.SetReadCache(false)
-	}
-	below, wait := p.below(s, s.kv.Lookup(s.tokens))
+	s.kv.SetReadable(s.readable())
+	return s.kv.Lookup(s.tokens)
+}
+
+// begin takes blocks for all tokens of s, or nothing. below is how many after the cached ones are
+// being copied up from a lower tier.
+func (p *planner) begin(s *sequence) (cached, below int, ok bool) {
+	below, wait := p.below(s, p.lookup(s))
 	if wait {
 		p.note(noteFetching, s, len(s.tokens))
 		return 0, 0, false

@@ -69,7 +69,7 @@ func TestOutputIsUndisturbed(t *testing.T) {
 		for len(asked) < n {
 			name := rapid.SampledFrom([]string{"", "a", "b", "c"}).Draw(t, "tenant")
 			_, context := r.p.tenant(name, r.p.context)
-			q := drawRequest(t, len(asked), context, vocab)
+			q := drawRequest(t, len(asked), context, vocab, window)
 			if q == nil {
 				n--
 				continue
@@ -113,7 +113,7 @@ func endings(vocab int) []int32 {
 	return []int32{3, 50}
 }
 
-func drawRequest(t *rapid.T, i, context, vocab int) *pb.Request {
+func drawRequest(t *rapid.T, i, context, vocab, window int) *pb.Request {
 	limit := context - 1
 	if limit < 1 {
 		return nil
@@ -161,12 +161,13 @@ func drawRequest(t *rapid.T, i, context, vocab int) *pb.Request {
 	case 8:
 		// Generated elsewhere: a prefix of what it would give.
 		sp.N = int32(rapid.IntRange(1, 3).Draw(t, "n"))
-		m := Model{EOS: endings(vocab), Stops: letters, Vocab: vocab, Constrain: Grammars(letterTokens{vocab, endings(vocab)}, vocab)}
+		m := Model{EOS: endings(vocab), Stops: letters, Vocab: vocab, Window: window, Constrain: Grammars(letterTokens{vocab, endings(vocab)}, vocab)}
 		for c := range int(sp.N) {
 			out, _ := undisturbed(q, c, &m, context)
 			out = out[:rapid.IntRange(0, len(out)).Draw(t, "given")]
 			q.Generated = append(q.Generated, &pb.TokenIds{Ids: out})
 		}
+		scored(rapid.Int32Range(-1, 2).Draw(t, "logprobs"), rapid.Int32Range(-1, 1).Draw(t, "prompt logprobs"))(q)
 	}
 	return q
 }

@@ -47,9 +47,8 @@ type request struct {
 	score     int32         // prompt log-probabilities wanted, as Sample.Logprobs
 
 	choices []*sequence
-	live    int   // choices without a terminal event
-	cached  int32 // prompt tokens found in the prefix cache when it started
-	scores  []*pb.Logprobs
+	live    int     // choices without a terminal event
+	cached  int32   // prompt tokens found in the prefix cache when it started
 	spoke   bool    // its first event is out
 	credits float64 // device time that its prompt may still take at once, microseconds
 
@@ -71,6 +70,7 @@ type sequence struct {
 	state  state
 
 	tokens   []int32 // prompt and known generated tokens
+	told     int     // generated tokens that events have brought
 	pending  int     // drawn tokens that have not come back
 	source   int32   // which sample of the newest step draws it
 	computed int     // tokens whose KV is computed or scheduled
@@ -81,7 +81,11 @@ type sequence struct {
 	room      int               // tokens that its blocks hold
 	published int               // tokens in blocks that are named, a multiple of the block
 	fence     uint64            // newest step that touches its blocks
-	scored    int               // position of the first prompt token whose log-probability is not scheduled
+
+	// The tokens at positions [scoreFrom, scoreTo) came with the request, and their log-probabilities are
+	// wanted: scores has those that have come back, and scored is the first position that no step has yet.
+	scoreFrom, scored, scoreTo int
+	scores                     []*pb.Logprobs
 
 	lifted    [][]byte // pinned pages that are still to be copied up, for the blocks from loadFirst on
 	loadFirst int
@@ -156,16 +160,28 @@ func (s *sequence) want() int {
 	return n - s.computed
 }
 
-// scoring reports whether prompt log-probabilities are still to be computed, so that the cache must
-// not be read.
-func (s *sequence) scoring() bool {
-	return s.score >= 0 && s.choice == 0 && s.generated() == 0 && s.scored < s.prompt
+// scoring reports whether log-probabilities of known tokens are still to be computed.
+func (s *sequence) scoring() bool { return s.scored < s.scoreTo }
+
+// readable is how many tokens the cache may be read for: the row before a token that is to be scored
+// must be computed.
+func (s *sequence) readable() int {
+	if s.scoring() {
+		return s.scored - 1
+	}
+	return len(s.tokens)
 }
 
-// targets are the prompt tokens, by position, whose log-probability the scheduled rows report.
+// targets are the known tokens, by position, whose log-probability the scheduled rows report.
 func (s *sequence) targets() (from, to int) {
 	from = max(s.scored, s.start+1)
-	return from, max(from, min(s.computed+1, s.prompt))
+	return from, max(from, min(s.computed+1, s.scoreTo))
+}
+
+// Repeats reports whether the events of a request with these parameters begin with the tokens that it
+// came with (Request.Generated), because log-probabilities are wanted, which did not come with them.
+func Repeats(sp *pb.SamplingParams) bool {
+	return sp != nil && (sp.Logprobs != nil || sp.PromptLogprobs != nil)
 }
 
 // newRequest checks r and lays out its state. context and vocab are the model's.
@@ -298,7 +314,7 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		q.early = biases(sp.LogitBias, slices.Concat(q.eos, q.stopIDs))
 	}
 	for c := range n {
-		s := &sequence{request: q, choice: int32(c), scored: 1, credit: initialCredit}
+		s := &sequence{request: q, choice: int32(c), credit: initialCredit}
 		var generated []int32
 		if c < len(r.Generated) {
 			generated = r.Generated[c].GetIds()
@@ -310,9 +326,23 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		if have > limit {
 			return nil, fmt.Errorf("%w: prompt and generated hold %d tokens, a choice may hold %d", ErrTooLong, have, limit)
 		}
-		s.tokens = make([]int32, have, min(limit, have+tokenCapReserve))
+		if Repeats(sp) {
+			// The last one is drawn again: with it a choice that had ended ends again.
+			generated = generated[:max(0, len(generated)-1)]
+		} else {
+			s.told = len(generated)
+		}
+		s.tokens = make([]int32, q.prompt+len(generated), min(limit, have+tokenCapReserve))
 		copy(s.tokens, r.Prompt)
 		copy(s.tokens[q.prompt:], generated)
+		s.scoreFrom, s.scoreTo = q.prompt, q.prompt
+		if c == 0 && q.score >= 0 {
+			s.scoreFrom = 1
+		}
+		if q.sample.Logprobs >= 0 {
+			s.scoreTo = len(s.tokens)
+		}
+		s.scored = s.scoreFrom
 		if len(q.stops) > 0 {
 			s.finder = m.Stops(q.stops)
 		}

@@ -345,7 +345,7 @@ func undisturbed(q *pb.Request, c int, m *Model, context int) (out []int32, fini
 	sp := q.Sampling
 	tokens := slices.Clone(q.Prompt)
 	given := 0
-	if c < len(q.Generated) {
+	if c < len(q.Generated) && !Repeats(sp) {
 		tokens = append(tokens, q.Generated[c].Ids...)
 		given = len(q.Generated[c].Ids)
 	}

@@ -27,7 +27,8 @@ type Settings struct {
 	// Speculate is how many tokens a step may guess of each sequence that decodes, from what the
 	// sequence holds already; 0 (default) is none. It changes no output.
 	Speculate int
-	// ScoreRows is how many prompt log-probabilities a step may compute. Default 32.
+	// ScoreRows is how many log-probabilities of tokens that came with requests a step may compute.
+	// Default 32.
 	ScoreRows int
 
 	// BlockTokens is the size of a KV block, a multiple of 16 on real devices. Default 16.

@@ -105,7 +105,7 @@ func (p *planner) drawDrafts(st *step, s *sequence, row int) {
 			x.HistoryStart, x.HistoryPrompt, x.HistoryEnd = from, prompt, to+int32(i)
 		}
 		b.Samples = append(b.Samples, x)
-		st.draws = append(st.draws, draw{seq: s, draft: i})
+		st.draws = append(st.draws, draw{seq: s, draft: i, logprobs: x.Logprobs})
 	}
 }
 

@@ -73,10 +73,10 @@ func newLower(t *Tiers, log *slog.Logger) *lower {
 // wait means that more is on its way there, from disk or for a sequence with the same prefix.
 func (p *planner) below(s *sequence, cached int) (n int, wait bool) {
 	l := p.lower
-	if l == nil || s.suspect || s.scoring() || cached%p.BlockTokens != 0 || cached == len(s.tokens)-1 {
+	if l == nil || s.suspect || cached%p.BlockTokens != 0 || cached == len(s.tokens)-1 {
 		return 0, false
 	}
-	hashes := s.kv.Hashes()
+	hashes := s.kv.Hashes()[:s.readable()/p.BlockTokens]
 	first := cached / p.BlockTokens
 	if first >= len(hashes) {
 		return 0, false
@@ -107,14 +107,11 @@ func (p *planner) below(s *sequence, cached int) (n int, wait bool) {
 // fetch starts to bring up what s will need from disk, as soon as it waits.
 func (p *planner) fetch(s *sequence) {
 	l := p.lower
-	if l == nil || s.scoring() {
+	if l == nil {
 		return
 	}
-	if s.kv == nil {
-		p.newSequence(s)
-	}
-	cached := s.kv.Lookup(s.tokens)
-	if hashes := s.kv.Hashes(); cached/p.BlockTokens < len(hashes) {
+	cached := p.lookup(s)
+	if hashes := s.kv.Hashes()[:s.readable()/p.BlockTokens]; cached/p.BlockTokens < len(hashes) {
 		begun, _ := l.Cache.Prefetch(hashes[cached/p.BlockTokens:], s.tenant)
 		s.fetched += begun
 	}

@@ -224,7 +224,7 @@ func TestOutputIsUndisturbedByTiers(t *testing.T) {
 		var asked []*pb.Request
 		aborted := map[string]bool{}
 		for n := rapid.IntRange(1, 10).Draw(t, "requests"); len(asked) < n; {
-			q := drawRequest(t, len(asked), r.p.context, vocab)
+			q := drawRequest(t, len(asked), r.p.context, vocab, 0)
 			if q == nil {
 				n--
 				continue
