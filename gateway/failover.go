@@ -361,7 +361,8 @@ func (l *live) extend(c *choice, o *pb.Output, now time.Time) (news bool) {
 	return news
 }
 
-// rerun has an ended request run again, under the same id: its output is wanted and not kept.
+// rerun has an ended request run again, under the same id: its output is wanted and not kept, or is
+// kept without the log-probabilities that are wanted.
 func (g *Gateway) rerun(ctx context.Context, l *live) {
 	l.mu.Lock()
 	l.reruns++

@@ -148,6 +148,36 @@ func TestWorkerKilled(t *testing.T) {
 	}
 }
 
+// TestLogprobsGoOn kills workers under streams with log-probabilities: they go on where they were, and what the next worker says again is not said to the client.
+func TestLogprobsGoOn(t *testing.T) {
+	const tokens = 60
+	for name, body := range map[string]string{
+		"choices": `{"model":"test","prompt":"hi","stream":true,"max_tokens":60,"seed":3,"logprobs":2,"n":2}`,
+		"echo":    `{"model":"test","prompt":"hi","stream":true,"max_tokens":60,"seed":3,"logprobs":2,"echo":true}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			want := gather(t, open(t, gatewaytest.Options{}).post(textPath, body).body)
+			d := open(t, gatewaytest.Options{Workers: 3, Manual: true})
+			answered := make(chan reply)
+			go func() { answered <- d.post(textPath, body, "Idempotency-Key", "k") }()
+			d.Await(func(s gatewaytest.State) bool { return s.Live == 1 })
+			for place := range 2 {
+				d.Step(20)
+				d.Await(func(s gatewaytest.State) bool { return s.Steps == 20*(place+1) })
+				d.KillWorker(d.WorkerOf("k"))
+			}
+			d.Step(tokens)
+			if got := gather(t, (<-answered).body); got != want {
+				t.Errorf("got  %s\nwant %s", got, want)
+			}
+			// A step or two before a kill may have reached neither the gateway nor the log.
+			if s := d.State(); s.Steps > tokens+2*2 || s.Recalls != 2 || s.Reruns != 0 {
+				t.Errorf("%d steps, %d recalls, %d reruns", s.Steps, s.Recalls, s.Reruns)
+			}
+		})
+	}
+}
+
 // TestEndedWithItsWorker has a request end on a worker that dies before its stream brought the end.
 func TestEndedWithItsWorker(t *testing.T) {
 	for name, body := range map[string]string{

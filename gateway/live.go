@@ -106,8 +106,8 @@ func sameBody(a, b *pb.Request) bool {
 		bytes.Equal(a.CacheSalt, b.CacheSalt) && proto.Equal(a.Sampling, b.Sampling)
 }
 
-// probabilities reports whether log-probabilities are wanted. The log does not keep them, so that
-// only a worker can bring such a request's output.
+// probabilities reports whether log-probabilities are wanted. The log does not keep them, so that only
+// a worker can bring such a request's output; each dispatch brings all of it.
 func (l *live) probabilities() bool {
 	p := l.request.Sampling
 	return p != nil && (p.Logprobs != nil || p.PromptLogprobs != nil)

@@ -191,6 +191,9 @@ func (l *leader) submit(r *pb.Request, sum []byte, hashes []kvcache.Hash, rerun 
 	if err := l.accepts(request); err != nil {
 		return nil, nil, err
 	}
+	if known != nil {
+		request.remember(known.Whole())
+	}
 	l.live[r.GetId()] = request
 	l.own(request, time.Now())
 	l.submits = append(l.submits, request)

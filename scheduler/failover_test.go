@@ -189,9 +189,9 @@ func TestARefusedPortIsADeadWorker(t *testing.T) {
 	})
 }
 
-// TestLogprobsBeginAnew: the log does not hold log-probabilities, so such requests are generated
-// again from their start.
-func TestLogprobsBeginAnew(t *testing.T) {
+// TestLogprobsGoOn: the log does not hold log-probabilities; the next worker computes those of the
+// tokens that it gets, and says these again.
+func TestLogprobsGoOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := request("a")
 		r.Sampling.Logprobs = new(int32)
@@ -201,8 +201,8 @@ func TestLogprobsBeginAnew(t *testing.T) {
 		until(t, "the log has it", func() bool { return logged(s, "a") == "[10 11]0" })
 		one.goodbye()
 		until(t, "the next worker has it", func() bool { return two.has("a") })
-		if got := two.got("a").GetGenerated(); len(got) != 0 {
-			t.Errorf("dispatched after %v", got)
+		if got := generated(two.got("a")); got != "[10 11]" {
+			t.Errorf("dispatched after %s", got)
 		}
 		two.progress("a", news(0, 0, 0, 10, 11, 12))
 		until(t, "the log has more", func() bool { return logged(s, "a") == "[10 11 12]0" })
@@ -346,7 +346,7 @@ func TestAdopt(t *testing.T) {
 	})
 }
 
-// TestRerun: an ended request runs again when its submit says so, once.
+// TestRerun: an ended request runs again when its submit says so, once, after what is kept of its output.
 func TestRerun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, Settings{})
@@ -373,16 +373,32 @@ func TestRerun(t *testing.T) {
 			t.Errorf("rerun: %v, %v", r, err)
 		}
 		until(t, "it runs again", func() bool { return w.times("a") == 2 })
-		if r := w.got("a"); r.GetGatewayId() != "h" || len(r.GetGenerated()) != 0 {
+		if r := w.got("a"); r.GetGatewayId() != "h" || generated(r) != "[10]" {
 			t.Errorf("dispatched %v", r)
 		}
 		if r, err := again(request("a")); err != nil || !r.GetDuplicate() {
 			t.Errorf("rerun while it runs: %v, %v", r, err)
 		}
+		w.progress("a", news(0, 0, stopped, 10)) // For its log-probabilities.
 		w.finish("a", stopped, "")
 		until(t, "it ends again", finished(s, "a"))
-		if w.times("a") != 2 {
-			t.Errorf("ran %d times", w.times("a"))
+		if got := logged(s, "a"); w.times("a") != 2 || got != "[10]1" {
+			t.Errorf("ran %d times, the log has %s", w.times("a"), got)
+		}
+		// What an aborted run generated is not a whole answer.
+		mustSubmit(t, s, request("b"))
+		until(t, "it runs", func() bool { return w.has("b") })
+		w.progress("b", news(0, 0, 0, 10))
+		until(t, "the log has it", func() bool { return logged(s, "b") == "[10]0" })
+		if _, err := s.Abort(t.Context(), &pb.AbortRequest{RequestId: "b"}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := again(request("b")); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "it runs again", func() bool { return w.times("b") == 2 })
+		if got := generated(w.got("b")); got != "" {
+			t.Errorf("the aborted one goes on after %s", got)
 		}
 	})
 }

@@ -275,8 +275,8 @@ func (w *world) count(n *int) {
 	*n++
 }
 
-// TestGaps holds the longest pause that any of 8 streams sees against what is promised, without the
-// time that computing takes: a token comes every 20 ms here, and a message takes 60 ms at most. Workers
+// TestGaps holds the longest pause that any of 8 streams, half of them with log-probabilities, sees
+// against what is promised, without the time that computing takes: a token comes every 20 ms here, and a message takes 60 ms at most. Workers
 // have room for the streams of those that fail.
 func TestGaps(t *testing.T) {
 	for _, c := range []struct {
@@ -295,7 +295,7 @@ func TestGaps(t *testing.T) {
 			w.workers[0].kill()
 			w.workers[0].start()
 		}},
-		{"a worker and the leader are killed", 8 * time.Second, func(w *world) {
+		{"a worker and the leader are killed", 10 * time.Second, func(w *world) {
 			w.leader().kill()
 			w.workers[0].kill()
 		}},
@@ -321,6 +321,9 @@ func TestGaps(t *testing.T) {
 					r.GatewayId = g.id
 					seed := uint64(n)
 					r.Sampling = &pb.SamplingParams{Seed: &seed, MaxTokens: 400, IgnoreEos: true}
+					if n%2 == 1 {
+						r.Sampling.Logprobs = new(int32)
+					}
 					l, err := g.open(r)
 					if err != nil {
 						t.Fatal(err)

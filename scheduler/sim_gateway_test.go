@@ -205,11 +205,14 @@ func (g *simGateway) merge(ctx context.Context, id string, l *simLive, a *pb.Ado
 	if a.GetTerm() > l.term || a.GetTerm() == l.term && a.GetIndex() > l.index {
 		l.term, l.index = a.GetTerm(), a.GetIndex()
 	}
-	for c, o := range a.GetOutputs() {
-		g.add(l, c, 0, o.GetTokenIds(), o.GetFinishReason())
+	probabilities := l.request.GetSampling().Logprobs != nil // Only workers can bring them.
+	if !probabilities {
+		for c, o := range a.GetOutputs() {
+			g.add(l, c, 0, o.GetTokenIds(), o.GetFinishReason())
+		}
 	}
 	g.epoch++ // What a worker sends again begins after what is known now.
-	if !g.settle(id, l) && a.GetFinishReason() != 0 && len(a.GetOutputs()) == 0 {
+	if !g.settle(id, l) && a.GetFinishReason() != 0 && (probabilities || len(a.GetOutputs()) == 0) {
 		g.done.Go(func() { // Its end is known, its output is not: it runs again.
 			_ = g.w.insist(ctx, g.id, func(ctx context.Context, s *Scheduler) error {
 				_, err := s.Submit(ctx, &pb.SubmitRequest{Request: l.request, Rerun: true})

@@ -34,7 +34,7 @@ type simRun struct {
 	term, index uint64
 	gateway     string
 	choices     [][]int32
-	given       []int
+	given       []int // tokens that it says nothing of
 	// told is what the session's leader was told, sent what the gateway was; session says which of
 	// the gateway's sessions sent is about.
 	told, sent    []int
@@ -309,7 +309,11 @@ func (k *simWorker) run(r *pb.Request, term, index uint64) {
 			k.w.t.Errorf("worker %s: request %s goes on after %v; choice %d has %v", k.info.GetId(), r.GetId(), tokens, c, truth[c])
 		}
 		run.choices = append(run.choices, tokens)
-		run.given = append(run.given, len(tokens))
+		if r.GetSampling().Logprobs != nil {
+			run.given = append(run.given, 0) // It says those again, with their log-probabilities.
+		} else {
+			run.given = append(run.given, len(tokens))
+		}
 	}
 	run.told, run.endTold = slices.Clone(run.given), make([]bool, len(truth))
 	k.runs[r.GetId()] = run

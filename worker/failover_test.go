@@ -11,6 +11,7 @@ import (
 
 	"github.com/quire-serve/quire/kvcache"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/worker/engine/enginetest"
 )
 
 // account is what a leader makes of the news of one request: its tokens from first on, each said once.
@@ -123,6 +124,48 @@ func TestGoesOnAfterGenerated(t *testing.T) {
 	}
 	if n := w.Stats().GeneratedTokens; n != 18 {
 		t.Errorf("%d tokens generated, want 18", n)
+	}
+}
+
+// TestLogprobsGoOn: one that wants log-probabilities is streamed from its first token on, to a gateway
+// that takes it over too, and generates no more than what is left.
+func TestLogprobsGoOn(t *testing.T) {
+	l := newLeader(t, 1)
+	w := start(t, nil, l.address)
+	s := next(t, l.sessions, "session")
+	g := attach(t, w)
+	q := ask("a", 30)
+	want := outputOf(q.Prompt, 30)
+	q.Sampling.Logprobs, q.Sampling.PromptLogprobs = new(int32), new(int32)
+	q.Generated = []*pb.TokenIds{{Ids: want[:12]}}
+	s.dispatch(t, 1, 1, q)
+	w.gate.let(-1)
+	check := func(g *gateway) {
+		t.Helper()
+		var tokens []int32
+		for done := false; !done; {
+			e := next(t, g.events, "event")
+			if int(e.First) != len(tokens) || len(e.Logprobs) != len(e.TokenIds) || (e.First == 0) != (len(e.PromptLogprobs) == len(q.Prompt)-1) {
+				t.Errorf("event from %d on after %d tokens: %d with %d log-probabilities, %d of the prompt", e.First, len(tokens), len(e.TokenIds), len(e.Logprobs), len(e.PromptLogprobs))
+			}
+			seen := slices.Concat(q.Prompt, tokens)
+			for i, id := range e.TokenIds {
+				if p := e.Logprobs[i].Chosen; p.TokenId != id || p.Logprob != enginetest.Logprob(seen, id) {
+					t.Errorf("token %d has %v", len(tokens), p)
+				}
+				tokens, seen = append(tokens, id), append(seen, id)
+			}
+			done = e.RequestDone
+		}
+		if !slices.Equal(tokens, want) {
+			t.Errorf("got %v, want %v", tokens, want)
+		}
+	}
+	check(g)
+	s.redirect(t, 1, "a", "g2")
+	check(attachAs(t, w, "g2"))
+	if n := w.Stats().GeneratedTokens; n != 19 { // the last of the known ones is drawn again
+		t.Errorf("%d tokens generated, want 19", n)
 	}
 }
 

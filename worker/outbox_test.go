@@ -117,7 +117,7 @@ func TestSlowGateway(t *testing.T) {
 	var got []*pb.TokenEvent
 	messages := 0
 	for more := true; more; messages++ {
-		got, more = o.collect(got, s, 100)
+		got, more = o.collect(got, s, 168) // two of the events
 	}
 	if messages != 2 || len(got) != 3 {
 		t.Errorf("%d events in %d messages, want 3 in 2", len(got), messages)
@@ -132,6 +132,56 @@ func TestSlowGateway(t *testing.T) {
 	}
 	if rest, _ := o.collect(nil, other, 100); len(rest) != 0 {
 		t.Errorf("another gateway got %v", rest)
+	}
+}
+
+// TestLongOutputsTakeSeveralMessages: all that a request with log-probabilities has, for a gateway that
+// has nothing of it, is more than a message takes.
+func TestLongOutputsTakeSeveralMessages(t *testing.T) {
+	o, _ := box(Settings{})
+	now := time.Unix(1000, 0)
+	q := ask("a", 5)
+	q.Sampling.N = 2
+	o.open(q, 1, 1)
+	for c := range int32(2) {
+		e := tokens("a", 0)
+		e.Choice = c
+		for i := range int32(50) {
+			e.Tokens = append(e.Tokens, i)
+			e.Logprobs = append(e.Logprobs, &pb.Logprobs{Chosen: &pb.TokenLogprob{TokenId: i}})
+		}
+		e.Finish, e.Done = pb.FinishReason_FINISH_REASON_STOP, c == 1
+		o.add([]engine.Event{e}, now)
+	}
+	s := o.attach(&pb.AttachHello{GatewayId: "g1"})
+	const limit = 2000
+	got, done, messages := [2]int32{}, false, 0
+	for more := true; more; messages++ {
+		var events []*pb.TokenEvent
+		events, more = o.collect(nil, s, limit)
+		size := int64(0)
+		for _, e := range events {
+			if done || e.First != got[e.Choice] || len(e.Logprobs) != len(e.TokenIds) {
+				t.Fatalf("after %v, done %t: %v", got, done, e)
+			}
+			for i, id := range e.TokenIds {
+				if id != e.First+int32(i) || e.Logprobs[i].Chosen.TokenId != id {
+					t.Fatalf("after %v: %v", got, e)
+				}
+				size += logprobsBytes(e.Logprobs[i])
+			}
+			got[e.Choice] += int32(len(e.TokenIds))
+			if ends := e.FinishReason != 0; ends != (got[e.Choice] == 50) {
+				t.Errorf("%d tokens with finish %v", got[e.Choice], e.FinishReason)
+			}
+			done = e.RequestDone
+		}
+		if size > limit+logprobsBytes(events[0].Logprobs[0]) {
+			t.Errorf("a message of %d bytes", size)
+		}
+	}
+	if got != [2]int32{50, 50} || !done || messages < 8 {
+		t.Errorf("%v tokens in %d messages, done %t", got, messages, done)
 	}
 }
 

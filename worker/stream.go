@@ -125,7 +125,7 @@ func (o *outbox) detach(s *session) {
 }
 
 // collect appends everything that is new for s, at most about limit bytes of it; more says that
-// there is more.
+// there is more. What does not fit stays the first of the news.
 func (o *outbox) collect(dst []*pb.TokenEvent, s *session, limit int64) (events []*pb.TokenEvent, more bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -138,19 +138,25 @@ func (o *outbox) collect(dst []*pb.TokenEvent, s *session, limit int64) (events 
 		if size >= limit {
 			break
 		}
-		n++
-		out.dirty = false
 		if out.revoked {
+			n++
+			out.dirty = false
 			continue
 		}
-		before := len(dst)
+		before, all := len(dst), true
 		for i := range out.choices {
-			e, bytes := out.event(i)
+			e, bytes := out.event(i, limit-size)
 			if e != nil {
 				dst = append(dst, e)
 				size += bytes
 			}
+			all = all && out.choices[i].rest() == 0
 		}
+		if !all {
+			break
+		}
+		n++
+		out.dirty = false
 		if out.done && !out.returned && len(dst) > before {
 			dst[len(dst)-1].RequestDone = true
 			out.delivered = true
@@ -162,26 +168,34 @@ func (o *outbox) collect(dst []*pb.TokenEvent, s *session, limit int64) (events 
 	return dst, left > 0
 }
 
-// event is what the session has not sent of a choice, nil if that is nothing.
-func (out *output) event(i int) (e *pb.TokenEvent, bytes int64) {
+// rest is how many tokens the session has not sent.
+func (c *choice) rest() int32 { return max(0, c.first+int32(len(c.tokens))-c.sent) }
+
+// event is what the session has not sent of a choice, nil if that is nothing: a token at least, and no
+// more of them than about room bytes hold.
+func (out *output) event(i int, room int64) (e *pb.TokenEvent, bytes int64) {
 	c := &out.choices[i]
-	end := c.first + int32(len(c.tokens))
-	last := c.finish != 0 && !c.sentLast && !out.returned
-	if c.sent >= end && !last {
+	each := int64(5)
+	if len(c.logprobs) > 0 {
+		each += logprobsBytes(c.logprobs[0])
+	}
+	n := int32(min(int64(c.rest()), max(1, room/each)))
+	last := c.finish != 0 && !c.sentLast && !out.returned && n == c.rest()
+	if n == 0 && !last {
 		return nil, 0
 	}
 	e = &pb.TokenEvent{
 		RequestId: out.id, Choice: int32(i), First: c.sent, CachedTokens: out.cached, Term: out.term, Index: out.index,
 	}
 	bytes = 64
-	if c.sent < end {
+	if n > 0 {
 		from := c.sent - c.first
+		to := from + n
 		// Shared, not copied: what is appended never changes, so it can be encoded without the lock.
-		e.TokenIds = c.tokens[from:len(c.tokens):len(c.tokens)]
-		bytes += int64(5 * len(e.TokenIds))
+		e.TokenIds = c.tokens[from:to:to]
+		bytes += int64(n) * each
 		if len(c.logprobs) > 0 {
-			e.Logprobs = c.logprobs[from:len(c.logprobs):len(c.logprobs)]
-			bytes += int64(len(e.Logprobs)) * logprobsBytes(e.Logprobs[0])
+			e.Logprobs = c.logprobs[from:to:to]
 		}
 		if i == 0 && c.sent == c.first {
 			e.PromptLogprobs = out.prompt
@@ -195,6 +209,6 @@ func (out *output) event(i int) (e *pb.TokenEvent, bytes int64) {
 		e.FinishReason, e.StopReason, e.Error = c.finish, c.why, c.message
 		c.sentLast = true
 	}
-	c.sent = max(c.sent, end)
+	c.sent += n
 	return e, bytes
 }

@@ -14,7 +14,8 @@ type run struct {
 	req *pb.Request
 	// gateway is the one it streams to; worker has it, or nobody.
 	gateway, worker string
-	// index is the number of its newest dispatch; first is how many tokens of each choice that came with.
+	// index is the number of its newest dispatch; first is how many tokens of each choice that came with
+	// and are not said again.
 	index uint64
 	first []int
 	// logged is how many tokens of each choice the log has; lost runs wait for what gateways have.
@@ -49,7 +50,7 @@ func (c *Cluster) newChoice(req *pb.Request) *runChoice {
 	return &runChoice{text: c.opts.Tokenizer.NewStream(true), stops: tokenizer.NewStopMatcher(req.Sampling.GetStop())}
 }
 
-// probabilities reports whether the run must be whole to be of use.
+// probabilities reports whether log-probabilities are wanted: then every dispatch says all tokens.
 func (r *run) probabilities() bool {
 	p := r.req.Sampling
 	return p.Logprobs != nil || p.PromptLogprobs != nil

@@ -154,16 +154,15 @@ func (c *Cluster) requeue(r *run) {
 	open := false
 	for i := range old {
 		fresh := c.newChoice(r.req)
+		for k := range r.logged[i] {
+			fresh.take(c.opts.Tokenizer, r.req.Sampling, c.opts.Reply(r.req, i, k))
+		}
 		if !r.probabilities() {
 			r.first[i] = r.logged[i]
-		}
-		for k := range r.first[i] {
-			fresh.take(c.opts.Tokenizer, r.req.Sampling, c.opts.Reply(r.req, i, k))
 		}
 		r.choices = append(r.choices, fresh)
 		open = open || fresh.finish == pb.FinishReason_FINISH_REASON_UNSPECIFIED
 	}
-	copy(r.logged, r.first)
 	c.dispatch(r)
 	if !open {
 		r.done, r.reason = true, r.choices[0].finish

@@ -165,11 +165,14 @@ func (a *application) submit(c *pb.SubmitCommand) Result {
 	if refused := a.admit(request); refused != nil {
 		return Result{Refused: refused}
 	}
+	var outputs []*pb.Output
 	if known != nil {
 		a.drop(known)
+		outputs = known.Whole()
 	}
 	return a.put(&Record{
 		Request:      request,
+		Outputs:      outputs,
 		PromptTokens: int32(len(request.GetPrompt())),
 		Digest:       c.GetDigest(),
 		Phase:        Queued,
@@ -244,7 +247,7 @@ func (a *application) finish(c *pb.FinishCommand) Result {
 	r.Outputs = outputs
 	a.served(r.Request.GetTenant(), 2*int64(grown))
 	a.account(r.Request.GetTenant()).Live--
-	if stopped := c.GetFinishReason() <= pb.FinishReason_FINISH_REASON_LENGTH; stopped && !complete(r.Outputs) {
+	if stopped(c.GetFinishReason()) && !complete(r.Outputs) {
 		r.Outputs = nil // A part would pass for the whole.
 	}
 	r.Request = Slim(old.Request)

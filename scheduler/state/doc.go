@@ -21,7 +21,8 @@
 // A finished request drops its prompt and keeps its digest, so that a retry is still recognised, and
 // its output, so that the answer can be given again. Finished requests are kept up to a count and an
 // age, their outputs up to a number of bytes, all measured in the log, oldest first out. An answer is
-// kept whole or not at all. A finished request can be submitted to run again.
+// kept whole or not at all. A finished request can be submitted to run again; it begins with the answer
+// that is kept.
 //
 // Readers take a View, an immutable picture that costs nothing to take and never blocks Apply.
 // Snapshots are such views written out as length-delimited records, header first.

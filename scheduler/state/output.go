@@ -80,6 +80,18 @@ func complete(outputs []*pb.Output) bool {
 	return len(outputs) > 0
 }
 
+// Whole is the output of a request that ended by itself, if it is kept: all that another run of it would
+// generate.
+func (r *Record) Whole() []*pb.Output {
+	if r.Phase != Finished || !stopped(r.FinishReason) {
+		return nil
+	}
+	return r.Outputs
+}
+
+// stopped reports whether a request with this reason ended by itself.
+func stopped(reason pb.FinishReason) bool { return reason <= pb.FinishReason_FINISH_REASON_LENGTH }
+
 // keptBytes is what a finished record holds for replays: outputs and sampling.
 func (r *Record) keptBytes() int64 {
 	if r.Phase != Finished {

@@ -280,7 +280,7 @@ func TestAdoptAndRerun(t *testing.T) {
 	}
 	l.apply(5, again)
 	r := l.store.View().Request("a")
-	if r.Phase != Queued || len(r.Outputs) != 0 || r.Attempts != 0 || r.Usage != nil || r.Request.GetGatewayId() != "g" || l.store.View().Finished() != 0 || l.store.View().KeptBytes() != 0 {
+	if r.Phase != Queued || len(r.Outputs) != 1 || len(r.Outputs[0].GetTokenIds()) != 1 || r.Attempts != 0 || r.Usage != nil || r.Request.GetGatewayId() != "g" || l.store.View().Finished() != 0 || l.store.View().KeptBytes() != 0 {
 		t.Errorf("begun again: %+v", r)
 	}
 }

@@ -153,7 +153,8 @@ type Request struct {
 	ArrivalUnixMs  int64 `protobuf:"varint,9,opt,name=arrival_unix_ms,json=arrivalUnixMs,proto3" json:"arrival_unix_ms,omitempty"`
 	// Isolates the prefix cache; the tenant's salt.
 	CacheSalt []byte `protobuf:"bytes,10,opt,name=cache_salt,json=cacheSalt,proto3" json:"cache_salt,omitempty"`
-	// Tokens already generated elsewhere, one list a choice: generation goes on after them.
+	// Tokens already generated elsewhere, one list a choice: generation goes on after them. If
+	// log-probabilities are wanted, the output begins with them, because theirs are computed again.
 	Generated     []*TokenIds `protobuf:"bytes,11,rep,name=generated,proto3" json:"generated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
