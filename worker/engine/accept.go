@@ -167,6 +167,7 @@ func (p *planner) take(s *sequence, token int32, logprobs *pb.Logprobs, now int6
 	e.Tokens = s.tokens[s.prompt+int(e.First) : len(s.tokens) : len(s.tokens)]
 	s.told = s.generated()
 	if len(s.scores) > 0 {
+		// The prompt's come before those of generated tokens.
 		n := max(0, s.prompt-s.scoreFrom)
 		if n > 0 {
 			e.PromptLogprobs = s.scores[:n:n]

@@ -17,6 +17,9 @@
 //     the first can always go on, so the whole always makes progress. A preempted sequence keeps its
 //     tokens and is computed again later.
 //
+//   - A request goes on after tokens that were generated elsewhere. If their log-probabilities are
+//     wanted they are computed with the prompt's, and the request's events begin with them.
+//
 //   - With [Tiers], blocks that the pool evicts move to host memory and disk and come back for those
 //     who wait for them, where that costs less than computing (tier.go, swap.go).
 //

@@ -13,7 +13,7 @@ type Event struct {
 	Tokens []int32
 	// Logprobs has an entry a token if the request asked for them.
 	Logprobs []*pb.Logprobs
-	// PromptLogprobs come once, with choice 0's first token, if asked for.
+	// PromptLogprobs come once, with choice 0's first tokens, if asked for.
 	PromptLogprobs []*pb.Logprobs
 	// Finish is set on a choice's last event.
 	Finish pb.FinishReason
