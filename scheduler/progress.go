@@ -169,15 +169,24 @@ func (l *leader) composeCheckpoints(e *entry) {
 	})
 }
 
-// toDispatch is the request as a worker gets it: one that goes on after what is known of the output.
-// One whose log-probabilities are wanted begins anew, because the log does not hold them.
-func (r *live) toDispatch() *pb.Request {
-	if !r.resumes() {
+// toDispatch is the request as a worker gets it: one that goes on after what is known of the output, with
+// the KV cache of the worker that handed it over as long as that is there. One whose log-probabilities
+// are wanted begins anew, because the log does not hold them.
+func (l *leader) toDispatch(r *live) *pb.Request {
+	if r.source != nil && l.sessions[r.source.info.GetId()] != r.source {
+		r.source = nil
+	}
+	if !r.resumes() && r.source == nil {
 		return r.request
 	}
 	out := state.WithGateway(r.request, r.request.GetGatewayId())
-	for _, o := range r.outputs {
-		out.Generated = append(out.Generated, &pb.TokenIds{Ids: slices.Clip(o.tokens)})
+	if r.source != nil {
+		out.KvSource = r.source.info.GetAddress()
+	}
+	if r.resumes() {
+		for _, o := range r.outputs {
+			out.Generated = append(out.Generated, &pb.TokenIds{Ids: slices.Clip(o.tokens)})
+		}
 	}
 	return out
 }

@@ -330,6 +330,7 @@ func (l *leader) finished(s *session, f *pb.Finished, now time.Time) {
 			// need not be asked: it has nothing that its worker has not.
 			r.attempts = max(r.attempts, 1) - 1
 			if s.draining {
+				r.source = s
 				l.takeBack(r)
 				l.goOn(r)
 			} else {
