@@ -45,7 +45,7 @@ type live struct {
 	// dispatched is its newest dispatch; redirected says that it was adopted since.
 	dispatched state.Position
 	redirected bool
-	// source is the session of the draining worker that handed it over, whose KV cache it left.
+	// source is the session in which a worker returned it; if that worker drains, it lends the KV cache.
 	source *session
 	// attempts counts dispatches since the output last grew.
 	attempts uint32

@@ -324,10 +324,10 @@ func (w *fakeWorker) leave() {
 	w.stopped.Wait()
 }
 
-// handOver drains the worker and returns all that it runs.
-func (w *fakeWorker) handOver() {
+// handOver drains the worker and returns all that it runs; it says that it drains before or after.
+func (w *fakeWorker) handOver(saysFirst bool) {
 	w.mu.Lock()
-	w.drains = true
+	w.drains = saysFirst
 	f := &pb.Finished{}
 	for id := range w.running {
 		f.Requests = append(f.Requests, &pb.FinishedRequest{RequestId: id, Returned: true})
@@ -337,6 +337,10 @@ func (w *fakeWorker) handOver() {
 	w.mu.Unlock()
 	w.heartbeat(str)
 	w.say(&pb.WorkRequest{Message: &pb.WorkRequest_Finished{Finished: f}})
+	w.mu.Lock()
+	w.drains = true
+	w.mu.Unlock()
+	w.heartbeat(str)
 }
 
 // goodbye closes the worker's side of the stream.

@@ -176,11 +176,12 @@ func (l *leader) toDispatch(r *live) *pb.Request {
 	if r.source != nil && l.sessions[r.source.info.GetId()] != r.source {
 		r.source = nil
 	}
-	if !r.resumes() && r.source == nil {
+	lent := r.source != nil && r.source.draining
+	if !r.resumes() && !lent {
 		return r.request
 	}
 	out := state.WithGateway(r.request, r.request.GetGatewayId())
-	if r.source != nil {
+	if lent {
 		out.KvSource = r.source.info.GetAddress()
 	}
 	if r.resumes() {

@@ -414,6 +414,14 @@ func TestWhatWorkersGiveBack(t *testing.T) {
 // TestHandedOverWithItsKVCache: a dispatch says which worker has the KV cache of a request as long as the
 // one that drained and handed it over is in session, and no longer.
 func TestHandedOverWithItsKVCache(t *testing.T) {
+	for _, saysFirst := range []bool{true, false} {
+		t.Run(fmt.Sprint("says first that it drains: ", saysFirst), func(t *testing.T) {
+			testHandedOverWithItsKVCache(t, saysFirst)
+		})
+	}
+}
+
+func testHandedOverWithItsKVCache(t *testing.T, saysFirst bool) {
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, Settings{})
 		first := newWorker(t, "first")
@@ -425,7 +433,7 @@ func TestHandedOverWithItsKVCache(t *testing.T) {
 		if from := first.got("early").GetKvSource(); from != "" {
 			t.Errorf("a new request comes with the KV cache of %s", from)
 		}
-		first.handOver()
+		first.handOver(saysFirst)
 		second := newWorker(t, "second")
 		second.info.MaxSequences = 1 // so that the others wait
 		second.join(s)

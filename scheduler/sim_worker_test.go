@@ -177,7 +177,7 @@ func (k *simWorker) talk(str *stream, n int) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var out []*pb.WorkRequest
-	if n%5 == 0 {
+	if n%5 == 0 || k.draining {
 		if p := k.checkpoint(); p != nil {
 			out = append(out, &pb.WorkRequest{Message: &pb.WorkRequest_Progress{Progress: p}})
 		}
@@ -286,6 +286,7 @@ func (k *simWorker) take(m *pb.WorkResponse) {
 			if run := k.runs[id]; run != nil && !run.done && !run.revoked {
 				run.revoked = true
 				// The leader may find out that the dispatch was committed after all.
+				k.w.handOver(k.info.GetAddress(), id)
 				k.reports = append(k.reports, k.report(run, &pb.FinishedRequest{RequestId: id, Returned: true, Term: run.term, Index: run.index}))
 			}
 		}

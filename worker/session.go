@@ -127,11 +127,10 @@ func (w *Worker) report(ctx context.Context, s *workStream, beat, checkpoint tim
 	defer beats.Stop()
 	defer checkpoints.Stop()
 	for {
-		// A leader that knows that the worker drains sends what it returns elsewhere at once.
-		if err := w.beat(s); err != nil {
+		if err := w.tellEnds(s); err != nil {
 			return err
 		}
-		if err := w.tellEnds(s); err != nil {
+		if err := w.beat(s); err != nil {
 			return err
 		}
 		for waiting := true; waiting; {
