@@ -56,12 +56,14 @@ func (p *planner) ask(r *request) {
 	}
 }
 
-// startFetches asks for blocks in the order of the requests, as far as there is room for them.
+// startFetches asks for blocks in the order of the requests, as far as there is room for them. Who could
+// start in this plan has its blocks pinned by now, so that they are not pushed out.
 func (p *planner) startFetches() {
 	l := p.lower
 	if l == nil {
 		return
 	}
+	l.moot = false
 	for len(l.asked) > 0 && l.flying < maxFetches {
 		r := l.asked[0]
 		f, ok := p.wanted(r)
@@ -71,13 +73,15 @@ func (p *planner) startFetches() {
 		l.asked[0] = nil
 		l.asked = l.asked[1:]
 		l.flying++
-		r.fetching = len(f.Hashes) > 0
+		if len(f.Hashes) == 0 {
+			r.fetching, l.moot = false, true
+		}
 		l.Peers.Fetch(f, func(whole []bool) { p.arrived(arrival{r, f.Hashes, whole}) })
 	}
 }
 
 // wanted takes room in host memory for the blocks of r that are not here. false means that there is too
-// little before a fetch in flight has ended.
+// little now, and more once what is on its way has come or was copied up.
 func (p *planner) wanted(r *request) (f Fetch, ok bool) {
 	l := p.lower
 	f = Fetch{Source: r.source, RequestID: r.id}
@@ -109,7 +113,7 @@ func (p *planner) wanted(r *request) (f Fetch, ok bool) {
 			if _, here := l.Cache.Match(hashes[i : i+1]); here > 0 {
 				continue // a sibling's, or on its way for another request
 			}
-			if l.flying == 0 {
+			if l.flying == 0 && len(l.loading) == 0 {
 				break // never room for more: the rest is computed
 			}
 			for _, h := range f.Hashes {

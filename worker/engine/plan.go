@@ -126,7 +126,6 @@ func (p *planner) plan(now int64) bool {
 	p.startTrace(st)
 	p.expire(now)
 	p.giveBack(now)
-	p.startFetches()
 	p.copyUp()
 	p.fork(st)
 	switch {
@@ -139,6 +138,7 @@ func (p *planner) plan(now int64) bool {
 			p.admit(st, budget, now)
 		}
 	}
+	p.startFetches()
 	if st.rows == 0 {
 		p.undoCopies()
 	}

@@ -64,6 +64,7 @@ type lower struct {
 
 	asked  []*request // whose blocks other workers may have, to be fetched in order
 	flying int        // fetches that have not ended
+	moot   bool       // this plan found that one of asked needs nothing: the next may start it
 }
 
 func newLower(t *Tiers, log *slog.Logger) *lower {
@@ -254,7 +255,7 @@ func (l *lower) failed(way string, err error) {
 }
 
 // busy reports whether planning again, with nothing in flight, gets on.
-func (l *lower) busy() bool { return l != nil && len(l.loading) > 0 }
+func (l *lower) busy() bool { return l != nil && (len(l.loading) > 0 || l.moot) }
 
 // ready is signalled when a page has come up from disk.
 func (l *lower) ready() <-chan struct{} {
