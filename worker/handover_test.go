@@ -169,7 +169,7 @@ func random(id string, n, tokens int) *pb.Request {
 	rng := rand.New(rand.NewPCG(7, uint64(n)))
 	p := make([]int32, n)
 	for i := range p {
-		p[i] = 1 + rng.Int32N(200)
+		p[i] = 1 + rng.Int32N(99)
 	}
 	seed := uint64(3)
 	return &pb.Request{Id: id, GatewayId: "g1", Prompt: p, ArrivalUnixMs: 5, Sampling: &pb.SamplingParams{MaxTokens: int32(tokens), IgnoreEos: true, Seed: &seed}}
