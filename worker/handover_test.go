@@ -2,13 +2,18 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/quire-serve/quire/cpu"
+	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/model"
 	"github.com/quire-serve/quire/model/store/storetest"
 	"github.com/quire-serve/quire/model/tiny"
@@ -157,6 +162,42 @@ func TestKVCacheMovesWithARequest(t *testing.T) {
 			}
 			if err := next(t, first.ended, "end of the first worker"); err != nil {
 				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestGoesOnWithoutTheKVCache: where the KV cache cannot move, the next worker computes it, and generates
+// what would have come.
+func TestGoesOnWithoutTheKVCache(t *testing.T) {
+	h := newHost(t, openTiny)
+	s := Settings{costs: &engine.Costs{}, HandOverTimeout: time.Hour}
+	q := random("a", 300, 150)
+	want := h.start(t, "calm", s).goOn(t, 1, q)
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = gone.Close()
+	type stream = grpc.ServerStreamingServer[pb.FetchBlocksResponse]
+	for name, source := range map[string]string{
+		"it is gone": gone.Addr().String(),
+		"it dies": newLends(t, func(_ *pb.FetchBlocksRequest, s stream) error {
+			return errors.Join(s.Send(&pb.FetchBlocksResponse{Piece: make([]byte, 100)}), errStopped)
+		}),
+		"it sends something else": newLends(t, func(_ *pb.FetchBlocksRequest, s stream) error {
+			return s.Send(&pb.FetchBlocksResponse{Piece: make([]byte, h.model.Config.KVLayout(1, 16, device.F16).PageBytes()), Checksum: 1})
+		}),
+		"it lends nothing": h.start(t, "busy", s).Address(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := h.start(t, "next", s)
+			onward := &pb.Request{Id: q.Id, GatewayId: q.GatewayId, Prompt: q.Prompt, ArrivalUnixMs: q.ArrivalUnixMs, Sampling: q.Sampling, KvSource: source, Generated: []*pb.TokenIds{{Ids: want[0][:40]}}}
+			if got := w.goOn(t, 1, onward); !slices.Equal(got[0], want[0]) {
+				t.Errorf("%v\nundisturbed %v", got[0], want[0])
+			}
+			if s := w.Stats(); w.computed() != 340 || s.Tiers.PeerHits != 0 || s.FailedFetches != 1 {
+				t.Errorf("%d tokens were computed again, want all 340; stats are %+v", w.computed(), s)
 			}
 		})
 	}

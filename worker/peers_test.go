@@ -33,7 +33,7 @@ func (l *lends) FetchBlocks(in *pb.FetchBlocksRequest, s grpc.ServerStreamingSer
 	return l.answer(in, s)
 }
 
-func newLends(t *testing.T, answer func(*pb.FetchBlocksRequest, grpc.ServerStreamingServer[pb.FetchBlocksResponse]) error) string {
+func newLends(t testing.TB, answer func(*pb.FetchBlocksRequest, grpc.ServerStreamingServer[pb.FetchBlocksResponse]) error) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -306,5 +306,34 @@ func TestLendsForAWhile(t *testing.T) {
 	}
 	if err := next(t, w.ended, "end of Run"); err != nil {
 		t.Error(err)
+	}
+}
+
+// BenchmarkFetch measures what a fetch over the loopback brings in a second: 94 pages of SmolLM2, the KV
+// cache of 1,504 tokens.
+func BenchmarkFetch(b *testing.B) {
+	const pages, pageBytes = 94, 368640
+	page := make([]byte, pageBytes)
+	address := newLends(b, func(in *pb.FetchBlocksRequest, s grpc.ServerStreamingServer[pb.FetchBlocksResponse]) error {
+		for i := range int32(len(in.Hashes) / 16) {
+			if err := sendPage(s, i, page); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	p := newPeers(tier.Layout{}, pageBytes, slog.New(slog.DiscardHandler))
+	defer p.close()
+	f := engine.Fetch{Source: address, RequestID: "a", Hashes: make([]kvcache.Hash, pages)}
+	for range pages {
+		f.Pages = append(f.Pages, make([]byte, pageBytes))
+	}
+	b.SetBytes(pages * pageBytes)
+	for b.Loop() {
+		ended := make(chan []bool)
+		p.Fetch(f, func(whole []bool) { ended <- whole })
+		if whole := <-ended; !whole[pages-1] {
+			b.Fatal("not all came")
+		}
 	}
 }
