@@ -98,7 +98,7 @@ func (r *real) handOver(t *testing.T, q *pb.Request, tokens int) *pb.Request {
 	}
 	learn(t, accounts, f.Choices)
 	onward := &pb.Request{Id: q.Id, GatewayId: q.GatewayId, Prompt: q.Prompt, ArrivalUnixMs: q.ArrivalUnixMs, Sampling: q.Sampling, KvSource: r.Address()}
-	for c := range int32(max(1, q.Sampling.N)) {
+	for c := range max(1, q.Sampling.N) {
 		onward.Generated = append(onward.Generated, &pb.TokenIds{Ids: accounts[c].tokens})
 	}
 	return onward
