@@ -214,6 +214,8 @@ var (
 	descPreempted = prometheus.NewDesc("quire_preemptions_total", "Requests put back for want of blocks.", modelLabel, nil)
 	descHost      = prometheus.NewDesc("quire_kv_host_hit_tokens_total", "Tokens whose KV was copied up from host memory.", modelLabel, nil)
 	descDisk      = prometheus.NewDesc("quire_kv_disk_hit_tokens_total", "Tokens whose KV was copied up from disk.", modelLabel, nil)
+	descPeer      = prometheus.NewDesc("quire_kv_peer_hit_tokens_total", "Tokens whose KV came from a worker that handed their request over.", modelLabel, nil)
+	descFetches   = prometheus.NewDesc("quire_kv_failed_fetches_total", "Fetches from another worker that failed or took too long.", modelLabel, nil)
 	descTier      = prometheus.NewDesc("quire_kv_tier_blocks", "KV blocks held below the device.", []string{"model_name", "tier"}, nil)
 	descDamaged   = prometheus.NewDesc("quire_kv_disk_damaged_total", "Block files that were damaged and dropped.", modelLabel, nil)
 	descSwaps     = prometheus.NewDesc("quire_swaps_total", "Preemptions that count on copying blocks back.", modelLabel, nil)
@@ -229,7 +231,7 @@ var (
 )
 
 func (c *workerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descUsage, descQueries, descHits, descPreempted, descHost, descDisk, descTier, descDamaged, descSwaps, descReturned, descDrafts, descDrafted, descAccepted, descPlace, descSteps, descInfo, descReady, descInUse} {
+	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descUsage, descQueries, descHits, descPreempted, descHost, descDisk, descPeer, descFetches, descTier, descDamaged, descSwaps, descReturned, descDrafts, descDrafted, descAccepted, descPlace, descSteps, descInfo, descReady, descInUse} {
 		ch <- d
 	}
 }
@@ -258,6 +260,8 @@ func (c *workerCollector) Collect(ch chan<- prometheus.Metric) {
 			sum.Preemptions += s.Preemptions
 			sum.HostHitTokens += s.HostHitTokens
 			sum.DiskHitTokens += s.DiskHitTokens
+			sum.PeerHitTokens += s.PeerHitTokens
+			sum.FailedFetches += s.FailedFetches
 			sum.HostBlocks += s.HostBlocks
 			sum.DiskBlocks += s.DiskBlocks
 			sum.DiskDamaged += s.DiskDamaged
@@ -293,6 +297,8 @@ func (c *workerCollector) Collect(ch chan<- prometheus.Metric) {
 		counter(descPreempted, sum.Preemptions)
 		counter(descHost, sum.HostHitTokens)
 		counter(descDisk, sum.DiskHitTokens)
+		counter(descPeer, sum.PeerHitTokens)
+		counter(descFetches, sum.FailedFetches)
 		counter(descDamaged, sum.DiskDamaged)
 		counter(descSwaps, sum.Swaps)
 		counter(descReturned, sum.Returned)

@@ -204,6 +204,10 @@ func (p *Pool) EndStep() uint64 {
 	return step
 }
 
+// Find returns a block that carries the name, or NoBlock. It takes nothing: the block is another's as
+// soon as the next is planned.
+func (p *Pool) Find(h Hash) BlockID { return p.index.find(p.blocks, &h) }
+
 // Evicted appends the cached blocks evicted by the step being planned, and forgets them.
 func (p *Pool) Evicted(dst []Eviction) []Eviction {
 	dst = append(dst, p.evicted...)

@@ -45,6 +45,8 @@ type live struct {
 	// dispatched is its newest dispatch; redirected says that it was adopted since.
 	dispatched state.Position
 	redirected bool
+	// source is the session in which a worker returned it; if that worker drains, it lends the KV cache.
+	source *session
 	// attempts counts dispatches since the output last grew.
 	attempts uint32
 	// limited says that its tenant has limits: it is not queued before the log has admitted it.
@@ -115,6 +117,8 @@ func checkRequest(r *pb.Request) error {
 		return invalid("request.prompt", "is empty; it needs at least one token")
 	case len(r.GetGenerated()) > 0:
 		return invalid("request.generated", "is for workers; the control plane keeps what a request has generated")
+	case r.GetKvSource() != "":
+		return invalid("request.kv_source", "is for workers; the control plane knows who handed a request over")
 	case r.GetSampling().GetN() > maxChoices:
 		return invalid("request.sampling.n", "%d; the limit is %d", r.GetSampling().GetN(), maxChoices)
 	case r.GetDeadlineUnixMs() < 0:

@@ -163,7 +163,7 @@ func (l *leader) composeAssigns(e *entry, nowMS int64) {
 		r.phase, r.worker, r.dispatched, r.redirected = phaseAssigned, a.WorkerID, state.Position{Term: l.term, Index: number}, false
 		r.attempts++
 		l.place(r)
-		requests[a.WorkerID] = append(requests[a.WorkerID], r.toDispatch())
+		requests[a.WorkerID] = append(requests[a.WorkerID], l.toDispatch(r))
 		e.dispatched[a.WorkerID] = append(e.dispatched[a.WorkerID], a.Request.ID)
 		e.add(&pb.Command{Command: &pb.Command_Assign{Assign: &pb.AssignCommand{
 			RequestId: a.Request.ID, WorkerId: a.WorkerID, Term: l.term, Index: number,

@@ -324,6 +324,25 @@ func (w *fakeWorker) leave() {
 	w.stopped.Wait()
 }
 
+// handOver drains the worker and returns all that it runs; it says that it drains before or after.
+func (w *fakeWorker) handOver(saysFirst bool) {
+	w.mu.Lock()
+	w.drains = saysFirst
+	f := &pb.Finished{}
+	for id := range w.running {
+		f.Requests = append(f.Requests, &pb.FinishedRequest{RequestId: id, Returned: true})
+	}
+	clear(w.running)
+	str := w.stream
+	w.mu.Unlock()
+	w.heartbeat(str)
+	w.say(&pb.WorkRequest{Message: &pb.WorkRequest_Finished{Finished: f}})
+	w.mu.Lock()
+	w.drains = true
+	w.mu.Unlock()
+	w.heartbeat(str)
+}
+
 // goodbye closes the worker's side of the stream.
 func (w *fakeWorker) goodbye() {
 	w.mu.Lock()

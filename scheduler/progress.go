@@ -169,14 +169,24 @@ func (l *leader) composeCheckpoints(e *entry) {
 	})
 }
 
-// toDispatch is the request as a worker gets it: one that goes on after what is known of the output.
-func (r *live) toDispatch() *pb.Request {
-	if r.held == 0 {
+// toDispatch is the request as a worker gets it: one that goes on after what is known of the output, with
+// the KV cache of the worker that handed it over as long as that is there.
+func (l *leader) toDispatch(r *live) *pb.Request {
+	if r.source != nil && l.sessions[r.source.info.GetId()] != r.source {
+		r.source = nil
+	}
+	lent := r.source != nil && r.source.draining
+	if r.held == 0 && !lent {
 		return r.request
 	}
 	out := state.WithGateway(r.request, r.request.GetGatewayId())
-	for _, o := range r.outputs {
-		out.Generated = append(out.Generated, &pb.TokenIds{Ids: slices.Clip(o.tokens)})
+	if lent {
+		out.KvSource = r.source.info.GetAddress()
+	}
+	if r.held > 0 {
+		for _, o := range r.outputs {
+			out.Generated = append(out.Generated, &pb.TokenIds{Ids: slices.Clip(o.tokens)})
+		}
 	}
 	return out
 }

@@ -118,6 +118,7 @@ func TestRefusals(t *testing.T) {
 		}{
 			{"no id", "request.id", func(r *pb.Request) { r.Id = "" }, codes.InvalidArgument},
 			{"long id", "limit|1 to 128", func(r *pb.Request) { r.Id = strings.Repeat("x", 129) }, codes.InvalidArgument},
+			{"a source", "request.kv_source", func(r *pb.Request) { r.KvSource = "w:1" }, codes.InvalidArgument},
 			{"no prompt", "request.prompt", func(r *pb.Request) { r.Prompt = nil }, codes.InvalidArgument},
 			{"negative token", "token 1 is -4", func(r *pb.Request) { r.Prompt = []int32{1, -4} }, codes.InvalidArgument},
 			{"unknown model", `no worker serves "z"; served: m`, func(r *pb.Request) { r.Model = "z" }, codes.NotFound},
@@ -407,6 +408,52 @@ func TestWhatWorkersGiveBack(t *testing.T) {
 		until(t, "all run there", func() bool { return other.count() == 11 })
 		other.finish("a", pb.FinishReason_FINISH_REASON_STOP, "")
 		until(t, "it ends", finished(s, "a"))
+	})
+}
+
+// TestHandedOverWithItsKVCache: a dispatch says which worker has the KV cache of a request as long as the
+// one that drained and handed it over is in session, and no longer.
+func TestHandedOverWithItsKVCache(t *testing.T) {
+	for _, saysFirst := range []bool{true, false} {
+		t.Run(fmt.Sprint("says first that it drains: ", saysFirst), func(t *testing.T) {
+			testHandedOverWithItsKVCache(t, saysFirst)
+		})
+	}
+}
+
+func testHandedOverWithItsKVCache(t *testing.T, saysFirst bool) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, Settings{})
+		first := newWorker(t, "first")
+		first.join(s)
+		until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
+		mustSubmit(t, s, request("early"))
+		mustSubmit(t, s, request("late"))
+		until(t, "it has both", func() bool { return first.count() == 2 })
+		if from := first.got("early").GetKvSource(); from != "" {
+			t.Errorf("a new request comes with the KV cache of %s", from)
+		}
+		first.handOver(saysFirst)
+		second := newWorker(t, "second")
+		second.info.MaxSequences = 1 // so that the others wait
+		second.join(s)
+		until(t, "the next worker has one", func() bool { return second.count() == 1 })
+		id, other := "early", "late"
+		if second.has(other) {
+			id, other = other, id
+		}
+		if from := second.got(id).GetKvSource(); from != "first:1" {
+			t.Errorf("%s comes with the KV cache of %q, want that of first:1", id, from)
+		}
+		first.goodbye()
+		until(t, "the first worker is gone", func() bool { return s.store.View().Worker("first") == nil })
+		second.finish(id, pb.FinishReason_FINISH_REASON_STOP, "")
+		until(t, "the next worker has the other", func() bool { return second.has(other) })
+		if from := second.got(other).GetKvSource(); from != "" {
+			t.Errorf("%s comes with the KV cache of %s, which is gone", other, from)
+		}
+		first.leave()
+		second.leave()
 	})
 }
 

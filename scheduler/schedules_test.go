@@ -101,7 +101,7 @@ func survive(t *testing.T, seed uint64) {
 		case "worker killed":
 			worker.kill()
 		case "worker quits":
-			worker.quit()
+			worker.quit(w.pick(50))
 		case "worker cut off":
 			w.isolate(worker.info.GetId())
 		case "worker and gateway cut off":
@@ -279,6 +279,7 @@ func (w *world) count(n *int) {
 // against what is promised, without the time that computing takes: a token comes every 20 ms here, and a message takes 60 ms at most. Workers
 // have room for the streams of those that fail.
 func TestGaps(t *testing.T) {
+	const handsOver = "a worker hands over"
 	for _, c := range []struct {
 		fault string
 		most  time.Duration
@@ -299,7 +300,7 @@ func TestGaps(t *testing.T) {
 			w.leader().kill()
 			w.workers[0].kill()
 		}},
-		{"a worker hands over", 250 * time.Millisecond, func(w *world) { w.workers[0].quit() }},
+		{handsOver, 250 * time.Millisecond, func(w *world) { w.workers[0].quit(50) }},
 		{"a worker is cut off", 4 * time.Second, func(w *world) { w.isolate(w.workers[0].info.GetId()) }},
 		{"the leader is killed", 200 * time.Millisecond, func(w *world) { w.leader().kill() }},
 		{"the leader is cut off", 200 * time.Millisecond, func(w *world) { w.isolate(w.leader().id) }},
@@ -348,6 +349,9 @@ func TestGaps(t *testing.T) {
 					longest = max(longest, l.gap)
 				}
 				t.Logf("the longest pause is %v", longest)
+				if w.sourced > 0 != (c.fault == handsOver) {
+					t.Errorf("%d requests came with another worker's KV cache", w.sourced)
+				}
 				if longest > c.most {
 					t.Errorf("the longest pause is %v, want %v at most", longest, c.most)
 				}

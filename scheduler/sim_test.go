@@ -45,10 +45,14 @@ type world struct {
 	ended, reconnects, failed int
 	// installs counts snapshots that went to followers.
 	installs int
+	// handed holds what workers handed over, by address and request; sourced counts the dispatches that
+	// named such a worker.
+	handed  map[[2]string]bool
+	sourced int
 }
 
 func newWorld(t testing.TB, random *rand.Rand, nodes, workers, gateways int) *world {
-	w := &world{t: t, random: random, cut: map[[2]string]bool{}}
+	w := &world{t: t, random: random, cut: map[[2]string]bool{}, handed: map[[2]string]bool{}}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	for i := range nodes {
 		memory := raft.NewInmemStore()
@@ -135,6 +139,22 @@ func (w *world) isolate(name string, from ...string) {
 		if other != name {
 			w.cut[pairOf(name, other)] = true
 		}
+	}
+}
+
+// handOver notes that a worker handed a request over.
+func (w *world) handOver(address, id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.handed[[2]string{address, id}] = true
+}
+
+// source checks that the worker which a dispatch names as having a request's KV cache handed it over.
+func (w *world) source(address, id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.sourced++; !w.handed[[2]string{address, id}] {
+		w.t.Errorf("request %s comes with the KV cache of %s, which has not handed it over", id, address)
 	}
 }
 

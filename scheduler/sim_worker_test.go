@@ -19,6 +19,7 @@ type simWorker struct {
 	mu       sync.Mutex
 	alive    bool
 	draining bool
+	lends    int // steps that it stays for after it has handed over
 	runs     map[string]*simRun
 	// reports may have been lost with their session; they are sent again in the next.
 	reports     []*pb.FinishedRequest
@@ -63,7 +64,7 @@ const simStep = 20 * time.Millisecond
 func (k *simWorker) start() {
 	k.done.Wait()
 	k.mu.Lock()
-	k.alive, k.draining = true, false
+	k.alive, k.draining, k.lends = true, false, 0
 	k.runs = map[string]*simRun{}
 	k.reports, k.reported, k.term, k.index = nil, 0, 0, 0
 	k.mu.Unlock()
@@ -81,11 +82,11 @@ func (k *simWorker) kill() {
 	}
 }
 
-// quit lets the worker hand back what it runs and say goodbye.
-func (k *simWorker) quit() {
+// quit lets the worker hand back what it runs, stay for some steps and say goodbye.
+func (k *simWorker) quit(lends int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.draining = true
+	k.draining, k.lends = true, lends
 }
 
 // live is the process: steps, and sessions with whoever leads.
@@ -176,7 +177,7 @@ func (k *simWorker) talk(str *stream, n int) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var out []*pb.WorkRequest
-	if n%5 == 0 {
+	if n%5 == 0 || k.draining {
 		if p := k.checkpoint(); p != nil {
 			out = append(out, &pb.WorkRequest{Message: &pb.WorkRequest_Progress{Progress: p}})
 		}
@@ -195,6 +196,7 @@ func (k *simWorker) talk(str *stream, n int) bool {
 		for _, id := range slices.Sorted(maps.Keys(k.runs)) {
 			if run := k.runs[id]; !run.done && !run.revoked {
 				run.revoked = true
+				k.w.handOver(k.info.GetAddress(), id)
 				k.reports = append(k.reports, k.report(run, &pb.FinishedRequest{RequestId: id, Returned: true, Term: run.term, Index: run.index}))
 			}
 		}
@@ -213,11 +215,12 @@ func (k *simWorker) talk(str *stream, n int) bool {
 			return false
 		}
 	}
-	if k.draining {
-		k.alive = false
-		close(str.up)
+	if k.lends--; !k.draining || k.lends > 0 {
+		return false
 	}
-	return k.draining
+	k.alive = false
+	close(str.up)
+	return true
 }
 
 // checkpoint is what the leader was not told yet; k.mu is held.
@@ -283,6 +286,7 @@ func (k *simWorker) take(m *pb.WorkResponse) {
 			if run := k.runs[id]; run != nil && !run.done && !run.revoked {
 				run.revoked = true
 				// The leader may find out that the dispatch was committed after all.
+				k.w.handOver(k.info.GetAddress(), id)
 				k.reports = append(k.reports, k.report(run, &pb.FinishedRequest{RequestId: id, Returned: true, Term: run.term, Index: run.index}))
 			}
 		}
@@ -297,6 +301,9 @@ func (k *simWorker) run(r *pb.Request, term, index uint64) {
 	if old := k.runs[r.GetId()]; old != nil && !old.done && !old.revoked {
 		k.w.t.Errorf("worker %s: request %s came twice", k.info.GetId(), r.GetId())
 		return
+	}
+	if from := r.GetKvSource(); from != "" {
+		k.w.source(from, r.GetId())
 	}
 	run := &simRun{request: r, term: term, index: index, gateway: r.GetGatewayId()}
 	truth := undisturbed(r)

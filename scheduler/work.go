@@ -303,6 +303,14 @@ func (l *leader) heartbeat(s *session, h *pb.Heartbeat, now time.Time) {
 	if h.GetDraining() && !s.draining {
 		s.draining = true
 		l.batcher.Drain(s.info.GetId())
+		// What it has returned already, before it said so, need not wait for a moment in which it has room.
+		for _, request := range slices.Sorted(maps.Keys(s.missing)) {
+			if r := l.onWorker[s.info.GetId()][request]; r != nil && r.source == s {
+				delete(s.missing, request)
+				l.takeBack(r)
+				l.goOn(r)
+			}
+		}
 	}
 	if l.batcher.Len() > 0 {
 		l.kick()
@@ -329,6 +337,7 @@ func (l *leader) finished(s *session, f *pb.Finished, now time.Time) {
 			// The request is not to blame. A worker that is full for a moment gets a moment. The gateway
 			// need not be asked: it has nothing that its worker has not.
 			r.attempts = max(r.attempts, 1) - 1
+			r.source = s
 			if s.draining {
 				l.takeBack(r)
 				l.goOn(r)

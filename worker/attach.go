@@ -95,6 +95,7 @@ func (w *Worker) wireStats() *pb.WorkerStats {
 		Preemptions: s.Preemptions, Steps: s.Steps, StepTokens: s.StepTokens,
 		HostHitTokens: s.Tiers.HostHits * int64(w.info.BlockTokens), DiskHitTokens: s.Tiers.DiskHits * int64(w.info.BlockTokens),
 		HostBlocks: int32(s.Tiers.Pages), DiskBlocks: int32(s.Disk.Pages), DiskDamaged: s.Disk.Damaged,
+		PeerHitTokens: s.Tiers.PeerHits * int64(w.info.BlockTokens), FailedFetches: s.FailedFetches,
 		Swaps: s.Swaps, Returned: s.Returned,
 		Drafts: s.Drafts, DraftTokens: s.DraftTokens, AcceptedDraftTokens: s.AcceptedTokens[:w.settings.Engine.Speculate],
 	}

@@ -60,13 +60,24 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 		_ = pages.Close() // the first error says more
 		return nil, fmt.Errorf("worker: compile %s: %w", m.ID, err)
 	}
-	tiers, disk, err := openTiers(s, dev, m, pages, runner)
+	if window > 0 {
+		s.FetchKVBytes = -1 // blocks behind the window are gone
+	}
+	digest := layoutDigest(dev, m, layout)
+	tiers, disk, err := openTiers(s, digest, m, pages, runner)
 	if err != nil {
 		_ = runner.Close()
 		_ = pages.Close()
 		return nil, err
 	}
 	i := dev.Info()
+	var lender *lender
+	var peers *peers
+	if tiers != nil && s.lends() {
+		lender = newLender(digest, int(layout.PageBytes()))
+		peers = newPeers(digest, int(layout.PageBytes()), s.Logger.With(slog.String("worker", s.ID)))
+		tiers.Peers = peers
+	}
 	w, err := assemble(s, engine.Model{
 		Tiers:  tiers,
 		Runner: runner, ContextLength: m.Context, Window: window, Vocab: m.Config.Vocab,
@@ -84,6 +95,7 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 		return nil, err
 	}
 	w.closers = []func() error{runner.Close, pages.Close}
+	w.lender, w.peers = lender, peers
 	if tiers != nil {
 		w.disk, w.costs = disk, tiers.Costs
 		w.closers = append(w.closers, func() error { tiers.Cache.Close(); return nil })

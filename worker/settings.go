@@ -41,12 +41,19 @@ type Settings struct {
 	// of it above 0 and up to 1. A sequence of theirs may be no longer than that. Who is not named has no
 	// bound.
 	TenantKV map[string]float64
+	// FetchKVBytes is the most host memory for blocks of requests that another worker handed over, on their
+	// way to the KV cache; with HostKVBytes they go there instead. Default 1 GiB; negative moves no blocks
+	// between workers.
+	FetchKVBytes int64
 	// costs, if set, are taken instead of measured.
 	costs *engine.Costs
 
 	// DrainTimeout bounds how long Run goes on after its context ended, to finish what runs.
 	// Default 30 s; negative is none at all.
 	DrainTimeout time.Duration
+	// HandOverTimeout bounds how long Run goes on after it handed requests over, for other workers to fetch
+	// their KV cache. It ends as soon as they have. Default 5 s; negative is none at all.
+	HandOverTimeout time.Duration
 	// KeepEnded is how long the output of an ended request is kept for its gateway. Default 1 min.
 	KeepEnded time.Duration
 	// OutboxRequests and OutboxBytes bound what the outbox keeps. Defaults 16,384 and 256 MiB.
@@ -70,6 +77,12 @@ func (s Settings) withDefaults() Settings {
 	}
 	if s.DrainTimeout == 0 {
 		s.DrainTimeout = 30 * time.Second
+	}
+	if s.HandOverTimeout == 0 {
+		s.HandOverTimeout = 5 * time.Second
+	}
+	if s.FetchKVBytes == 0 {
+		s.FetchKVBytes = 1 << 30
 	}
 	if s.KeepEnded == 0 {
 		s.KeepEnded = time.Minute

@@ -16,15 +16,20 @@ import (
 // changes the numbers that a page holds.
 const kvNumbers = 1
 
-// openTiers makes what is below the device's KV cache, or nil if the settings want nothing there.
-func openTiers(s Settings, dev device.Device, m *model.Model, pages device.Pages, runner device.Runner) (*engine.Tiers, *tier.Disk, error) {
-	if s.HostKVBytes == 0 {
-		return nil, nil, nil
+// openTiers makes what is below the device's KV cache, or nil if the settings want nothing there. Where
+// there is no tier in host memory, blocks of other workers still come by way of it.
+func openTiers(s Settings, layout tier.Layout, m *model.Model, pages device.Pages, runner device.Runner) (*engine.Tiers, *tier.Disk, error) {
+	room := s.HostKVBytes
+	if room == 0 && s.lends() {
+		room = s.FetchKVBytes
 	}
-	layout := pages.Layout()
-	page := layout.PageBytes()
-	if s.HostKVBytes < page {
-		return nil, nil, fmt.Errorf("worker: kv_host_bytes is %d, must be 0 or at least %d: one block of %d tokens", s.HostKVBytes, page, layout.BlockTokens)
+	shape := pages.Layout()
+	page := shape.PageBytes()
+	switch {
+	case s.HostKVBytes == 0 && room < page:
+		return nil, nil, nil
+	case room < page:
+		return nil, nil, fmt.Errorf("worker: kv_host_bytes is %d, must be 0 or at least %d: one block of %d tokens", s.HostKVBytes, page, shape.BlockTokens)
 	}
 	var costs engine.Costs
 	var err error
@@ -39,27 +44,30 @@ func openTiers(s Settings, dev device.Device, m *model.Model, pages device.Pages
 	// Tenant 0 is everybody without a bound.
 	hostPages, diskBytes := []int{0}, []int64{0}
 	for _, name := range s.tenants() {
-		hostPages = append(hostPages, int(s.bound(name, s.HostKVBytes/page)))
+		hostPages = append(hostPages, int(s.bound(name, room/page)))
 		diskBytes = append(diskBytes, s.bound(name, s.DiskKVBytes))
 	}
 	var disk *tier.Disk
 	if s.DiskKVDir != "" {
 		disk, err = tier.OpenDisk(tier.DiskSettings{
-			Dir: s.DiskKVDir, PageBytes: int(page), Layout: layoutDigest(dev, m, layout), MaxBytes: s.DiskKVBytes,
+			Dir: s.DiskKVDir, PageBytes: int(page), Layout: layout, MaxBytes: s.DiskKVBytes,
 			TenantBytes: diskBytes,
 		})
 		if err != nil {
 			return nil, nil, fmt.Errorf("worker: kv_disk: %w", err)
 		}
 	}
-	cache, err := tier.New(tier.Settings{PageBytes: int(page), Pages: int(min(s.HostKVBytes/page, 1<<30)), TenantPages: hostPages, Disk: disk})
+	cache, err := tier.New(tier.Settings{PageBytes: int(page), Pages: int(min(room/page, 1<<30)), TenantPages: hostPages, Disk: disk})
 	if err != nil {
 		return nil, nil, fmt.Errorf("worker: kv_host: %w", err)
 	}
 	s.Logger.Info("KV tiers", slog.Int64("host_blocks", s.HostKVBytes/page), slog.String("disk", s.DiskKVDir),
 		slog.Duration("copy_block", costs.Page), slog.Duration("compute_token", costs.Token), slog.Duration("step", costs.Step))
-	return &engine.Tiers{Cache: cache, Pages: pages, Costs: costs}, disk, nil
+	return &engine.Tiers{Cache: cache, Transit: s.HostKVBytes == 0, Pages: pages, Costs: costs}, disk, nil
 }
+
+// lends reports whether blocks may move from worker to worker.
+func (s Settings) lends() bool { return s.Engine.PrefixCache && s.FetchKVBytes > 0 }
 
 // layoutDigest tells apart pages whose bytes do not mean the same: of other weights, another shape,
 // another device, or kernels that round otherwise.

@@ -37,6 +37,8 @@ type Worker struct {
 	closers  []func() error // of the device's parts, in order
 	disk     *tier.Disk     // below the KV cache, or nil
 	costs    engine.Costs
+	lender   *lender // nil without blocks to lend
+	peers    *peers  // nil as well
 
 	term      atomic.Uint64 // newest seen
 	index     atomic.Uint64 // newest dispatch taken
@@ -64,6 +66,8 @@ type Stats struct {
 	Disk tier.DiskStats
 	// Costs are those by which the tiers are used, zero without any.
 	Costs engine.Costs
+	// FailedFetches of blocks from other workers left something to be computed.
+	FailedFetches int64
 }
 
 // assemble makes a worker around a model that a device has compiled. info says what it serves; what
@@ -128,6 +132,9 @@ func (w *Worker) Stats() Stats {
 	s := Stats{Stats: w.engine.Stats(), InSession: w.connected.Load(), Draining: w.draining.Load()}
 	s.Gateways, s.Outputs, s.OutputBytes = w.outbox.counts()
 	s.Costs = w.costs
+	if w.peers != nil {
+		s.FailedFetches = w.peers.failed.Load()
+	}
 	if w.disk != nil {
 		s.Disk = w.disk.Stats()
 	}
@@ -163,16 +170,21 @@ func (w *Worker) giveBack() {
 
 // Run serves until ctx ends or the leader asks to drain. Then what runs goes on for at most
 // Settings.DrainTimeout while nothing new is taken; what is not done by then, or when the leader asks
-// for it, is left to other workers, with all that it generated. Run returns once everything it started has ended. It is called once.
+// for it, is left to other workers, with all that it generated, and its KV cache for at most
+// Settings.HandOverTimeout. Run returns once everything it started has ended. It is called once.
 func (w *Worker) Run(ctx context.Context) (err error) {
 	run, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	compute, halt := context.WithCancel(run)
 	defer halt()
+	computing, stopped := context.WithCancel(run)
 	var wg, control sync.WaitGroup
 	computed := make(chan error, 1)
 	served := make(chan error, 1)
-	wg.Go(func() { computed <- w.engine.Run(compute) })
+	wg.Go(func() {
+		defer stopped()
+		computed <- w.engine.Run(compute)
+	})
 	wg.Go(func() { served <- w.server.Serve(w.listener) })
 	if w.settings.Telemetry != nil {
 		wg.Go(func() { w.devices.watch(run, w.settings.Telemetry, w.log) })
@@ -197,6 +209,9 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 		stop()
 	}
 	w.drain()
+	if err == nil && w.lender != nil && w.settings.HandOverTimeout > 0 {
+		w.lend(computing)
+	}
 	halt()
 	err = errors.Join(err, <-computed) // its last step is in the outbox now
 	w.giveBack()
@@ -210,6 +225,9 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 	control.Wait()
 	cut.Stop()
 	cancel()
+	if w.peers != nil {
+		w.peers.close()
+	}
 	wg.Wait()
 	for _, c := range w.closers {
 		err = errors.Join(err, c())

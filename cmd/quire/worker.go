@@ -34,6 +34,8 @@ type workerFlags struct {
 	kvHostBytes  int64
 	kvDisk       string
 	kvDiskBytes  int64
+	kvFetchBytes int64         // 0 for `quire dev`, which has no other workers
+	handOver     time.Duration // the same
 	tenantKV     []string
 	returnAfter  time.Duration
 	maxSequences int
@@ -119,18 +121,20 @@ func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Durati
 		tenants[name] = share
 	}
 	return worker.New(worker.Settings{
-		TenantKV:     tenants,
-		ID:           w.id,
-		Listen:       w.listen,
-		Advertise:    w.advertise,
-		Control:      w.control,
-		KVBytes:      w.kvBytes,
-		KVType:       kv,
-		HostKVBytes:  w.kvHostBytes,
-		DiskKVDir:    w.kvDisk,
-		DiskKVBytes:  w.kvDiskBytes,
-		DrainTimeout: drain,
-		Telemetry:    telemetry.OpenHost(),
+		TenantKV:        tenants,
+		ID:              w.id,
+		Listen:          w.listen,
+		Advertise:       w.advertise,
+		Control:         w.control,
+		KVBytes:         w.kvBytes,
+		KVType:          kv,
+		HostKVBytes:     w.kvHostBytes,
+		DiskKVDir:       w.kvDisk,
+		DiskKVBytes:     w.kvDiskBytes,
+		FetchKVBytes:    cmp.Or(w.kvFetchBytes, -1),
+		DrainTimeout:    drain,
+		HandOverTimeout: cmp.Or(w.handOver, -1),
+		Telemetry:       telemetry.OpenHost(),
 		Engine: engine.Settings{
 			MaxSequences:   w.maxSequences,
 			MaxBatchTokens: w.batchTokens,
@@ -188,5 +192,7 @@ func newWorker() *cobra.Command {
 	f.StringSliceVar(&w.control, "control", []string{"127.0.0.1:8001"}, "gRPC addresses of control-plane nodes")
 	f.StringVar(&name, "model", "auto", "name or path of the model; auto: smollm2-135m if pulled, else tiny")
 	f.DurationVar(&drain, "drain-timeout", 30*time.Second, "how long running requests may take to finish on shutdown; 0 hands them over to other workers at once")
+	f.DurationVar(&w.handOver, "hand-over-timeout", 5*time.Second, "how long a worker that handed requests over stays for others to fetch their KV cache; 0 ends at once")
+	f.Int64Var(&w.kvFetchBytes, "kv-fetch-bytes", 1<<30, "most host memory for KV cache on its way from a worker that handed requests over; --kv-host-bytes takes its place; 0: compute it again, and lend none")
 	return cmd
 }

@@ -23,7 +23,7 @@ type Settings struct {
 type Stats struct {
 	Pages                 int
 	Hits, Misses          int64 // of Pin
-	FromDisk              int64 // of the hits, pages that came up from disk for it
+	FromDisk, FromPeer    int64 // of the hits, pages that came up from disk for it, or from another worker
 	Stored, Evictions     int64
 	Refused               int64 // Reserve: every page was pinned, or the tenant's quota was
 	Lost                  int64 // evicted before they could be written to disk
@@ -48,6 +48,7 @@ type Cache struct {
 	work     sync.Cond
 	shelf    shelf
 	spare    [][]byte
+	made     int     // pages whose memory is allocated
 	reads    []*item // to be read from disk, in order
 	reading  int     // reads that have not ended
 	closing  bool
@@ -58,8 +59,8 @@ type Cache struct {
 	ready    chan struct{} // capacity 1
 }
 
-// New makes a cache. Its memory is allocated here, and its goroutine, if there is a disk, runs until
-// Close.
+// New makes a cache. Its memory is allocated as pages come, and its goroutine, if there is a disk, runs
+// until Close.
 func New(s Settings) (*Cache, error) {
 	switch {
 	case s.PageBytes < 1:
@@ -77,15 +78,10 @@ func New(s Settings) (*Cache, error) {
 	c := &Cache{
 		s: s, ahead: max(min(max(1, s.Pages/8), 256), s.Reads),
 		shelf: newShelf(s.TenantPages, s.Pages),
-		spare: make([][]byte, 0, s.Pages),
 		done:  make(chan struct{}),
 		ready: make(chan struct{}, 1),
 	}
 	c.work.L = &c.mu
-	arena := make([]byte, s.Pages*s.PageBytes)
-	for i := range s.Pages {
-		c.spare = append(c.spare, arena[i*s.PageBytes:(i+1)*s.PageBytes:(i+1)*s.PageBytes])
-	}
 	if s.Disk == nil {
 		close(c.done)
 		return c, nil
@@ -110,6 +106,15 @@ func (c *Cache) Close() {
 // Reserve returns memory for a page that leaves the device; the caller fills it and calls Commit.
 // It returns nil if the page is here already, or no room can be made.
 func (c *Cache) Reserve(h, parent kvcache.Hash, tenant int) []byte {
+	return c.expect(h, parent, tenant, fromDevice)
+}
+
+// Receive is Reserve for a page that comes from another worker.
+func (c *Cache) Receive(h, parent kvcache.Hash, tenant int) []byte {
+	return c.expect(h, parent, tenant, fromPeer)
+}
+
+func (c *Cache) expect(h, parent kvcache.Hash, tenant int, from origin) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if it := c.shelf.items[h]; it != nil {
@@ -121,6 +126,7 @@ func (c *Cache) Reserve(h, parent kvcache.Hash, tenant int) []byte {
 		c.stats.Refused++
 		return nil
 	}
+	it.from = from
 	return it.page
 }
 
@@ -134,7 +140,7 @@ func (c *Cache) reserve(h, parent kvcache.Hash, tenant int) *item {
 		if victim = c.shelf.oldestOf(tenant); victim == nil {
 			return nil
 		}
-	case len(c.spare) == 0:
+	case c.room() == 0:
 		if victim = c.shelf.oldest(); victim == nil {
 			return nil
 		}
@@ -146,12 +152,19 @@ func (c *Cache) reserve(h, parent kvcache.Hash, tenant int) *item {
 		c.stats.Evictions++
 		c.drop(victim)
 	}
-	n := len(c.spare) - 1
-	it := &item{hash: h, parent: parent, tenant: tenant, page: c.spare[n], pins: 1, filling: true}
-	c.spare = c.spare[:n]
+	it := &item{hash: h, parent: parent, tenant: tenant, pins: 1, filling: true}
+	if n := len(c.spare); n > 0 {
+		it.page, c.spare = c.spare[n-1], c.spare[:n-1]
+	} else {
+		it.page = make([]byte, c.s.PageBytes)
+		c.made++
+	}
 	c.shelf.add(it)
 	return it
 }
+
+// room is how many pages can be taken before others must go.
+func (c *Cache) room() int { return len(c.spare) + c.s.Pages - c.made }
 
 // drop takes an item out and keeps its memory.
 func (c *Cache) drop(it *item) {
@@ -250,10 +263,13 @@ func (c *Cache) Pin(h kvcache.Hash) []byte {
 		return nil
 	}
 	c.stats.Hits++
-	if it.risen {
-		it.risen = false
+	switch it.from {
+	case fromDisk:
 		c.stats.FromDisk++
+	case fromPeer:
+		c.stats.FromPeer++
 	}
+	it.from = fromDevice
 	c.shelf.touch(it)
 	it.pins++
 	return it.page
@@ -268,6 +284,34 @@ func (c *Cache) Unpin(h kvcache.Hash) {
 		panic("tier: Unpin without Pin")
 	}
 	it.pins--
+}
+
+// Release ends a Pin and, if it was the last, drops the page with its memory.
+func (c *Cache) Release(h kvcache.Hash) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	it := c.shelf.items[h]
+	if it == nil || it.pins == 0 {
+		panic("tier: Release without Pin")
+	}
+	if it.pins--; it.pins == 0 {
+		c.drop(it)
+		c.spare = c.spare[:len(c.spare)-1]
+		c.made--
+	}
+}
+
+// Copy copies a page to dst, which is as large, and reports whether it is in host memory. It counts as
+// no use of it.
+func (c *Cache) Copy(h kvcache.Hash, dst []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	it := c.shelf.items[h]
+	if it == nil || it.filling {
+		return false
+	}
+	copy(dst, it.page)
+	return true
 }
 
 // Stats returns the cache's figures.
@@ -355,7 +399,7 @@ func (c *Cache) run() {
 // memory, or the tenant's share of it, runs short, or any when closing.
 func (c *Cache) unwritten() *item {
 	for tenant, q := range c.shelf.tenants {
-		if len(c.spare) > c.ahead && !c.shelf.nearlyFull(tenant, c.ahead) && !c.closing {
+		if c.room() > c.ahead && !c.shelf.nearlyFull(tenant, c.ahead) && !c.closing {
 			continue
 		}
 		looked := 0
@@ -406,6 +450,6 @@ func (c *Cache) read(it *item) {
 		c.note(kvcache.Removed, kvcache.Disk, it.hash, kvcache.Hash{})
 		return
 	}
-	it.risen = true
+	it.from = fromDisk
 	c.filled(it)
 }

@@ -203,3 +203,48 @@ func TestSettingsErrors(t *testing.T) {
 		}
 	}
 }
+
+// TestPassage: pages that other workers send count as theirs, and leave with their memory once they were
+// copied up; one that did not come whole is not there.
+func TestPassage(t *testing.T) {
+	c, err := New(Settings{PageBytes: 8, Pages: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(c.Receive(name(1), name(0), 0), "whole...")
+	copy(c.Receive(name(2), name(1), 0), "damag")
+	if c.Receive(name(3), name(2), 0) != nil {
+		t.Error("there is room for a third page while two are on their way")
+	}
+	if host, total := c.Match([]kvcache.Hash{name(1), name(2)}); host != 0 || total != 2 {
+		t.Errorf("%d of %d pages are ready before they came", host, total)
+	}
+	c.Commit(name(1), true)
+	c.Commit(name(2), false)
+	var page [8]byte
+	if !c.Copy(name(1), page[:]) || string(page[:]) != "whole..." || c.Copy(name(2), page[:]) {
+		t.Errorf("copied %q", page)
+	}
+	if s := c.Stats(); s.Hits != 0 {
+		t.Errorf("a copy counts as a hit: %+v", s)
+	}
+	if string(c.Pin(name(1))) != "whole..." || c.Pin(name(2)) != nil {
+		t.Error("what is there is not what came")
+	}
+	c.Release(name(1))
+	if s := c.Stats(); s.Hits != 1 || s.FromPeer != 1 || s.FromDisk != 0 || s.Pages != 0 {
+		t.Errorf("stats are %+v", s)
+	}
+	// The room is there again, for others.
+	for i := 3; i < 5; i++ {
+		if c.Reserve(name(i), name(0), 0) == nil {
+			t.Fatalf("no room for page %d", i)
+		}
+		c.Commit(name(i), true)
+		c.Pin(name(i))
+		c.Unpin(name(i))
+	}
+	if s := c.Stats(); s.FromPeer != 1 || s.Pages != 2 {
+		t.Errorf("stats are %+v", s)
+	}
+}

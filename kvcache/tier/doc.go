@@ -17,6 +17,9 @@
 //	host, _ := cache.Match(hashes)                 // when it is admitted:
 //	page := cache.Pin(hash)                        // pages.Write, then cache.Unpin(hash)
 //
+// Pages that another worker has come in the same way, with Receive in the place of Reserve and whatever
+// copies them in the place of pages.Read, on any goroutine.
+//
 // A page to be loaded is pinned before the evictions of the same plan are stored, which might push
 // it out; and those are read before anything is written to their blocks.
 //

@@ -14,8 +14,17 @@ type item struct {
 	pins    int
 	filling bool // reserved, content not there yet
 	dirty   bool // not on disk
-	risen   bool // came from disk and was not pinned since
+	from    origin
 }
+
+// origin is where a page that was not pinned since came from.
+type origin uint8
+
+const (
+	fromDevice origin = iota
+	fromDisk
+	fromPeer
+)
 
 // shelf knows the pages of one tier: by hash, and by tenant in order of use.
 type shelf struct {

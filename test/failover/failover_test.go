@@ -115,6 +115,8 @@ type workerNode struct {
 	*worker.Worker
 	wires []*wire
 	dead  bool
+	drain func()        // hands over what runs
+	ended chan struct{} // closed when it has ended
 }
 
 // kill cuts a worker off from everybody.
@@ -132,6 +134,19 @@ type door struct {
 }
 
 func start(t *testing.T, workers, doors int) *cluster {
+	t.Helper()
+	spec, err := model.OpenBytes("tiny", tiny.GGUF())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = spec.Close() })
+	return startWith(t, spec, workers, doors, worker.Settings{
+		KVBytes: 32 << 20, Engine: engine.Settings{MaxSequences: 32, MaxBatchTokens: 256, PrefixCache: true},
+	})
+}
+
+// startWith starts workers of a model with settings of their own.
+func startWith(t *testing.T, spec *model.Spec, workers, doors int, settings worker.Settings) *cluster {
 	t.Helper()
 	quiet := slog.New(slog.DiscardHandler)
 	s, err := scheduler.New(scheduler.Settings{NodeID: "node-1", DataDir: t.TempDir(), Logger: quiet})
@@ -154,13 +169,8 @@ func start(t *testing.T, workers, doors int) *cluster {
 			t.Error(err)
 		}
 	})
-	spec, err := model.OpenBytes("tiny", tiny.GGUF())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = spec.Close() })
 	for i := range workers {
-		c.addWorker(fmt.Sprintf("worker-%d", i+1), spec, quiet)
+		c.addWorker(fmt.Sprintf("worker-%d", i+1), spec, settings, quiet)
 	}
 	for i := range doors {
 		c.addDoor(fmt.Sprintf("gateway-%d", i+1), spec, quiet)
@@ -168,7 +178,7 @@ func start(t *testing.T, workers, doors int) *cluster {
 	return c
 }
 
-func (c *cluster) addWorker(id string, spec *model.Spec, log *slog.Logger) {
+func (c *cluster) addWorker(id string, spec *model.Spec, s worker.Settings, log *slog.Logger) {
 	t := c.t
 	dev, err := cpu.Open(cpu.Options{Threads: 1})
 	if err != nil {
@@ -186,10 +196,8 @@ func (c *cluster) addWorker(id string, spec *model.Spec, log *slog.Logger) {
 	address := l.Addr().String()
 	_ = l.Close()
 	front, back := newWire(t, address), newWire(t, c.control)
-	w, err := worker.New(worker.Settings{
-		ID: id, Listen: address, Advertise: front.address(), Control: []string{back.address()}, DrainTimeout: -1, Logger: log,
-		KVBytes: 32 << 20, Engine: engine.Settings{MaxSequences: 32, MaxBatchTokens: 256, PrefixCache: true},
-	}, dev, m)
+	s.ID, s.Listen, s.Advertise, s.Control, s.DrainTimeout, s.Logger = id, address, front.address(), []string{back.address()}, -1, log
+	w, err := worker.New(s, dev, m)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +212,7 @@ func (c *cluster) addWorker(id string, spec *model.Spec, log *slog.Logger) {
 		<-done
 		dev.Close()
 	})
-	c.workers = append(c.workers, &workerNode{Worker: w, wires: []*wire{front, back}})
+	c.workers = append(c.workers, &workerNode{Worker: w, wires: []*wire{front, back}, drain: cancel, ended: done})
 }
 
 func dial(address string) (grpc.ClientConnInterface, func() error, error) {

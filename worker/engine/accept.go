@@ -44,6 +44,7 @@ func (p *planner) add(r *request) {
 		}
 		p.enqueue(s)
 	}
+	p.ask(r)
 }
 
 // alike reports that all choices start from the prompt alone, so that the others can branch off the

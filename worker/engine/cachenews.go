@@ -49,7 +49,7 @@ func (p *planner) tellCache(reset bool) (news CacheNews) {
 	if reset || len(n.events) > 0 && n.events[0].Kind == kvcache.Missed {
 		// The snapshot says what these do.
 		n.events, n.scanned, n.pages = n.events[:0], 0, nil
-		if p.lower != nil {
+		if p.lower != nil && !p.lower.Transit {
 			n.pages = p.lower.Cache.Contents(nil)
 		}
 		news.Events = append(news.Events, &pb.CacheEvent{Kind: pb.CacheEvent_KIND_RESET})

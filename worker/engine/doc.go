@@ -23,10 +23,14 @@
 //   - With [Tiers], blocks that the pool evicts move to host memory and disk and come back for those
 //     who wait for them, where that costs less than computing (tier.go, swap.go).
 //
+//   - A request that another worker handed over waits while its blocks come from there into host memory,
+//     for as long as computing them would take at most; from host memory on they are like any others. An
+//     engine whose own requests were handed over computes nothing more and has its blocks read (fetch.go).
+//
 // Invariants, each with a test:
 //
 //   - Tokens are a function of (weights, prompt, sampling): neither preemption, chunking, prefix hits,
-//     overlap nor neighbours change them.
+//     overlap nor neighbours change them, nor where their blocks came from.
 //   - Each token is delivered once, each choice ends with exactly one terminal event, each request
 //     with exactly one event marked Done.
 //   - Blocks return to the pool only when no step in flight can still write them.

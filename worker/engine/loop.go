@@ -54,6 +54,8 @@ type command struct {
 	traceN  int
 	cache   chan<- CacheNews
 	reset   bool
+	read    *reading
+	arrival *arrival
 }
 
 type holdCommand struct {
@@ -88,6 +90,11 @@ func New(s Settings, m Model, sink Sink) (*Engine, error) {
 	}
 	e := &Engine{settings: s, model: m, sink: sink, wake: make(chan struct{}, 1), uncompiled: make(chan *request, s.QueueRequests), plan: p, live: map[string]*request{}}
 	e.stats = e.plan.stats()
+	e.plan.arrived = func(a arrival) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.send(command{arrival: &a})
+	}
 	return e, nil
 }
 
@@ -269,7 +276,7 @@ func (e *Engine) await(ctx context.Context, first func(), ready func() bool) err
 }
 
 // send queues c for the loop. The lock is held. The inbox is bounded: adds by the queue's limits,
-// aborts by the live requests' callers.
+// aborts by the live requests' callers, reads by theirs, arrivals by maxFetches.
 func (e *Engine) send(c command) {
 	e.inbox = append(e.inbox, c)
 	e.signal()
@@ -367,6 +374,10 @@ func (e *Engine) obey(buffer []command) []command {
 			c.trace <- e.plan.traces(c.traceN)
 		case c.cache != nil:
 			c.cache <- e.plan.tellCache(c.reset)
+		case c.read != nil:
+			c.read.found <- e.plan.readBlock(c.read.hash, c.read.dst)
+		case c.arrival != nil:
+			e.plan.arrive(*c.arrival)
 		}
 	}
 	if len(commands) > 0 {

@@ -44,8 +44,10 @@ type planner struct {
 	nextReturn, now int64
 
 	events []Event
-	done   []*request // ended since the owner last looked
-	begun  []*request // started since the owner last looked
+	// arrived takes the end of a fetch to arrive, on the goroutine that plans. Others call it.
+	arrived func(arrival)
+	done    []*request // ended since the owner last looked
+	begun   []*request // started since the owner last looked
 
 	count  counters
 	trace  *StepTrace // of the step being planned
@@ -95,7 +97,7 @@ const (
 )
 
 func newPlanner(s Settings, m Model) (*planner, error) {
-	pool, err := kvcache.NewPool(kvcache.Config{Blocks: s.Blocks, BlockTokens: s.BlockTokens, Window: m.Window, Tenants: s.tenantBlocks(), PrefixCache: s.PrefixCache, Events: s.PrefixCache, ReportEvictions: m.Tiers != nil})
+	pool, err := kvcache.NewPool(kvcache.Config{Blocks: s.Blocks, BlockTokens: s.BlockTokens, Window: m.Window, Tenants: s.tenantBlocks(), PrefixCache: s.PrefixCache, Events: s.PrefixCache, ReportEvictions: m.Tiers != nil && !m.Tiers.Transit})
 	if err != nil {
 		return nil, err
 	}
@@ -137,6 +139,7 @@ func (p *planner) plan(now int64) bool {
 			p.admit(st, budget, now)
 		}
 	}
+	p.startFetches()
 	if st.rows == 0 {
 		p.undoCopies()
 	}
@@ -368,6 +371,11 @@ func (p *planner) admit(st *step, budget int, now int64) {
 	for i := 0; i < len(p.waiting) && budget > 0 && p.slots() > 0; {
 		s := p.waiting[i]
 		if p.hold == holdNew && s.started == 0 {
+			i++
+			continue
+		}
+		if s.fetching {
+			p.note(noteFetching, s, len(s.tokens))
 			i++
 			continue
 		}

@@ -26,6 +26,7 @@ const (
 // request is what the engine keeps of an admitted request. Everything above live is immutable.
 type request struct {
 	id, gateway string
+	source      string // the worker that handed it over, "" none
 	priority    int32
 	arrival     int64  // Unix milliseconds, as the front door saw it
 	number      uint64 // order of Add
@@ -47,10 +48,12 @@ type request struct {
 	score     int32         // prompt log-probabilities wanted, as Sample.Logprobs
 
 	choices []*sequence
-	live    int     // choices without a terminal event
-	cached  int32   // prompt tokens found in the prefix cache when it started
-	spoke   bool    // its first event is out
-	credits float64 // device time that its prompt may still take at once, microseconds
+	// fetching says that its blocks are to come from source, and it waits for them.
+	fetching bool
+	live     int     // choices without a terminal event
+	cached   int32   // prompt tokens found in the prefix cache when it started
+	spoke    bool    // its first event is out
+	credits  float64 // device time that its prompt may still take at once, microseconds
 
 	// When it was added, first scheduled (0 before), and gave its first token: Unix microseconds.
 	added, started, first int64
@@ -285,7 +288,7 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		limit = len(r.Prompt) + int(sp.MaxTokens)
 	}
 	q := &request{
-		id: r.Id, gateway: r.GatewayId, priority: r.Priority, arrival: r.ArrivalUnixMs, deadline: r.DeadlineUnixMs,
+		id: r.Id, gateway: r.GatewayId, source: r.KvSource, priority: r.Priority, arrival: r.ArrivalUnixMs, deadline: r.DeadlineUnixMs,
 		prompt: len(r.Prompt), limit: limit, min: int(sp.MinTokens),
 		root:      kvcache.Root(r.CacheSalt, nil),
 		penalised: repetition != 1 || sp.PresencePenalty != 0 || sp.FrequencyPenalty != 0,

@@ -228,7 +228,7 @@ func (r *rig) step() bool {
 	if r.cost == nil {
 		r.now += 1000
 	}
-	return planned || flying > 0 || r.p.lower.busy() || r.awaitDisk()
+	return planned || flying > 0 || r.p.lower.busy() || r.awaitsPeers() || r.awaitDisk()
 }
 
 // hear takes the events of the step, as a sink does.
@@ -303,8 +303,8 @@ func (r *rig) clean() {
 	if st := r.p.pool.Stats(); st.Referenced != 0 || r.p.pool.Free() != r.p.Blocks {
 		r.t.Errorf("%d blocks leaked, %d of %d free", st.Referenced, r.p.pool.Free(), r.p.Blocks)
 	}
-	if l := r.p.lower; l != nil && (len(l.loading) > 0 || len(l.forgone) > 0 || l.broken > 0) {
-		r.t.Errorf("%d sequences still wait for blocks, %d blocks forgone, %d copies failed", len(l.loading), len(l.forgone), l.broken)
+	if l := r.p.lower; l != nil && (len(l.loading) > 0 || len(l.forgone) > 0 || l.broken > 0 || l.flying > 0 || len(l.asked) > 0) {
+		r.t.Errorf("%d sequences still wait for blocks, %d blocks forgone, %d copies failed, %d fetches fly and %d wait", len(l.loading), len(l.forgone), l.broken, l.flying, len(l.asked))
 	}
 	if r.p.load.waitingTokens != 0 {
 		r.t.Errorf("%d waiting tokens on the books of an empty engine", r.p.load.waitingTokens)

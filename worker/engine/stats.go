@@ -49,7 +49,8 @@ type Stats struct {
 type TierStats struct {
 	Pages              int
 	HostHits, DiskHits int64
-	Stored             int64 // copied down, or up from disk
+	PeerHits           int64 // from other workers
+	Stored             int64 // copied down, up from disk, or from other workers
 	Failures           int64 // of copies on the device
 }
 
@@ -78,7 +79,7 @@ var reasons = [...]struct{ what, why string }{
 	{"stalled", "blocks that it can take are still being written"},
 	{"no blocks", "so many tokens do not fit now"},
 	{"swapped", "one before it in the order needed its blocks; copying them down and up costs less than computing them again"},
-	{"fetching", "blocks of its tokens are on their way to host memory, from disk or for one with the same prefix"},
+	{"fetching", "blocks of its tokens are on their way to host memory, from disk, from the worker that handed it over, or for one with the same prefix"},
 	{"copying up", "so many of its blocks lie in host memory, and copying costs less than computing"},
 	{"prefill", "so many tokens of its prompt are computed in this step"},
 	{"returned", "preempted, and no room to go on within the bound"},

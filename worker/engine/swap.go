@@ -16,7 +16,7 @@ func (c Costs) swap(blocks, blockTokens int) bool {
 // cannot hold anybody up.
 func (p *planner) choose(s *sequence) {
 	l := p.lower
-	if l == nil {
+	if l == nil || l.Transit {
 		p.note(notePreempted, s, len(s.tokens))
 		return
 	}

@@ -15,6 +15,11 @@ type Tiers struct {
 	// Cache is host memory, over a disk or not. The engine is its only user; its owner closes it
 	// after Run.
 	Cache *tier.Cache
+	// Transit says that Cache takes nothing but what other workers send, and keeps that until it is copied
+	// up: there is no tier in host memory.
+	Transit bool
+	// Peers are asked for the blocks of requests that come with a KvSource, if not nil.
+	Peers Peers
 	// Pages is the runner's KV cache.
 	Pages device.Pages
 	// Costs decide between copying and computing. Zero: copying is always worth it.
@@ -56,6 +61,10 @@ type lower struct {
 	evicted  []kvcache.Eviction
 	changes  []tier.Change
 	broken   int64 // copies that failed
+
+	asked  []*request // whose blocks other workers may have, to be fetched in order
+	flying int        // fetches that have not ended
+	moot   bool       // this plan found that one of asked needs nothing: the next may start it
 }
 
 func newLower(t *Tiers, log *slog.Logger) *lower {
@@ -174,7 +183,11 @@ func (p *planner) copyUp() {
 				failed = true
 				break
 			}
-			l.Cache.Unpin(s.kv.Hashes()[s.loadFirst+n])
+			if h := s.kv.Hashes()[s.loadFirst+n]; l.Transit {
+				l.Cache.Release(h)
+			} else {
+				l.Cache.Unpin(h)
+			}
 			left--
 			p.trace.CopiedUp++
 		}
@@ -206,7 +219,7 @@ func (p *planner) lifted(s *sequence) {
 // copyDown keeps what the plan evicted. What no step has computed yet is lost.
 func (p *planner) copyDown() {
 	l := p.lower
-	if l == nil {
+	if l == nil || l.Transit {
 		return
 	}
 	l.evicted = p.pool.Evicted(l.evicted[:0])
@@ -239,7 +252,7 @@ func (l *lower) failed(way string, err error) {
 }
 
 // busy reports whether planning again, with nothing in flight, gets on.
-func (l *lower) busy() bool { return l != nil && len(l.loading) > 0 }
+func (l *lower) busy() bool { return l != nil && (len(l.loading) > 0 || l.moot) }
 
 // ready is signalled when a page has come up from disk.
 func (l *lower) ready() <-chan struct{} {
@@ -255,5 +268,9 @@ func (l *lower) stats() (s TierStats) {
 		return s
 	}
 	c := l.Cache.Stats()
-	return TierStats{Pages: c.Pages, HostHits: c.Hits - c.FromDisk, DiskHits: c.FromDisk, Stored: c.Stored, Failures: l.broken}
+	s = TierStats{HostHits: c.Hits - c.FromDisk - c.FromPeer, DiskHits: c.FromDisk, PeerHits: c.FromPeer, Stored: c.Stored, Failures: l.broken}
+	if !l.Transit {
+		s.Pages = c.Pages
+	}
+	return s
 }

@@ -155,7 +155,10 @@ type Request struct {
 	CacheSalt []byte `protobuf:"bytes,10,opt,name=cache_salt,json=cacheSalt,proto3" json:"cache_salt,omitempty"`
 	// Tokens already generated elsewhere, one list a choice: generation goes on after them. If
 	// log-probabilities are wanted, the output begins with them, because theirs are computed again.
-	Generated     []*TokenIds `protobuf:"bytes,11,rep,name=generated,proto3" json:"generated,omitempty"`
+	Generated []*TokenIds `protobuf:"bytes,11,rep,name=generated,proto3" json:"generated,omitempty"`
+	// The address of a Worker service that handed the request over and may still have its KV cache. The
+	// leader sets it in a dispatch; it changes how the request begins, not what comes of it.
+	KvSource      string `protobuf:"bytes,12,opt,name=kv_source,json=kvSource,proto3" json:"kv_source,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -265,6 +268,13 @@ func (x *Request) GetGenerated() []*TokenIds {
 		return x.Generated
 	}
 	return nil
+}
+
+func (x *Request) GetKvSource() string {
+	if x != nil {
+		return x.KvSource
+	}
+	return ""
 }
 
 type SubmitRequest struct {
@@ -2926,8 +2936,11 @@ type WorkerStats struct {
 	Drafts              int64   `protobuf:"varint,18,opt,name=drafts,proto3" json:"drafts,omitempty"`
 	DraftTokens         int64   `protobuf:"varint,19,opt,name=draft_tokens,json=draftTokens,proto3" json:"draft_tokens,omitempty"`
 	AcceptedDraftTokens []int64 `protobuf:"varint,20,rep,packed,name=accepted_draft_tokens,json=acceptedDraftTokens,proto3" json:"accepted_draft_tokens,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// Tokens whose KV came from another worker, instead of computed, and fetches from others that failed.
+	PeerHitTokens int64 `protobuf:"varint,21,opt,name=peer_hit_tokens,json=peerHitTokens,proto3" json:"peer_hit_tokens,omitempty"`
+	FailedFetches int64 `protobuf:"varint,22,opt,name=failed_fetches,json=failedFetches,proto3" json:"failed_fetches,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkerStats) Reset() {
@@ -3100,6 +3113,149 @@ func (x *WorkerStats) GetAcceptedDraftTokens() []int64 {
 	return nil
 }
 
+func (x *WorkerStats) GetPeerHitTokens() int64 {
+	if x != nil {
+		return x.PeerHitTokens
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetFailedFetches() int64 {
+	if x != nil {
+		return x.FailedFetches
+	}
+	return 0
+}
+
+// FetchBlocksRequest comes once for each request that was handed over, without hashes if nothing of it
+// is needed: when all have come, nobody needs the worker any more.
+type FetchBlocksRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// A digest of all that a page's bytes depend on besides its tokens: weights, the shape of the cache,
+	// the kind of device.
+	Layout []byte `protobuf:"bytes,2,opt,name=layout,proto3" json:"layout,omitempty"`
+	// 16 bytes each, one after the other; see kvcache.Hash.
+	Hashes        []byte `protobuf:"bytes,3,opt,name=hashes,proto3" json:"hashes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchBlocksRequest) Reset() {
+	*x = FetchBlocksRequest{}
+	mi := &file_quire_v1_control_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchBlocksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchBlocksRequest) ProtoMessage() {}
+
+func (x *FetchBlocksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchBlocksRequest.ProtoReflect.Descriptor instead.
+func (*FetchBlocksRequest) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *FetchBlocksRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *FetchBlocksRequest) GetLayout() []byte {
+	if x != nil {
+		return x.Layout
+	}
+	return nil
+}
+
+func (x *FetchBlocksRequest) GetHashes() []byte {
+	if x != nil {
+		return x.Hashes
+	}
+	return nil
+}
+
+// FetchBlocksResponse is a piece of a block's page.
+type FetchBlocksResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which of the hashes it is; one after the other, those that are not there left out.
+	Block int32 `protobuf:"varint,1,opt,name=block,proto3" json:"block,omitempty"`
+	// The page's bytes in order.
+	Piece []byte `protobuf:"bytes,2,opt,name=piece,proto3" json:"piece,omitempty"`
+	// CRC-32C of the page, with its last piece.
+	Checksum      uint32 `protobuf:"fixed32,3,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchBlocksResponse) Reset() {
+	*x = FetchBlocksResponse{}
+	mi := &file_quire_v1_control_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchBlocksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchBlocksResponse) ProtoMessage() {}
+
+func (x *FetchBlocksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchBlocksResponse.ProtoReflect.Descriptor instead.
+func (*FetchBlocksResponse) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *FetchBlocksResponse) GetBlock() int32 {
+	if x != nil {
+		return x.Block
+	}
+	return 0
+}
+
+func (x *FetchBlocksResponse) GetPiece() []byte {
+	if x != nil {
+		return x.Piece
+	}
+	return nil
+}
+
+func (x *FetchBlocksResponse) GetChecksum() uint32 {
+	if x != nil {
+		return x.Checksum
+	}
+	return 0
+}
+
 // TokenEvent is news of one choice of one request.
 type TokenEvent struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -3131,7 +3287,7 @@ type TokenEvent struct {
 
 func (x *TokenEvent) Reset() {
 	*x = TokenEvent{}
-	mi := &file_quire_v1_control_proto_msgTypes[38]
+	mi := &file_quire_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3143,7 +3299,7 @@ func (x *TokenEvent) String() string {
 func (*TokenEvent) ProtoMessage() {}
 
 func (x *TokenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[38]
+	mi := &file_quire_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3156,7 +3312,7 @@ func (x *TokenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenEvent.ProtoReflect.Descriptor instead.
 func (*TokenEvent) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TokenEvent) GetRequestId() string {
@@ -3268,7 +3424,7 @@ var File_quire_v1_control_proto protoreflect.FileDescriptor
 
 const file_quire_v1_control_proto_rawDesc = "" +
 	"\n" +
-	"\x16quire/v1/control.proto\x12\bquire.v1\x1a\x18quire/v1/inference.proto\"\xf3\x02\n" +
+	"\x16quire/v1/control.proto\x12\bquire.v1\x1a\x18quire/v1/inference.proto\"\x90\x03\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n" +
@@ -3283,7 +3439,8 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"cache_salt\x18\n" +
 	" \x01(\fR\tcacheSalt\x120\n" +
-	"\tgenerated\x18\v \x03(\v2\x12.quire.v1.TokenIdsR\tgenerated\"R\n" +
+	"\tgenerated\x18\v \x03(\v2\x12.quire.v1.TokenIdsR\tgenerated\x12\x1b\n" +
+	"\tkv_source\x18\f \x01(\tR\bkvSource\"R\n" +
 	"\rSubmitRequest\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12\x14\n" +
 	"\x05rerun\x18\x02 \x01(\bR\x05rerun\"\xb2\x01\n" +
@@ -3499,7 +3656,7 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\breceived\x18\x02 \x03(\x05R\breceived\"k\n" +
 	"\x0eAttachResponse\x12,\n" +
 	"\x06events\x18\x01 \x03(\v2\x14.quire.v1.TokenEventR\x06events\x12+\n" +
-	"\x05stats\x18\x02 \x01(\v2\x15.quire.v1.WorkerStatsR\x05stats\"\xb3\x05\n" +
+	"\x05stats\x18\x02 \x01(\v2\x15.quire.v1.WorkerStatsR\x05stats\"\x82\x06\n" +
 	"\vWorkerStats\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\x05R\arunning\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\x05R\awaiting\x12\x1f\n" +
@@ -3525,7 +3682,18 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\breturned\x18\x11 \x01(\x03R\breturned\x12\x16\n" +
 	"\x06drafts\x18\x12 \x01(\x03R\x06drafts\x12!\n" +
 	"\fdraft_tokens\x18\x13 \x01(\x03R\vdraftTokens\x122\n" +
-	"\x15accepted_draft_tokens\x18\x14 \x03(\x03R\x13acceptedDraftTokens\"\xa9\x04\n" +
+	"\x15accepted_draft_tokens\x18\x14 \x03(\x03R\x13acceptedDraftTokens\x12&\n" +
+	"\x0fpeer_hit_tokens\x18\x15 \x01(\x03R\rpeerHitTokens\x12%\n" +
+	"\x0efailed_fetches\x18\x16 \x01(\x03R\rfailedFetches\"c\n" +
+	"\x12FetchBlocksRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06layout\x18\x02 \x01(\fR\x06layout\x12\x16\n" +
+	"\x06hashes\x18\x03 \x01(\fR\x06hashes\"]\n" +
+	"\x13FetchBlocksResponse\x12\x14\n" +
+	"\x05block\x18\x01 \x01(\x05R\x05block\x12\x14\n" +
+	"\x05piece\x18\x02 \x01(\fR\x05piece\x12\x1a\n" +
+	"\bchecksum\x18\x03 \x01(\aR\bchecksum\"\xa9\x04\n" +
 	"\n" +
 	"TokenEvent\x12\x1d\n" +
 	"\n" +
@@ -3555,9 +3723,10 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x05Watch\x12\x16.quire.v1.WatchRequest\x1a\x17.quire.v1.WatchResponse0\x01\x128\n" +
 	"\x05Adopt\x12\x16.quire.v1.AdoptRequest\x1a\x17.quire.v1.AdoptResponse\x12;\n" +
 	"\x06Recall\x12\x17.quire.v1.RecallRequest\x1a\x18.quire.v1.RecallResponse\x129\n" +
-	"\x04Work\x12\x15.quire.v1.WorkRequest\x1a\x16.quire.v1.WorkResponse(\x010\x012I\n" +
+	"\x04Work\x12\x15.quire.v1.WorkRequest\x1a\x16.quire.v1.WorkResponse(\x010\x012\x97\x01\n" +
 	"\x06Worker\x12?\n" +
-	"\x06Attach\x12\x17.quire.v1.AttachRequest\x1a\x18.quire.v1.AttachResponse(\x010\x01B5Z3github.com/quire-serve/quire/proto/quire/v1;quirev1b\x06proto3"
+	"\x06Attach\x12\x17.quire.v1.AttachRequest\x1a\x18.quire.v1.AttachResponse(\x010\x01\x12L\n" +
+	"\vFetchBlocks\x12\x1c.quire.v1.FetchBlocksRequest\x1a\x1d.quire.v1.FetchBlocksResponse0\x01B5Z3github.com/quire-serve/quire/proto/quire/v1;quirev1b\x06proto3"
 
 var (
 	file_quire_v1_control_proto_rawDescOnce sync.Once
@@ -3572,72 +3741,74 @@ func file_quire_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_quire_v1_control_proto_goTypes = []any{
-	(CacheEvent_Kind)(0),    // 0: quire.v1.CacheEvent.Kind
-	(CacheEvent_Medium)(0),  // 1: quire.v1.CacheEvent.Medium
-	(*Request)(nil),         // 2: quire.v1.Request
-	(*SubmitRequest)(nil),   // 3: quire.v1.SubmitRequest
-	(*SubmitResponse)(nil),  // 4: quire.v1.SubmitResponse
-	(*AbortRequest)(nil),    // 5: quire.v1.AbortRequest
-	(*AbortResponse)(nil),   // 6: quire.v1.AbortResponse
-	(*WatchRequest)(nil),    // 7: quire.v1.WatchRequest
-	(*WorkerInfo)(nil),      // 8: quire.v1.WorkerInfo
-	(*WatchResponse)(nil),   // 9: quire.v1.WatchResponse
-	(*Lost)(nil),            // 10: quire.v1.Lost
-	(*Output)(nil),          // 11: quire.v1.Output
-	(*ChoiceProgress)(nil),  // 12: quire.v1.ChoiceProgress
-	(*RequestProgress)(nil), // 13: quire.v1.RequestProgress
-	(*AdoptRequest)(nil),    // 14: quire.v1.AdoptRequest
-	(*AdoptResponse)(nil),   // 15: quire.v1.AdoptResponse
-	(*RecallRequest)(nil),   // 16: quire.v1.RecallRequest
-	(*RecallResponse)(nil),  // 17: quire.v1.RecallResponse
-	(*Ended)(nil),           // 18: quire.v1.Ended
-	(*WorkRequest)(nil),     // 19: quire.v1.WorkRequest
-	(*Progress)(nil),        // 20: quire.v1.Progress
-	(*CacheEvents)(nil),     // 21: quire.v1.CacheEvents
-	(*CacheEvent)(nil),      // 22: quire.v1.CacheEvent
-	(*Hello)(nil),           // 23: quire.v1.Hello
-	(*Heartbeat)(nil),       // 24: quire.v1.Heartbeat
-	(*DeviceFrame)(nil),     // 25: quire.v1.DeviceFrame
-	(*Finished)(nil),        // 26: quire.v1.Finished
-	(*FinishedRequest)(nil), // 27: quire.v1.FinishedRequest
-	(*WorkResponse)(nil),    // 28: quire.v1.WorkResponse
-	(*Heard)(nil),           // 29: quire.v1.Heard
-	(*Welcome)(nil),         // 30: quire.v1.Welcome
-	(*Redirect)(nil),        // 31: quire.v1.Redirect
-	(*Dispatch)(nil),        // 32: quire.v1.Dispatch
-	(*Revoke)(nil),          // 33: quire.v1.Revoke
-	(*Drain)(nil),           // 34: quire.v1.Drain
-	(*AttachRequest)(nil),   // 35: quire.v1.AttachRequest
-	(*AttachHello)(nil),     // 36: quire.v1.AttachHello
-	(*ResumePoint)(nil),     // 37: quire.v1.ResumePoint
-	(*AttachResponse)(nil),  // 38: quire.v1.AttachResponse
-	(*WorkerStats)(nil),     // 39: quire.v1.WorkerStats
-	(*TokenEvent)(nil),      // 40: quire.v1.TokenEvent
-	(*SamplingParams)(nil),  // 41: quire.v1.SamplingParams
-	(*TokenIds)(nil),        // 42: quire.v1.TokenIds
-	(FinishReason)(0),       // 43: quire.v1.FinishReason
-	(*Usage)(nil),           // 44: quire.v1.Usage
-	(*Logprobs)(nil),        // 45: quire.v1.Logprobs
+	(CacheEvent_Kind)(0),        // 0: quire.v1.CacheEvent.Kind
+	(CacheEvent_Medium)(0),      // 1: quire.v1.CacheEvent.Medium
+	(*Request)(nil),             // 2: quire.v1.Request
+	(*SubmitRequest)(nil),       // 3: quire.v1.SubmitRequest
+	(*SubmitResponse)(nil),      // 4: quire.v1.SubmitResponse
+	(*AbortRequest)(nil),        // 5: quire.v1.AbortRequest
+	(*AbortResponse)(nil),       // 6: quire.v1.AbortResponse
+	(*WatchRequest)(nil),        // 7: quire.v1.WatchRequest
+	(*WorkerInfo)(nil),          // 8: quire.v1.WorkerInfo
+	(*WatchResponse)(nil),       // 9: quire.v1.WatchResponse
+	(*Lost)(nil),                // 10: quire.v1.Lost
+	(*Output)(nil),              // 11: quire.v1.Output
+	(*ChoiceProgress)(nil),      // 12: quire.v1.ChoiceProgress
+	(*RequestProgress)(nil),     // 13: quire.v1.RequestProgress
+	(*AdoptRequest)(nil),        // 14: quire.v1.AdoptRequest
+	(*AdoptResponse)(nil),       // 15: quire.v1.AdoptResponse
+	(*RecallRequest)(nil),       // 16: quire.v1.RecallRequest
+	(*RecallResponse)(nil),      // 17: quire.v1.RecallResponse
+	(*Ended)(nil),               // 18: quire.v1.Ended
+	(*WorkRequest)(nil),         // 19: quire.v1.WorkRequest
+	(*Progress)(nil),            // 20: quire.v1.Progress
+	(*CacheEvents)(nil),         // 21: quire.v1.CacheEvents
+	(*CacheEvent)(nil),          // 22: quire.v1.CacheEvent
+	(*Hello)(nil),               // 23: quire.v1.Hello
+	(*Heartbeat)(nil),           // 24: quire.v1.Heartbeat
+	(*DeviceFrame)(nil),         // 25: quire.v1.DeviceFrame
+	(*Finished)(nil),            // 26: quire.v1.Finished
+	(*FinishedRequest)(nil),     // 27: quire.v1.FinishedRequest
+	(*WorkResponse)(nil),        // 28: quire.v1.WorkResponse
+	(*Heard)(nil),               // 29: quire.v1.Heard
+	(*Welcome)(nil),             // 30: quire.v1.Welcome
+	(*Redirect)(nil),            // 31: quire.v1.Redirect
+	(*Dispatch)(nil),            // 32: quire.v1.Dispatch
+	(*Revoke)(nil),              // 33: quire.v1.Revoke
+	(*Drain)(nil),               // 34: quire.v1.Drain
+	(*AttachRequest)(nil),       // 35: quire.v1.AttachRequest
+	(*AttachHello)(nil),         // 36: quire.v1.AttachHello
+	(*ResumePoint)(nil),         // 37: quire.v1.ResumePoint
+	(*AttachResponse)(nil),      // 38: quire.v1.AttachResponse
+	(*WorkerStats)(nil),         // 39: quire.v1.WorkerStats
+	(*FetchBlocksRequest)(nil),  // 40: quire.v1.FetchBlocksRequest
+	(*FetchBlocksResponse)(nil), // 41: quire.v1.FetchBlocksResponse
+	(*TokenEvent)(nil),          // 42: quire.v1.TokenEvent
+	(*SamplingParams)(nil),      // 43: quire.v1.SamplingParams
+	(*TokenIds)(nil),            // 44: quire.v1.TokenIds
+	(FinishReason)(0),           // 45: quire.v1.FinishReason
+	(*Usage)(nil),               // 46: quire.v1.Usage
+	(*Logprobs)(nil),            // 47: quire.v1.Logprobs
 }
 var file_quire_v1_control_proto_depIdxs = []int32{
-	41, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
-	42, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
+	43, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
+	44, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
 	2,  // 2: quire.v1.SubmitRequest.request:type_name -> quire.v1.Request
-	43, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
+	45, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
 	8,  // 4: quire.v1.WatchResponse.workers:type_name -> quire.v1.WorkerInfo
 	18, // 5: quire.v1.WatchResponse.ended:type_name -> quire.v1.Ended
 	10, // 6: quire.v1.WatchResponse.lost:type_name -> quire.v1.Lost
-	43, // 7: quire.v1.Output.finish_reason:type_name -> quire.v1.FinishReason
-	43, // 8: quire.v1.ChoiceProgress.finish_reason:type_name -> quire.v1.FinishReason
+	45, // 7: quire.v1.Output.finish_reason:type_name -> quire.v1.FinishReason
+	45, // 8: quire.v1.ChoiceProgress.finish_reason:type_name -> quire.v1.FinishReason
 	12, // 9: quire.v1.RequestProgress.choices:type_name -> quire.v1.ChoiceProgress
 	2,  // 10: quire.v1.AdoptResponse.request:type_name -> quire.v1.Request
 	11, // 11: quire.v1.AdoptResponse.outputs:type_name -> quire.v1.Output
-	43, // 12: quire.v1.AdoptResponse.finish_reason:type_name -> quire.v1.FinishReason
-	44, // 13: quire.v1.AdoptResponse.usage:type_name -> quire.v1.Usage
+	45, // 12: quire.v1.AdoptResponse.finish_reason:type_name -> quire.v1.FinishReason
+	46, // 13: quire.v1.AdoptResponse.usage:type_name -> quire.v1.Usage
 	13, // 14: quire.v1.RecallRequest.requests:type_name -> quire.v1.RequestProgress
-	43, // 15: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
+	45, // 15: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
 	23, // 16: quire.v1.WorkRequest.hello:type_name -> quire.v1.Hello
 	24, // 17: quire.v1.WorkRequest.heartbeat:type_name -> quire.v1.Heartbeat
 	26, // 18: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
@@ -3650,8 +3821,8 @@ var file_quire_v1_control_proto_depIdxs = []int32{
 	8,  // 25: quire.v1.Hello.worker:type_name -> quire.v1.WorkerInfo
 	25, // 26: quire.v1.Heartbeat.devices:type_name -> quire.v1.DeviceFrame
 	27, // 27: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
-	43, // 28: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
-	44, // 29: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
+	45, // 28: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
+	46, // 29: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
 	12, // 30: quire.v1.FinishedRequest.choices:type_name -> quire.v1.ChoiceProgress
 	30, // 31: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
 	32, // 32: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
@@ -3664,11 +3835,11 @@ var file_quire_v1_control_proto_depIdxs = []int32{
 	5,  // 39: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
 	37, // 40: quire.v1.AttachRequest.resume:type_name -> quire.v1.ResumePoint
 	37, // 41: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
-	40, // 42: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
+	42, // 42: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
 	39, // 43: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
-	45, // 44: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
-	45, // 45: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
-	43, // 46: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
+	47, // 44: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
+	47, // 45: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
+	45, // 46: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
 	3,  // 47: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
 	5,  // 48: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
 	7,  // 49: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
@@ -3676,15 +3847,17 @@ var file_quire_v1_control_proto_depIdxs = []int32{
 	16, // 51: quire.v1.Control.Recall:input_type -> quire.v1.RecallRequest
 	19, // 52: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
 	35, // 53: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
-	4,  // 54: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
-	6,  // 55: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
-	9,  // 56: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
-	15, // 57: quire.v1.Control.Adopt:output_type -> quire.v1.AdoptResponse
-	17, // 58: quire.v1.Control.Recall:output_type -> quire.v1.RecallResponse
-	28, // 59: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
-	38, // 60: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
-	54, // [54:61] is the sub-list for method output_type
-	47, // [47:54] is the sub-list for method input_type
+	40, // 54: quire.v1.Worker.FetchBlocks:input_type -> quire.v1.FetchBlocksRequest
+	4,  // 55: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
+	6,  // 56: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
+	9,  // 57: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
+	15, // 58: quire.v1.Control.Adopt:output_type -> quire.v1.AdoptResponse
+	17, // 59: quire.v1.Control.Recall:output_type -> quire.v1.RecallResponse
+	28, // 60: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
+	38, // 61: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
+	41, // 62: quire.v1.Worker.FetchBlocks:output_type -> quire.v1.FetchBlocksResponse
+	55, // [55:63] is the sub-list for method output_type
+	47, // [47:55] is the sub-list for method input_type
 	47, // [47:47] is the sub-list for extension type_name
 	47, // [47:47] is the sub-list for extension extendee
 	0,  // [0:47] is the sub-list for field type_name
@@ -3716,14 +3889,14 @@ func file_quire_v1_control_proto_init() {
 		(*AttachRequest_Abort)(nil),
 		(*AttachRequest_Resume)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[38].OneofWrappers = []any{}
+	file_quire_v1_control_proto_msgTypes[40].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_control_proto_rawDesc), len(file_quire_v1_control_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   39,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

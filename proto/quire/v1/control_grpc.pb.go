@@ -336,17 +336,21 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Worker_Attach_FullMethodName = "/quire.v1.Worker/Attach"
+	Worker_Attach_FullMethodName      = "/quire.v1.Worker/Attach"
+	Worker_FetchBlocks_FullMethodName = "/quire.v1.Worker/FetchBlocks"
 )
 
 // WorkerClient is the client API for Worker service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Worker is served by every worker, for gateways.
+// Worker is served by every worker, for gateways and for other workers.
 type WorkerClient interface {
 	// Attach carries the tokens of all requests that the gateway owns, a message a step.
 	Attach(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AttachRequest, AttachResponse], error)
+	// FetchBlocks gives blocks of the KV cache to a worker that goes on with a request which this one
+	// handed over. Before that, and for another layout, the answer is FAILED_PRECONDITION.
+	FetchBlocks(ctx context.Context, in *FetchBlocksRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchBlocksResponse], error)
 }
 
 type workerClient struct {
@@ -370,14 +374,36 @@ func (c *workerClient) Attach(ctx context.Context, opts ...grpc.CallOption) (grp
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Worker_AttachClient = grpc.BidiStreamingClient[AttachRequest, AttachResponse]
 
+func (c *workerClient) FetchBlocks(ctx context.Context, in *FetchBlocksRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchBlocksResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Worker_ServiceDesc.Streams[1], Worker_FetchBlocks_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[FetchBlocksRequest, FetchBlocksResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Worker_FetchBlocksClient = grpc.ServerStreamingClient[FetchBlocksResponse]
+
 // WorkerServer is the server API for Worker service.
 // All implementations must embed UnimplementedWorkerServer
 // for forward compatibility.
 //
-// Worker is served by every worker, for gateways.
+// Worker is served by every worker, for gateways and for other workers.
 type WorkerServer interface {
 	// Attach carries the tokens of all requests that the gateway owns, a message a step.
 	Attach(grpc.BidiStreamingServer[AttachRequest, AttachResponse]) error
+	// FetchBlocks gives blocks of the KV cache to a worker that goes on with a request which this one
+	// handed over. Before that, and for another layout, the answer is FAILED_PRECONDITION.
+	FetchBlocks(*FetchBlocksRequest, grpc.ServerStreamingServer[FetchBlocksResponse]) error
 	mustEmbedUnimplementedWorkerServer()
 }
 
@@ -390,6 +416,9 @@ type UnimplementedWorkerServer struct{}
 
 func (UnimplementedWorkerServer) Attach(grpc.BidiStreamingServer[AttachRequest, AttachResponse]) error {
 	return status.Error(codes.Unimplemented, "method Attach not implemented")
+}
+func (UnimplementedWorkerServer) FetchBlocks(*FetchBlocksRequest, grpc.ServerStreamingServer[FetchBlocksResponse]) error {
+	return status.Error(codes.Unimplemented, "method FetchBlocks not implemented")
 }
 func (UnimplementedWorkerServer) mustEmbedUnimplementedWorkerServer() {}
 func (UnimplementedWorkerServer) testEmbeddedByValue()                {}
@@ -419,6 +448,17 @@ func _Worker_Attach_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Worker_AttachServer = grpc.BidiStreamingServer[AttachRequest, AttachResponse]
 
+func _Worker_FetchBlocks_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(FetchBlocksRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(WorkerServer).FetchBlocks(m, &grpc.GenericServerStream[FetchBlocksRequest, FetchBlocksResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Worker_FetchBlocksServer = grpc.ServerStreamingServer[FetchBlocksResponse]
+
 // Worker_ServiceDesc is the grpc.ServiceDesc for Worker service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -432,6 +472,11 @@ var Worker_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _Worker_Attach_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "FetchBlocks",
+			Handler:       _Worker_FetchBlocks_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "quire/v1/control.proto",
