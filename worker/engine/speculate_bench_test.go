@@ -36,7 +36,7 @@ func BenchmarkSpeculation(b *testing.B) {
 		{"plain", "The history of the city of Lisbon begins"},
 	} {
 		for _, streams := range []int{1, 2, 8} {
-			for _, speculate := range []int{0, 4, 8} {
+			for _, speculate := range []int{0, 4} {
 				b.Run(fmt.Sprintf("%s/streams=%d/speculate=%d", text.name, streams, speculate), func(b *testing.B) {
 					for range b.N {
 						speculating(b, dev, m, text.prompt, streams, speculate)
