@@ -9,21 +9,23 @@ package engine
 //
 // What has not been measured is tried: first with half as many drafts as decodes, which says more than
 // the noise of a single step and costs little, then with twice as many each time. What was measured long
-// ago is tried again.
+// ago is tried again, few drafts beside many decodes the sooner: they cost little, and one measurement says
+// little of them.
 type draftCosts struct {
 	plain   [64]measured             // a step without drafts and prompts, by paceBucket of its decodes
 	decodes [64]int                  // how many it had
 	extra   [64][draftSizes]measured // what drafts add to it, by draftBucket
 
-	accepted int64 // when the newest step came back
-	drafted  bool  // whether it had drafts
+	measured uint64 // steps without prompts so far: the clock of the measurements
+	accepted int64  // when the newest step came back
+	drafted  bool   // whether it had drafts
 }
 
 const (
 	// maxDraftRows bounds the drafts of a step.
 	maxDraftRows = 128
 	draftSizes   = 14
-	// costSteps is for how many steps a measurement counts.
+	// costSteps is for how many steps a measurement counts, of those that can be measured.
 	costSteps = 128
 	// nearby is how many buckets of more decodes are looked at: two octaves.
 	nearby = 8
@@ -60,39 +62,45 @@ type draftCurve struct {
 	most    int
 }
 
-// since reports whether m is recent when step is planned.
-func (m *measured) since(step uint64) bool { return m.step > 0 && step <= m.step+costSteps }
+// recent reports whether m counts still, after costSteps or a share of them.
+func (t *draftCosts) recent(m *measured, share float64) bool {
+	return m.step > 0 && t.measured <= m.step+uint64(costSteps*share)
+}
 
-// curve is what is known when step is planned with so many decodes; false if the step without drafts is
+// curve is what is known of steps with so many decodes; false if the step without drafts is
 // to be measured first. What was measured with more decodes will do: drafts add no more beside fewer,
 // and the step without takes no less than its share.
-func (t *draftCosts) curve(step uint64, decodes int) (c draftCurve, ok bool) {
+func (t *draftCosts) curve(decodes int) (c draftCurve, ok bool) {
 	own := paceBucket(decodes)
 	for b := own; b <= min(own+nearby, len(t.plain)-1); b++ {
-		if !t.plain[b].since(step) {
+		if !t.recent(&t.plain[b], 1) {
 			continue
 		}
 		plain := t.plain[b].us * min(1, float64(decodes)/float64(t.decodes[b]))
 		c = draftCurve{decodes: float64(decodes), plain: plain, most: max(1, decodes/2)}
-		if c.fill(&t.extra[b], step) || b == own {
+		if t.draw(&c, b) || b == own {
 			return c, true
 		}
 	}
 	return c, false
 }
 
-// fill draws the curve through the sizes that were measured, from none on and beyond the largest in
-// proportion. It reports whether there are any.
-func (c *draftCurve) fill(sizes *[draftSizes]measured, step uint64) bool {
+// draw puts c through the numbers of drafts that were measured in bucket b, from none on and beyond the
+// largest in proportion. In between it hopes for half of what a line would give: there may be a step. It
+// reports whether there are any.
+func (t *draftCosts) draw(c *draftCurve, b int) bool {
 	known, us, next := 0, 0.0, 0
-	for i := range sizes {
-		e := &sizes[i]
-		if !e.since(step) {
+	for i := range t.extra[b] {
+		e := &t.extra[b][i]
+		n := draftSize(i)
+		if !t.recent(e, min(1, 2*float64(n)/c.decodes)) {
 			continue
 		}
-		n := draftSize(i)
 		for ; next <= i; next++ {
 			c.at[next] = us + (e.us-us)*float64(draftSize(next)-known)/float64(n-known)
+			if next < i {
+				c.at[next] -= (c.at[next] - us) / 2
+			}
 		}
 		known, us = n, e.us
 		c.most = max(c.most, growth*n)
@@ -176,10 +184,11 @@ func (p *planner) measureDrafts(st *step, now int64) {
 	t := &p.drafts
 	took := float64(now - t.accepted)
 	if st.decodes > 0 && st.prompts == 0 {
+		t.measured++
 		b := paceBucket(st.decodes)
 		plain := &t.plain[b]
 		switch {
-		case st.drafts > 0 && plain.since(st.number):
+		case st.drafts > 0 && t.recent(plain, 1):
 			i := draftBucket(st.drafts)
 			sizes := &t.extra[b]
 			add := took - plain.us
@@ -187,7 +196,7 @@ func (p *planner) measureDrafts(st *step, now int64) {
 				add = min(add, e.us+plain.us/2) // one hiccup of the machine says little
 			}
 			add = max(add, 0) * float64(draftSize(i)) / float64(st.drafts)
-			sizes[i].add(add, st.number)
+			sizes[i].add(add, t.measured)
 			// More drafts never take less.
 			for j := range sizes {
 				if j < i {
@@ -200,7 +209,7 @@ func (p *planner) measureDrafts(st *step, now int64) {
 			if plain.step > 0 {
 				took = min(took, 1.5*plain.us)
 			}
-			plain.add(took, st.number)
+			plain.add(took, t.measured)
 			t.decodes[b] = st.decodes
 		}
 	}

@@ -160,23 +160,23 @@ func TestDraftSizes(t *testing.T) {
 	}
 }
 
-// TestDraftCurve: between what was measured costs are interpolated, beyond it they grow in proportion, and
-// what was measured long ago counts no more.
+// TestDraftCurve: between what was measured half of the increase is expected, beyond it costs grow in
+// proportion, and what was measured long ago counts no more.
 func TestDraftCurve(t *testing.T) {
-	var d draftCosts
-	if _, ok := d.curve(10, 5); ok {
+	d := draftCosts{measured: 10}
+	if _, ok := d.curve(5); ok {
 		t.Error("a curve of nothing")
 	}
 	b := paceBucket(5)
 	d.plain[b], d.decodes[b] = measured{us: 1000, step: 10}, 5
-	c, ok := d.curve(10, 5)
+	c, ok := d.curve(5)
 	if !ok || c.most != 2 || c.cost(2) != 0 || !c.pays(8) {
 		t.Errorf("nothing tried yet: %+v", c)
 	}
 	d.extra[b][draftBucket(2)] = measured{us: 100, step: 10}
 	d.extra[b][draftBucket(8)] = measured{us: 700, step: 10}
-	c, _ = d.curve(10, 5)
-	for n, us := range map[int]float64{1: 50, 2: 100, 3: 200, 5: 400, 8: 700, 16: 1400} {
+	c, _ = d.curve(5)
+	for n, us := range map[int]float64{1: 25, 2: 100, 3: 150, 5: 250, 8: 700, 16: 1400} {
 		if c.cost(n) != us {
 			t.Errorf("%d drafts cost %v, want %v", n, c.cost(n), us)
 		}
@@ -194,16 +194,18 @@ func TestDraftCurve(t *testing.T) {
 		t.Errorf("chosen are %d of level %d", rest, last)
 	}
 	// Fewer decodes learn from more, and count their own share alone.
-	if c, ok = d.curve(10, 4); !ok || c.plain != 800 || c.cost(8) != 700 {
+	if c, ok = d.curve(4); !ok || c.plain != 800 || c.cost(8) != 700 {
 		t.Errorf("beside fewer: %+v", c)
 	}
-	if _, ok = d.curve(10, 6); ok {
+	if _, ok = d.curve(6); ok {
 		t.Error("more decodes learn from fewer")
 	}
-	if c, ok = d.curve(10+costSteps, 5); !ok {
+	d.measured += costSteps
+	if _, ok = d.curve(5); !ok {
 		t.Error("forgotten too early")
 	}
-	if c, ok = d.curve(11+costSteps, 5); ok {
+	d.measured++
+	if _, ok = d.curve(5); ok {
 		t.Error("old measurements count")
 	}
 }

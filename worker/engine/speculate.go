@@ -42,7 +42,7 @@ func (p *planner) speculate(st *step, budget int) int {
 	if most <= 0 || len(st.seqs) == 0 {
 		return 0
 	}
-	curve, known := p.drafts.curve(st.number, len(st.seqs))
+	curve, known := p.drafts.curve(len(st.seqs))
 	if !known || !curve.pays(most) {
 		return 0
 	}

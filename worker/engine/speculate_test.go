@@ -36,9 +36,9 @@ func (r *rig) always() {
 		}
 		t := &r.p.drafts
 		for d := range t.plain {
-			t.plain[d], t.decodes[d] = measured{us: 1000, step: r.p.number + 1}, 1
+			t.plain[d], t.decodes[d] = measured{us: 1000, step: t.measured + 1}, 1
 			for i := range t.extra[d] {
-				t.extra[d][i] = measured{step: r.p.number + 1}
+				t.extra[d][i] = measured{step: t.measured + 1}
 			}
 		}
 		for _, s := range r.p.running {
