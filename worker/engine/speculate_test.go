@@ -164,8 +164,8 @@ func sum(v []int) (n int) {
 	return n
 }
 
-// TestOthersOverlap: only who has drafts in flight misses the step that is planned meanwhile.
-func TestOthersOverlap(t *testing.T) {
+// TestDraftsSplitNoBatch: who drafts and who does not are in every step together.
+func TestDraftsSplitNoBatch(t *testing.T) {
 	p := guessed(1, 2, 3)
 	r := newRig(t, Settings{Blocks: 16, Speculate: 3}, func(c *enginetest.Config, m *Model) {
 		c.Token = func(seen []int32, _ device.Sample) int32 {
@@ -184,6 +184,15 @@ func TestOthersOverlap(t *testing.T) {
 	steps := r.runner.Steps()
 	if len(steps) != 40 {
 		t.Errorf("%d steps for 40 tokens of a request that drafts nothing", len(steps))
+	}
+	alone := slices.IndexFunc(steps, func(rows []int) bool { return len(rows) == 1 })
+	if alone < 0 || alone > 20 {
+		t.Fatalf("the one that drafts is there to step %d", alone)
+	}
+	for i, rows := range steps[alone:] {
+		if len(rows) != 1 {
+			t.Errorf("step %d has rows %v, after one without who drafts", alone+i, rows)
+		}
 	}
 }
 
