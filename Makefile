@@ -5,7 +5,7 @@ BUF   := $(GO) tool -modfile=tools/go.mod buf
 LINT  := $(GO) tool -modfile=tools/go.mod golangci-lint
 FUZZ  ?= 60s
 LONG  ?= 100000
-PROPERTIES := Prop|Undisturbed|CacheNews$$|EveryTokenIsToldOnce|Repeats
+PROPERTIES := Prop|Undisturbed|CacheNews$$|EveryTokenIsToldOnce|Lookup$$
 
 # go-nvml binds deprecated calls too; their warnings would bury ours.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations

@@ -62,7 +62,7 @@ func (w *workerFlags) flags(cmd *cobra.Command) {
 	f.DurationVar(&w.returnAfter, "return-after", 30*time.Second, "how long a preempted request may wait here before it goes back to the control plane; 0: for good")
 	f.IntVar(&w.batchTokens, "max-batch-tokens", 512, "tokens a step may carry: prefill chunks and decodes together")
 	f.Float64Var(&w.decodeShare, "decode-share", 0.8, "share of their rate that streams keep beside a long prompt, 0.05 to 0.95: high keeps them smooth, low shortens the prompt's time to first token; -1: prompts take whole steps")
-	f.IntVar(&w.speculate, "speculate", 0, "tokens a step may guess of a sequence from what it holds already; the output stays the same")
+	f.IntVar(&w.speculate, "speculate", 4, "most tokens a step may guess of a sequence from what it holds already, where that is measured to pay; the output stays the same; 0: none")
 	f.StringVar(&w.debug, "debug", "", "address for /debug/steps and pprof, say 127.0.0.1:6060; it names requests and has no access control (default: off)")
 	f.BoolVar(&w.prefixCache, "prefix-cache", true, "share the KV of equal prompt beginnings")
 }

@@ -108,6 +108,7 @@ func (p *planner) accept(r *device.Result, now int64) {
 	}
 	p.count.steps++
 	p.measure(st, now)
+	p.measureDrafts(st, now)
 	p.count.stepTokens += int64(st.rows)
 	top := 0
 	for i, d := range st.draws {

@@ -32,11 +32,11 @@ func (r *still) Close() error { return nil }
 
 // decoding returns a step of a planner in which n sequences of about length tokens decode, with
 // prefix caching on and one step in flight.
-func decoding(tb testing.TB, n, length, steps int) (step func()) {
+func decoding(tb testing.TB, n, length, steps, speculate int) (step func()) {
 	runner := &still{}
 	s := Settings{
 		MaxSequences: n, MaxBatchTokens: max(8192, n), Blocks: n*((length+steps)/16+2) + 1024, PrefixCache: true,
-		QueueRequests: n + 1, Logger: quiet(),
+		QueueRequests: n + 1, Speculate: speculate, Logger: quiet(),
 	}.WithDefaults()
 	m := Model{Runner: runner, ContextLength: length + steps + 64, Vocab: testVocab, EOS: []int32{0}}
 	p, err := newPlanner(s, m)
@@ -54,11 +54,11 @@ func decoding(tb testing.TB, n, length, steps int) (step func()) {
 	var result device.Result
 	now := int64(1)
 	step = func() {
-		if !p.plan(now) {
-			tb.Fatal("nothing to do")
+		planned := p.plan(now)
+		if planned {
+			_ = runner.Submit(&p.batch)
 		}
-		_ = runner.Submit(&p.batch)
-		if p.inFlight() == 2 {
+		if p.inFlight() == 2 || !planned {
 			_ = runner.Wait(&result)
 			p.accept(&result, now)
 		}
@@ -77,7 +77,7 @@ func BenchmarkDecodeStep(b *testing.B) {
 	for _, n := range []int{1, 64, 256, 1024} {
 		b.Run(fmt.Sprintf("running=%d", n), func(b *testing.B) {
 			const most = 4000
-			step := decoding(b, n, 512, most)
+			step := decoding(b, n, 512, most, 0)
 			done := 0
 			b.ReportAllocs()
 			spent := int64(0)
@@ -86,7 +86,7 @@ func BenchmarkDecodeStep(b *testing.B) {
 				if done++; done > most-100 {
 					b.StopTimer()
 					spent += cpuNS() - from
-					step = decoding(b, n, 512, most)
+					step = decoding(b, n, 512, most, 0)
 					done, from = 0, cpuNS()
 					b.StartTimer()
 				}
@@ -111,11 +111,22 @@ func cpuNS() int64 {
 // TestDecodeStepAllocatesNothing: planning and booking a step of decodes needs no memory. (A block
 // table doubles a few times in a sequence's life; here all are between two doublings.)
 func TestDecodeStepAllocatesNothing(t *testing.T) {
-	step := decoding(t, 256, 520, 2000)
+	step := decoding(t, 256, 520, 2000, 0)
 	for range 64 {
 		step() // buffers reach their size
 	}
 	if n := testing.AllocsPerRun(400, step); n != 0 {
+		t.Errorf("%v allocations a step", n)
+	}
+}
+
+// TestDraftingAllocatesNothing: nor does one with drafts.
+func TestDraftingAllocatesNothing(t *testing.T) {
+	step := decoding(t, 64, 1100, 2000, 4)
+	for range 64 {
+		step()
+	}
+	if n := testing.AllocsPerRun(100, step); n != 0 {
 		t.Errorf("%v allocations a step", n)
 	}
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"testing"
@@ -9,16 +10,19 @@ import (
 	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/kvcache/tier"
 	"github.com/quire-serve/quire/model"
+	"github.com/quire-serve/quire/model/grammar"
 	"github.com/quire-serve/quire/model/store/storetest"
 	"github.com/quire-serve/quire/model/tiny"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"google.golang.org/protobuf/proto"
 )
 
 // real is a model on the CPU device, for tests of the planner over real bits.
 type real struct {
 	dev device.Device
 	*model.Model
-	kv device.Type // of the cache
+	kv        device.Type // of the cache
+	constrain func(context.Context, grammar.Spec) (*grammar.Grammar, error)
 }
 
 func load(t *testing.T, spec *model.Spec, err error) *real {
@@ -36,7 +40,7 @@ func load(t *testing.T, spec *model.Spec, err error) *real {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &real{dev, m, device.F16}
+	return &real{dev, m, device.F16, Grammars(m.Tokenizer, m.Config.Vocab)}
 }
 
 func loadTiny(t *testing.T) *real {
@@ -69,7 +73,7 @@ func (m *real) tieredRig(t *testing.T, s Settings, tiers func(device.Pages) *Tie
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _, _ = runner.Close(), pages.Close() })
-	em := Model{Runner: runner, ContextLength: m.Context, Vocab: m.Config.Vocab, EOS: m.Tokenizer.EOGs(), Stops: TextStops(m.Tokenizer), Constrain: Grammars(m.Tokenizer, m.Config.Vocab)}
+	em := Model{Runner: runner, ContextLength: m.Context, Vocab: m.Config.Vocab, EOS: m.Tokenizer.EOGs(), Stops: TextStops(m.Tokenizer), Constrain: m.constrain}
 	if tiers != nil {
 		em.Tiers = tiers(pages)
 	}
@@ -94,6 +98,39 @@ func (r *rig) preemptAll() {
 			r.p.preempt(r.p.running.last())
 		}
 	}
+}
+
+// preemptEach makes every step begin with the preemption of one running sequence, each in turn. Only the
+// first in the order is spared until it has drawn a token since it last was, so that all get on. It
+// returns the number of steps before which nobody but that one ran.
+func (r *rig) preemptEach() (spared *int) {
+	r.p.ReturnAfter = -1 // those who wait long do so because of this
+	spared = new(int)
+	turn, first, had := 0, (*sequence)(nil), 0
+	r.before = func() {
+		running := r.p.running
+		if len(running) == 0 {
+			return
+		}
+		if s := running[0]; s != first {
+			first, had = s, len(s.tokens)
+		}
+		candidates := running
+		if len(first.tokens) == had {
+			candidates = running[1:]
+		}
+		if len(candidates) == 0 {
+			*spared++
+			return
+		}
+		turn++
+		s := candidates[turn%len(candidates)]
+		if s == first {
+			first = nil
+		}
+		r.p.preempt(s)
+	}
+	return spared
 }
 
 // conversation is a prompt in ChatML, which both models speak.
@@ -187,7 +224,22 @@ func TestGreedyIdentity(t *testing.T) {
 	}
 }
 
-// TestTiersIdentity: with pools that hold hardly one sequence, preemption again and again, and host
+// smallTiers are host memory of 8 pages over a disk.
+func smallTiers(t *testing.T, dir string, pages device.Pages) *tier.Cache {
+	t.Helper()
+	bytes := int(pages.Layout().PageBytes())
+	disk, err := tier.OpenDisk(tier.DiskSettings{Dir: dir, PageBytes: bytes, Layout: tier.Layout{1}, MaxBytes: int64(200 * bytes)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache, err := tier.New(tier.Settings{PageBytes: bytes, Pages: 8, Disk: disk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cache
+}
+
+// TestTiersIdentity: with pools that hold hardly one sequence, preemption before every step, and host
 // memory of a few blocks over a disk, a real model's greedy output is the undisturbed one, of requests
 // that were swapped and, after a restart, of those that find their prompts on disk.
 func TestTiersIdentity(t *testing.T) {
@@ -221,24 +273,10 @@ func TestTiersIdentity(t *testing.T) {
 			for round := range stats {
 				var cache *tier.Cache
 				r = m.tieredRig(t, Settings{Blocks: (most+15)/16 + 1, PrefixCache: true}, func(pages device.Pages) *Tiers {
-					bytes := int(pages.Layout().PageBytes())
-					disk, err := tier.OpenDisk(tier.DiskSettings{Dir: dir, PageBytes: bytes, Layout: tier.Layout{1}, MaxBytes: int64(200 * bytes)})
-					if err != nil {
-						t.Fatal(err)
-					}
-					if cache, err = tier.New(tier.Settings{PageBytes: bytes, Pages: 8, Disk: disk}); err != nil {
-						t.Fatal(err)
-					}
+					cache = smallTiers(t, dir, pages)
 					return &Tiers{Cache: cache, Pages: pages}
 				})
-				// Not before every step: who waits for its blocks to be copied up would wait for ever.
-				r.preemptAll()
-				all, n := r.before, 0
-				r.before = func() {
-					if n++; n%3 == 0 {
-						all()
-					}
-				}
+				r.preemptEach()
 				for range 2 {
 					clear(r.got)
 					r.add(reqs...)
@@ -260,4 +298,138 @@ func TestTiersIdentity(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestEveryFeatureIdentity: with preemption before every step, and pools, chunks, prefix hits, swapping,
+// guesses and overlap in every combination, a real model's output is the undisturbed one, token for token
+// and log-probability for log-probability: greedy, sampled, constrained, penalised and of several choices.
+func TestEveryFeatureIdentity(t *testing.T) {
+	type feature struct {
+		small, cached, tiered, chunked, guessing, overlapped bool
+	}
+	var all []feature
+	for i := range 64 {
+		f := feature{i&1 > 0, i&2 > 0, i&4 > 0, i&8 > 0, i&16 > 0, i&32 > 0}
+		if f.cached || !f.tiered {
+			all = append(all, f)
+		}
+	}
+	for _, c := range []struct {
+		name     string
+		load     func(*testing.T) *real
+		tokens   int
+		features []feature
+	}{
+		{"tiny", loadTiny, 16, all},
+		// Any two features are together, apart and neither at least once, and all are together.
+		{"SmolLM2", loadSmolLM2, 8, []feature{
+			{},
+			{true, true, true, true, true, true},
+			{true, true, true, false, false, true},
+			{true, true, false, true, false, true},
+			{false, true, true, true, false, false},
+			{false, true, false, false, true, false},
+			{true, false, false, false, true, false},
+			{false, false, false, true, true, true},
+			{false, true, true, false, true, true},
+			{true, false, false, true, false, false},
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := c.load(t)
+			text := conversation("Say it again and again: the cat sat on the mat, the cat sat on the mat, the cat")
+			two := int32(2)
+			var reqs []*pb.Request
+			most := 0
+			for i, edit := range []func(*pb.SamplingParams){
+				func(*pb.SamplingParams) {},
+				func(p *pb.SamplingParams) {
+					p.Temperature, p.Seed, p.TopP = ptr(float32(0.9)), ptr(uint64(11)), ptr(float32(0.95))
+				},
+				func(p *pb.SamplingParams) { p.Temperature, p.N = ptr(float32(0.5)), 2 },
+				func(p *pb.SamplingParams) { p.FrequencyPenalty, p.RepetitionPenalty = 0.2, ptr(float32(1.1)) },
+				func(p *pb.SamplingParams) { p.PromptLogprobs = &two },
+			} {
+				reqs = append(reqs, m.ask(fmt.Sprint(i), text, c.tokens, func(q *pb.Request) {
+					q.Sampling.IgnoreEos, q.Sampling.Logprobs = true, &two
+					edit(q.Sampling)
+				}))
+			}
+			reqs = append(reqs,
+				m.ask("other", conversation("Hello!"), c.tokens),
+				m.ask("constrained", text, c.tokens, matching("( the cat sat on the mat,)*")),
+				m.ask("constrained and sampled", text, c.tokens, matching("[a-z ]{30}"), func(q *pb.Request) {
+					q.Sampling.Temperature = ptr(float32(1))
+				}))
+			want := map[string]*heard{}
+			for _, q := range reqs {
+				r := m.rig(t, Settings{Blocks: 64, Depth: 1})
+				r.add(q)
+				r.finish()
+				for k, h := range r.got {
+					want[k] = h
+				}
+				most = max(most, len(q.Prompt)+c.tokens)
+			}
+			var right, lifted int64
+			for _, f := range c.features {
+				s := Settings{Blocks: 160, PrefixCache: f.cached, Depth: 1, DecodeShare: -1}
+				if f.small {
+					s.Blocks = (most+15)/16 + 2
+				}
+				if f.chunked {
+					s.PrefillChunk = 7
+				}
+				if f.guessing {
+					s.Speculate = 4
+				}
+				if f.overlapped {
+					s.Depth = 2
+				}
+				var cache *tier.Cache
+				var tiers func(device.Pages) *Tiers
+				if f.tiered {
+					tiers = func(pages device.Pages) *Tiers {
+						cache = smallTiers(t, t.TempDir(), pages)
+						return &Tiers{Cache: cache, Pages: pages}
+					}
+				}
+				r := m.tieredRig(t, s, tiers)
+				spared := r.preemptEach()
+				if f.guessing {
+					r.always()
+				}
+				r.add(reqs...)
+				r.finish()
+				if cache != nil {
+					cache.Close()
+				}
+				for k, w := range want {
+					got := r.got[k]
+					if got == nil || !slices.Equal(got.tokens, w.tokens) || got.finish != w.finish {
+						t.Errorf("%+v: %s is %+v, undisturbed %+v", f, k, got, w)
+						continue
+					}
+					if !sameLogprobs(got.logprobs, w.logprobs) || !sameLogprobs(got.prompt, w.prompt) {
+						t.Errorf("%+v: %s has log-probabilities %v and %v, undisturbed %v and %v", f, k, got.logprobs, got.prompt, w.logprobs, w.prompt)
+					}
+				}
+				st := r.p.stats()
+				t.Logf("%+v: %d steps, %d preemptions, %d swaps, %d steps with one that had to get on, %d drafts, %d right", f, st.Steps, st.Preemptions, st.Swaps, *spared, st.DraftTokens, st.AcceptedTokens[0])
+				if st.Preemptions == 0 || f.guessing && st.DraftTokens == 0 || f.tiered && st.Swaps == 0 {
+					t.Errorf("%+v: %d preemptions, %d swaps, %d drafts", f, st.Preemptions, st.Swaps, st.DraftTokens)
+				}
+				right += st.AcceptedTokens[0]
+				lifted += st.Tiers.HostHits
+			}
+			if right == 0 || lifted == 0 {
+				t.Errorf("%d drafts were right, %d blocks came back from host memory", right, lifted)
+			}
+		})
+	}
+}
+
+// sameLogprobs reports whether log-probabilities are equal bit for bit.
+func sameLogprobs(a, b []*pb.Logprobs) bool {
+	return slices.EqualFunc(a, b, func(x, y *pb.Logprobs) bool { return proto.Equal(x, y) })
 }

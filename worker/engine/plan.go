@@ -29,6 +29,7 @@ type planner struct {
 	lower   *lower      // nil without tiers below the device
 	news    cacheNews
 	pace    pace
+	drafts  draftCosts
 	bound   []int // tenants of which nobody more may start in this plan
 	misfit  int   // blocks that were free when a waiting sequence last did not fit, -1 since one did
 
@@ -62,6 +63,7 @@ type step struct {
 	number uint64
 	named  uint64 // the same step, as the pool counts
 	rows   int
+	drafts int         // of them
 	seqs   []*sequence // scheduled, in row order
 	draws  []draw
 
@@ -121,6 +123,9 @@ func (p *planner) idle() bool {
 // microseconds.
 func (p *planner) plan(now int64) bool {
 	p.now = now
+	if p.guessing() {
+		return false
+	}
 	st := &p.steps[(p.number+1)%uint64(len(p.steps))]
 	*st = step{number: p.number + 1, seqs: st.seqs[:0], draws: st.draws[:0]}
 	p.scoreRows = p.ScoreRows

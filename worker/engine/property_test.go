@@ -63,6 +63,12 @@ func TestOutputIsUndisturbed(t *testing.T) {
 				return int64(len(b.Tokens)) * speeds[n%len(speeds)]
 			}
 		}
+		if rapid.IntRange(0, 2).Draw(t, "preempted") == 0 {
+			r.preemptEach() // before every step
+		}
+		if rapid.Bool().Draw(t, "always guess") {
+			r.always()
+		}
 		var asked []*pb.Request
 		aborted := map[string]bool{}
 		n := rapid.IntRange(1, 10).Draw(t, "requests")

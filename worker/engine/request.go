@@ -100,11 +100,9 @@ type sequence struct {
 	mask  []uint32      // what may follow them
 	masks [][]uint32    // what may follow each draft
 
-	repeats repeats
-	drafts  []int32 // guesses in the newest step, not verified yet
-	agreed  int     // leading drafts that were right
-	credit  int
-	quiet   int // drafts nothing before it has this many tokens
+	lookup lookup
+	drafts []int32 // guesses in the newest step, not verified yet
+	agreed int     // leading drafts that were right
 
 	preemptions int
 	preempted   int64 // when it was and has not run since, Unix microseconds; 0 otherwise
@@ -157,7 +155,7 @@ func (s *sequence) generated() int { return len(s.tokens) - s.prompt }
 // its pages are under way, or the result of a step in flight must say first which token is next.
 func (s *sequence) want() int {
 	n := len(s.tokens) + s.pending
-	if n >= s.limit || s.loading() || len(s.drafts) > 0 || s.constrained() && s.pending > 0 {
+	if n >= s.limit || s.loading() || s.constrained() && s.pending > 0 {
 		return 0
 	}
 	return n - s.computed
@@ -317,7 +315,7 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		q.early = biases(sp.LogitBias, slices.Concat(q.eos, q.stopIDs))
 	}
 	for c := range n {
-		s := &sequence{request: q, choice: int32(c), credit: initialCredit}
+		s := &sequence{request: q, choice: int32(c)}
 		var generated []int32
 		if c < len(r.Generated) {
 			generated = r.Generated[c].GetIds()

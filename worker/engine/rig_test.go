@@ -35,6 +35,7 @@ type rig struct {
 	cost func(*device.Batch) int64
 	ends []int64
 	idle int64 // when the device has nothing more to do
+	host int64 // how long an iteration of the loop takes beside the device, in microseconds
 
 	got map[string]*heard // by request/choice
 	log []string          // requests' ends in order
@@ -195,6 +196,7 @@ func (r *rig) step() bool {
 		}
 	}
 	planned := r.p.plan(r.now)
+	r.now += r.host
 	if !planned && len(r.p.copies) > 0 {
 		r.t.Errorf("copies of pages wait for a later step, when the pages may be others'")
 	}
@@ -225,7 +227,8 @@ func (r *rig) step() bool {
 		}
 	}
 	r.hear()
-	if r.cost == nil {
+	// A step is waited for, or nothing is in flight.
+	if r.cost == nil && (!planned || flying >= r.p.Depth) {
 		r.now += 1000
 	}
 	return planned || flying > 0 || r.p.lower.busy() || r.awaitsPeers() || r.awaitDisk()

@@ -24,8 +24,9 @@ type Settings struct {
 	// values keep them smooth, low ones shorten the prompt's time to first token. Default 0.8; negative
 	// lets prompts take whole steps.
 	DecodeShare float64
-	// Speculate is how many tokens a step may guess of each sequence that decodes, from what the
-	// sequence holds already; 0 (default) is none. It changes no output.
+	// Speculate is how many tokens a step may guess at most of each sequence that decodes, from what
+	// the sequence holds already: as many as gain more than they cost. 0 (default) is none. It changes
+	// no output.
 	Speculate int
 	// ScoreRows is how many log-probabilities of tokens that came with requests a step may compute.
 	// Default 32.

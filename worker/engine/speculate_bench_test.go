@@ -5,6 +5,7 @@ package engine
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/quire-serve/quire/cpu"
 	"github.com/quire-serve/quire/device"
@@ -34,7 +35,7 @@ func BenchmarkSpeculation(b *testing.B) {
 		{"repetitive", "Repeat this list again and again: apples, pears, plums, cherries. apples, pears, plums, cherries. apples, pears,"},
 		{"plain", "The history of the city of Lisbon begins"},
 	} {
-		for _, streams := range []int{1, 8} {
+		for _, streams := range []int{1, 2, 8} {
 			for _, speculate := range []int{0, 4} {
 				b.Run(fmt.Sprintf("%s/streams=%d/speculate=%d", text.name, streams, speculate), func(b *testing.B) {
 					for range b.N {
@@ -44,6 +45,18 @@ func BenchmarkSpeculation(b *testing.B) {
 			}
 		}
 	}
+}
+
+// clocked sets a clock when a step is done.
+type clocked struct {
+	device.Runner
+	now *int64
+}
+
+func (c clocked) Wait(out *device.Result) error {
+	err := c.Runner.Wait(out)
+	*c.now = time.Now().UnixMicro()
+	return err
 }
 
 func speculating(b *testing.B, dev device.Device, m *model.Model, text string, streams, speculate int) {
@@ -62,7 +75,8 @@ func speculating(b *testing.B, dev device.Device, m *model.Model, text string, s
 	if err != nil {
 		b.Fatal(err)
 	}
-	r := &rig{t: b, p: p, device: runner, model: p.model, now: 1, got: map[string]*heard{}}
+	r := &rig{t: b, p: p, model: p.model, now: 1, got: map[string]*heard{}}
+	r.device = clocked{runner, &r.now}
 	for i := range streams {
 		r.add(ask(fmt.Sprint(i), m.Tokenizer.Encode(nil, text+" "+fmt.Sprint(i), true), 150))
 	}

@@ -140,7 +140,6 @@ func (p *planner) note(why Reason, s *sequence, n int) {
 func (p *planner) endTrace(st *step) {
 	t := p.trace
 	for _, s := range st.seqs {
-		t.Drafts += len(s.drafts)
 		if s.rows-len(s.drafts) == 1 {
 			t.Decodes++
 		} else {
@@ -148,7 +147,8 @@ func (p *planner) endTrace(st *step) {
 			p.note(notePrefill, s, s.rows)
 		}
 	}
-	t.Rows, t.Running, t.Waiting, t.FreeBlocks = st.rows, len(p.running), len(p.waiting), p.pool.Free()
+	t.Rows, t.Drafts = st.rows, st.drafts
+	t.Running, t.Waiting, t.FreeBlocks = len(p.running), len(p.waiting), p.pool.Free()
 	p.traced++
 }
 

@@ -221,6 +221,12 @@ func TestOutputIsUndisturbedByTiers(t *testing.T) {
 		})
 		defer r.model.Tiers.Cache.Close()
 		r.p.lower.pages = rapid.IntRange(1, 5).Draw(t, "pages a plan")
+		if rapid.IntRange(0, 2).Draw(t, "preempted") == 0 {
+			r.preemptEach() // before every step
+		}
+		if rapid.Bool().Draw(t, "always guess") {
+			r.always()
+		}
 		var asked []*pb.Request
 		aborted := map[string]bool{}
 		for n := rapid.IntRange(1, 10).Draw(t, "requests"); len(asked) < n; {

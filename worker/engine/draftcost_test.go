@@ -1,0 +1,211 @@
+package engine
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/quire-serve/quire/device"
+	"github.com/quire-serve/quire/worker/engine/enginetest"
+)
+
+const simVocab = 30_000
+
+// novel is a token that nothing foretells: the n-th of a stream.
+func novel(stream, n int) int32 {
+	x := uint64(stream)<<32 | uint64(n)
+	x = (x ^ x>>31) * 0x9E3779B97F4A7C15
+	x = (x ^ x>>29) * 0xBF58476D1CE4E5B9
+	return int32((x ^ x>>32) % simVocab)
+}
+
+// rarely holds for that share of the places in a stream.
+func rarely(share float64, stream, n int) bool {
+	return float64(novel(stream+1000, n)) < share*simVocab
+}
+
+// texts give the n-th token that a stream says.
+var texts = map[string]func(stream, n int) int32{
+	// A list said again and again, with a new word now and then.
+	"repeats": func(stream, n int) int32 {
+		if rarely(0.03, stream, n) {
+			return novel(stream, n)
+		}
+		return novel(stream, n%23)
+	},
+	"half right": func(stream, n int) int32 {
+		if rarely(0.4, stream, n/3) {
+			return novel(stream, n)
+		}
+		return novel(stream, n%40)
+	},
+	"in turns": func(stream, n int) int32 {
+		if n/80%2 == 0 {
+			return novel(stream, n)
+		}
+		return novel(stream, n%20)
+	},
+	// Pairs come again, what follows them differs.
+	"misleading": func(stream, n int) int32 {
+		if n%4 < 2 && rarely(0.5, stream, n/4) {
+			return int32(n % 4)
+		}
+		return novel(stream, n)
+	},
+	"novel": novel,
+}
+
+// speaking runs requests of so many tokens, most at a time, that say texts in turn on a device whose steps
+// take what cost says, give or take noise. It returns the tokens a second, until three quarters of all are
+// there: who speaks last says nothing about a batch.
+func speaking(t tb, s Settings, always bool, most int, lengths []int, says []string, cost func(*device.Batch) int64) float64 {
+	const promptTokens, noise = 24, 0.15
+	s.MaxSequences, s.Blocks, s.PrefixCache = most, 4096, true
+	r := newRig(t, s, func(c *enginetest.Config, m *Model) {
+		m.Vocab, m.ContextLength = simVocab, 2048
+		c.Token = func(seen []int32, _ device.Sample) int32 {
+			stream := int(seen[0])
+			return texts[says[stream%len(says)]](stream, len(seen))
+		}
+	})
+	rng := rand.New(rand.NewPCG(1, 2))
+	r.host = 100
+	r.cost = func(b *device.Batch) int64 { return int64(float64(cost(b)) * (1 + noise*(2*rng.Float64()-1))) }
+	if always {
+		r.always()
+	}
+	all := int64(0)
+	for i, n := range lengths {
+		p := []int32{int32(i)}
+		for len(p) < promptTokens {
+			p = append(p, texts[says[i%len(says)]](i, len(p)))
+		}
+		r.add(ask(fmt.Sprint(i), p, n))
+		all += int64(n)
+	}
+	for r.p.count.generated < all*3/4 {
+		r.step()
+	}
+	return float64(r.p.count.generated) / float64(r.now) * 1e6
+}
+
+// TestAdaptiveSpeculation: whatever rows cost, however many streams there are and whatever they say,
+// speculation is never noticeably slower than none, and where it helps about as good as the best fixed
+// number of drafts.
+func TestAdaptiveSpeculation(t *testing.T) {
+	perRow := func(b *device.Batch) int64 { return 500 + 2000*int64(len(b.Tokens)) }
+	tiles := func(b *device.Batch) int64 { return 1000 + 8000*int64((len(b.Tokens)+7)/8) }
+	mixed := []string{"repeats", "novel", "in turns", "misleading"}
+	type load struct {
+		streams int
+		lengths []int
+		says    []string
+	}
+	var loads []load
+	for _, n := range []int{1, 4, 16, 48} {
+		lengths := slices.Repeat([]int{400}, n)
+		if n > 16 {
+			lengths = slices.Repeat([]int{200}, n)
+		}
+		for _, says := range slices.Sorted(maps.Keys(texts)) {
+			loads = append(loads, load{n, lengths, []string{says}})
+		}
+		if n > 1 {
+			loads = append(loads, load{n, lengths, mixed})
+		}
+	}
+	rng := rand.New(rand.NewPCG(3, 4))
+	var turnover []int
+	for range 60 {
+		turnover = append(turnover, 20+rng.IntN(400))
+	}
+	loads = append(loads, load{12, turnover, mixed}, load{12, turnover, []string{"repeats"}})
+	helped := 0
+	for _, d := range []struct {
+		name string
+		cost func(*device.Batch) int64
+	}{{"H100", devices["H100"]}, {"a CPU", devices["a CPU"]}, {"each row its price", perRow}, {"tiles of 8 rows", tiles}} {
+		for _, l := range loads {
+			run := func(speculate int, always bool) float64 {
+				return speaking(t, Settings{Speculate: speculate}, always, l.streams, l.lengths, l.says, d.cost)
+			}
+			off, got := run(0, false), run(8, false)
+			best := max(run(1, true), run(4, true), run(8, true))
+			if best > 1.1*off {
+				helped++
+			}
+			if got < 0.98*off || best > off && got < 0.9*best {
+				t.Errorf("%s, %d at a time of %d that say %v: %.2f of the rate without, best fixed %.2f", d.name, l.streams, len(l.lengths), l.says, got/off, best/off)
+			}
+			t.Logf("%s, %d at a time of %d that say %v: %.2f of the rate without, best fixed %.2f", d.name, l.streams, len(l.lengths), l.says, got/off, best/off)
+		}
+	}
+	if helped < 20 {
+		t.Errorf("drafts help under %d loads: the test measures little", helped)
+	}
+}
+
+// TestDraftSizes: numbers of drafts that share a bucket differ by half at most.
+func TestDraftSizes(t *testing.T) {
+	if n := draftSize(draftSizes - 1); n != maxDraftRows {
+		t.Errorf("the last bucket has %d drafts", n)
+	}
+	for n := 1; n <= maxDraftRows; n++ {
+		b := draftBucket(n)
+		if draftSize(b) > n || 2*n > 3*draftSize(b) || b+1 < draftSizes && draftSize(b+1) <= n {
+			t.Errorf("%d drafts have bucket %d of %d", n, b, draftSize(b))
+		}
+	}
+}
+
+// TestDraftCurve: between what was measured half of the increase is expected, beyond it costs grow in
+// proportion, and what was measured long ago counts no more.
+func TestDraftCurve(t *testing.T) {
+	d := draftCosts{measured: 10}
+	if _, ok := d.curve(5); ok {
+		t.Error("a curve of nothing")
+	}
+	b := paceBucket(5)
+	d.plain[b], d.decodes[b] = measured{us: 1000, step: 10}, 5
+	c, ok := d.curve(5)
+	if !ok || c.most != 2 || c.cost(2) != 0 || !c.pays(8) {
+		t.Errorf("nothing tried yet: %+v", c)
+	}
+	d.extra[b][draftBucket(2)] = measured{us: 100, step: 10}
+	d.extra[b][draftBucket(8)] = measured{us: 700, step: 10}
+	c, _ = d.curve(5)
+	for n, us := range map[int]float64{1: 25, 2: 100, 3: 150, 5: 250, 8: 700, 16: 1400} {
+		if c.cost(n) != us {
+			t.Errorf("%d drafts cost %v, want %v", n, c.cost(n), us)
+		}
+	}
+	if c.most != 16 {
+		t.Errorf("%d drafts are tried", c.most)
+	}
+	// The four that are likely right are worth 300 µs, of 1,000 for five tokens; the others not 400 more.
+	var l ladder
+	for range 4 {
+		l.add(0.9)
+		l.add(0.4)
+	}
+	if last, rest := c.choose(&l, 8); last != oddsLevel(0.9) || rest != 4 {
+		t.Errorf("chosen are %d of level %d", rest, last)
+	}
+	// Fewer decodes learn from more, and count their own share alone.
+	if c, ok = d.curve(4); !ok || c.plain != 800 || c.cost(8) != 700 {
+		t.Errorf("beside fewer: %+v", c)
+	}
+	if _, ok = d.curve(6); ok {
+		t.Error("more decodes learn from fewer")
+	}
+	d.measured += costSteps
+	if _, ok = d.curve(5); !ok {
+		t.Error("forgotten too early")
+	}
+	d.measured++
+	if _, ok = d.curve(5); ok {
+		t.Error("old measurements count")
+	}
+}
