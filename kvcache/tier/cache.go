@@ -77,7 +77,7 @@ func New(s Settings) (*Cache, error) {
 	}
 	c := &Cache{
 		s: s, ahead: max(min(max(1, s.Pages/8), 256), s.Reads),
-		shelf: newShelf(s.TenantPages, s.Pages),
+		shelf: newShelf(s.TenantPages, min(s.Pages, 4096)), // a passage between workers is mostly empty
 		done:  make(chan struct{}),
 		ready: make(chan struct{}, 1),
 	}
