@@ -40,6 +40,9 @@ func TestOutputIsUndisturbed(t *testing.T) {
 		window := 0
 		if rapid.IntRange(0, 2).Draw(t, "windowed") == 0 {
 			window = rapid.IntRange(1, 100).Draw(t, "window")
+			if rapid.Bool().Draw(t, "mixed") {
+				s.WindowBlocks = rapid.IntRange(2, 24).Draw(t, "window blocks")
+			}
 		}
 		failing := rapid.IntRange(0, 9).Draw(t, "failing") == 0
 		r := newRig(t, s, func(c *enginetest.Config, m *Model) {

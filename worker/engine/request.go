@@ -77,11 +77,11 @@ type sequence struct {
 	start    int     // computed before the step being planned
 	rows     int     // rows in the step being planned
 
-	kv        *kvcache.Sequence // nil from a release to the next attempt to start
-	room      int               // tokens that its blocks hold
-	published int               // tokens in blocks that are named, a multiple of the block
-	fence     uint64            // newest step that touches its blocks
-	scored    int               // position of the first prompt token whose log-probability is not scheduled
+	kv        kvcache.Tables // none from a release to the next attempt to start
+	room      int            // tokens that its blocks hold
+	published int            // tokens in blocks that are named, a multiple of the block
+	fence     uint64         // newest step that touches its blocks
+	scored    int            // position of the first prompt token whose log-probability is not scheduled
 
 	lifted    [][]byte // pinned pages that are still to be copied up, for the blocks from loadFirst on
 	loadFirst int

@@ -50,7 +50,7 @@ func (p *planner) speculate(st *step, budget int) (rows int) {
 		}
 		end := s.computed + len(s.drafts)
 		if end > s.room && len(p.waiting) == 0 && s.kv.Grow(end) == nil {
-			s.room = len(s.kv.Table()) * p.BlockTokens
+			s.room = s.kv.Room()
 		}
 		s.drafts = s.drafts[:min(len(s.drafts), s.room-s.computed)]
 		s.rows += len(s.drafts)
@@ -83,7 +83,7 @@ func (p *planner) settle(s *sequence) {
 	}
 	if s.state == stateRunning {
 		s.kv.Truncate(s.computed)
-		s.room = len(s.kv.Table()) * p.BlockTokens
+		s.room = s.kv.Room()
 	}
 }
 

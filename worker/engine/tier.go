@@ -110,7 +110,7 @@ func (p *planner) fetch(s *sequence) {
 	if l == nil || s.scoring() {
 		return
 	}
-	if s.kv == nil {
+	if s.kv.None() {
 		p.newSequence(s)
 	}
 	cached := s.kv.Lookup(s.tokens)
