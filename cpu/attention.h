@@ -8,7 +8,7 @@ enum { tile_tokens = 16, span_tokens = 64, most_queries = 6 };
 
 // cache_tile is the tile of K (kv 0) or V (kv 1) that holds position at.
 INLINE const uint8_t *cache_tile(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t at, int kv, int32_t head) {
-	const qc_cache *c = &e->cache;
+	const qc_cache *c = &e->cache[ph->group];
 	const int32_t page = table[at / c->block_tokens], in = at % c->block_tokens;
 	return c->data + page * c->page + (((int64_t)ph->layer * 2 + kv) * c->kv_heads + head) * c->head + in / tile_tokens * c->tile;
 }
@@ -199,7 +199,7 @@ SPECIAL void attend(const qc_exec *e, const qc_phase *ph, const int32_t *table, 
 
 #define ATTEND(n) \
 	static void attend_##n(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t head, const int32_t *at, float *const *out, const desk *k) { \
-		switch (e->cache.kind) { \
+		switch (e->cache[0].kind) { \
 		case QC_CACHE_I8: \
 			attend(e, ph, table, head, at, out, k, n, QC_CACHE_I8); \
 			break; \
@@ -236,7 +236,7 @@ static void attend_crowd(const qc_exec *e, const qc_phase *ph, const qc_seq *seq
 		}
 		static void (*const by_count[])(const qc_exec *, const qc_phase *, const int32_t *, int32_t, const int32_t *, float *const *, const desk *) = {
 			NULL, attend_1, attend_2, attend_3, attend_4, NULL, attend_6};
-		by_count[n](e, ph, e->tables + seq->table, kv_head, c->at + done, c->out + done, k);
+		by_count[n](e, ph, e->tables + seq->table[ph->group], kv_head, c->at + done, c->out + done, k);
 		done += n;
 	}
 	c->count = 0;
@@ -314,7 +314,7 @@ static void store_kv(const qc_exec *e, const qc_phase *ph, const int32_t *table,
 		rope_head(t, key, ph->table + (int64_t)at * d, d, ph->half_pairs);
 		key = t;
 	}
-	switch (e->cache.kind) {
+	switch (e->cache[0].kind) {
 	case QC_CACHE_F32:
 		for (int i = 0; i < d; i++)
 			((float *)keys)[i * tile_tokens + lane] = key[i];
@@ -344,7 +344,7 @@ static void store_share(const qc_exec *e, const qc_phase *ph, int thread, int th
 	float *t = desk_at(e->scratch + thread * e->scratch_bytes, ph->head_dim).head;
 	for (const qc_seq *seq = e->seq; i < to; seq++)
 		for (; i < to && i / ph->kv_heads < seq->row + seq->rows; i++)
-			store_kv(e, ph, e->tables + seq->table, (int32_t)(i / ph->kv_heads), (int32_t)(i % ph->kv_heads), t);
+			store_kv(e, ph, e->tables + seq->table[ph->group], (int32_t)(i / ph->kv_heads), (int32_t)(i % ph->kv_heads), t);
 }
 
 static void attention(const qc_exec *e, const qc_phase *ph, int thread, int threads) {

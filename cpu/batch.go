@@ -40,8 +40,11 @@ func (p *plan) checkBatch(b *device.Batch, kv device.KVLayout, previous int) err
 		return fmt.Errorf("cpu: batch: the sequences cover %d of %d rows", next, rows)
 	}
 	for i, c := range b.Copies {
-		if !pageOf(kv, c.From) || !pageOf(kv, c.To) {
-			return fmt.Errorf("cpu: batch: copy %d from page %d to %d of %d", i, c.From, c.To, kv.Pages)
+		if c.Group < 0 || int(c.Group) >= kv.Groups() {
+			return fmt.Errorf("cpu: batch: copy %d in group %d of %d", i, c.Group, kv.Groups())
+		}
+		if g := kv.Group(int(c.Group)); !pageOf(g, c.From) || !pageOf(g, c.To) {
+			return fmt.Errorf("cpu: batch: copy %d from page %d to %d of %d", i, c.From, c.To, g.Pages)
 		}
 	}
 	last := int32(0)
@@ -74,15 +77,25 @@ func (p *plan) checkSeq(b *device.Batch, kv device.KVLayout, i int, next int32) 
 			return fmt.Errorf("cpu: batch: row %d has position %d, want %d", s.Row+r, b.Positions[s.Row+r], first+r)
 		}
 	}
+	if err := p.checkTable(b, kv.Group(0), i, s.Table, p.windows[0]); err != nil || kv.Groups() == 1 {
+		return err
+	}
+	return p.checkTable(b, kv.Group(1), i, s.WindowTable, p.windows[1])
+}
+
+// checkTable checks the page table of sequence i in one group, whose layers all see window tokens at
+// most, 0 for all.
+func (p *plan) checkTable(b *device.Batch, kv device.KVLayout, i int, table, window int32) error {
+	s := &b.Seqs[i]
 	blocks := (int(s.Context) + kv.BlockTokens - 1) / kv.BlockTokens
-	if s.Table < 0 || int(s.Table)+blocks > len(b.Tables) {
-		return fmt.Errorf("cpu: batch: sequence %d needs %d pages from entry %d of %d", i, blocks, s.Table, len(b.Tables))
+	if table < 0 || int(table)+blocks > len(b.Tables) {
+		return fmt.Errorf("cpu: batch: sequence %d needs %d pages from entry %d of %d", i, blocks, table, len(b.Tables))
 	}
 	behind := 0 // pages that no row sees
-	if p.window > 0 {
-		behind = int(max(0, first-p.window+1)) / kv.BlockTokens
+	if window > 0 {
+		behind = int(max(0, s.Context-s.Rows-window+1)) / kv.BlockTokens
 	}
-	for _, page := range b.Tables[s.Table:][behind:blocks] {
+	for _, page := range b.Tables[table:][behind:blocks] {
 		if !pageOf(kv, page) {
 			return fmt.Errorf("cpu: batch: sequence %d has page %d of %d", i, page, kv.Pages)
 		}

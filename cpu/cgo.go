@@ -183,8 +183,11 @@ func (e *cExecutor) build(p *plan, kv []byte) error {
 	gated := gatedPhases(p)
 	types := map[device.Type]C.int32_t{device.F32: C.QC_CACHE_F32, device.F16: C.QC_CACHE_F16, device.I8: C.QC_CACHE_I8}
 	tile := p.kv.HeadBytes() * tileTokens
-	exec.cache = C.qc_cache{data: (*C.uint8_t)(unsafe.SliceData(kv)), page: C.int64_t(p.kv.PageBytes()), head: C.int64_t(tile * int64(p.kv.BlockTokens/tileTokens)), tile: C.int64_t(tile),
-		block_tokens: C.int32_t(p.kv.BlockTokens), kv_heads: C.int32_t(p.kv.KVHeads), kind: types[p.kv.Type]}
+	for i := range p.kv.Groups() {
+		exec.cache[i] = C.qc_cache{data: (*C.uint8_t)(unsafe.SliceData(groupMemory(p.kv, kv, i))), page: C.int64_t(p.kv.Group(i).PageBytes()),
+			head: C.int64_t(tile * int64(p.kv.BlockTokens/tileTokens)), tile: C.int64_t(tile),
+			block_tokens: C.int32_t(p.kv.BlockTokens), kv_heads: C.int32_t(p.kv.KVHeads), kind: types[p.kv.Type]}
+	}
 
 	var shared, own, scratch int64
 	vectors := map[int32]*C.float{}
@@ -205,7 +208,7 @@ func (e *cExecutor) build(p *plan, kv []byte) error {
 		*to = C.qc_phase{kind: C.int32_t(ph.kind), dst: C.int32_t(ph.dst), src: C.int32_t(ph.src), prepare: C.int32_t(ph.prepare),
 			gather: boolean(ph.gather), accumulate: boolean(ph.accumulate), eps: C.float(ph.eps), scale: C.float(ph.scale),
 			half_pairs: boolean(ph.halfPairs), rope_q: boolean(ph.ropeQ), rope_k: boolean(ph.ropeK), store: boolean(ph.store || ph.kind == phaseStoreKV),
-			layer: C.int32_t(ph.layer), heads: C.int32_t(ph.heads), kv_heads: C.int32_t(ph.kvHeads), head_dim: C.int32_t(ph.headDim),
+			group: C.int32_t(ph.group), layer: C.int32_t(ph.layer), heads: C.int32_t(ph.heads), kv_heads: C.int32_t(ph.kvHeads), head_dim: C.int32_t(ph.headDim),
 			q_col: C.int32_t(ph.qCol), k_col: C.int32_t(ph.kCol), v_col: C.int32_t(ph.vCol), window: C.int32_t(ph.window),
 			bias: vector(ph.bias), norm: vector(ph.norm), table: vector(ph.table)}
 		switch ph.kind {

@@ -132,10 +132,17 @@ func (d *Device) NewPages(l device.KVLayout) (device.Pages, error) {
 		return nil, fmt.Errorf("cpu: pages, layers, KV heads and head dimension must be positive, have %+v", l)
 	case l.HeadDim > 1<<12 || l.KVHeads > 1<<12 || l.Layers > 1<<12:
 		return nil, fmt.Errorf("cpu: layers, KV heads and head dimension must be at most %d, have %+v", 1<<12, l)
-	case int64(l.Pages) > math.MaxInt64/l.PageBytes() || l.Pages > math.MaxInt32:
-		return nil, fmt.Errorf("cpu: %d pages of %d bytes: %w", l.Pages, l.PageBytes(), device.ErrMemory)
+	case l.WindowPages < 0 || l.WindowLayers < 0 || l.WindowLayers > 1<<12 || (l.WindowPages > 0) != (l.WindowLayers > 0):
+		return nil, fmt.Errorf("cpu: a second group of pages must have pages and 1 to %d layers, have %+v", 1<<12, l)
 	}
-	bytes := int64(l.Pages) * l.PageBytes()
+	var bytes int64
+	for i := range l.Groups() {
+		g := l.Group(i)
+		if int64(g.Pages) > (math.MaxInt64-bytes)/g.PageBytes() || g.Pages > math.MaxInt32 {
+			return nil, fmt.Errorf("cpu: %d pages of %d bytes: %w", g.Pages, g.PageBytes(), device.ErrMemory)
+		}
+		bytes += int64(g.Pages) * g.PageBytes()
+	}
 	if err := d.reserve("the KV cache", bytes); err != nil {
 		return nil, err
 	}
@@ -158,6 +165,15 @@ type pages struct {
 }
 
 func (p *pages) Layout() device.KVLayout { return p.layout }
+
+// groupMemory is the memory of one group of pages: the second's lies behind the first's.
+func groupMemory(l device.KVLayout, mem []byte, group int) []byte {
+	first := int64(l.Pages) * l.PageBytes()
+	if group == 0 {
+		return mem[:first:first]
+	}
+	return mem[first:]
+}
 
 func (p *pages) page(i int32) ([]byte, error) {
 	if p.mem == nil {

@@ -8,6 +8,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/quire-serve/quire/device"
@@ -105,6 +106,62 @@ func TestPagesBehindWindow(t *testing.T) {
 	}
 }
 
+// TestGroupsOfPages: with layers of a window in pages of their own, where what lies behind is left out,
+// each path gives the bits that one group gives, copies of pages included; and each group's table is
+// checked as far as its layers look.
+func TestGroupsOfPages(t *testing.T) {
+	shape := llama(testModel{hidden: 64, ffn: 64, windows: []int{20, 0, 30}})
+	shape.layers = 3
+	model := newTestModel(8, shape, func() device.Type { return device.F32 })
+	for _, kv := range []device.Type{device.F32, device.F16, device.I8} {
+		rng := rand.New(rand.NewPCG(10, 10))
+		tokens := [][]int32{randomTokens(rng, 150, model.vocab), randomTokens(rng, 70, model.vocab)}
+		ref := openPathFor(t, Options{Path: "go", Threads: 1})
+		defer ref.Close()
+		one := newScenario(t, ref, model.program(t, ref), model.kv(15, 16, kv), device.Limits{Rows: 150, Sequences: 2, Samples: 150, Depth: 1}, tokens, rng)
+		defer one.close()
+		one.whole()
+		for _, path := range Paths() {
+			d := openPathFor(t, Options{Path: path, Threads: 2})
+			s := newScenario(t, d, model.program(t, d), model.grouped(15, 16, 16, kv), device.Limits{Rows: 30, Sequences: 2, Samples: 30, Depth: 1}, tokens, rng)
+			s.window = 30
+			s.shuffled(rng, 30, 2)
+			sameBits(t, fmt.Sprintf("%s, %s", path, kv), one.logits, s.logits)
+
+			// A page of the second group, moved, serves as well, and one of the first stays where it is.
+			last := len(s.tables[1][0]) - 1
+			from := s.tables[1][0][last]
+			to := int32(0)
+			for slices.Contains(s.tables[1][0], to) || slices.Contains(s.tables[1][1], to) {
+				to++
+			}
+			s.copies, s.tables[1][0][last] = []device.PageCopy{{From: from, To: to, Group: 1}}, to
+			s.step(part{0, 149, 150})
+			sameBits(t, fmt.Sprintf("%s, %s, moved", path, kv), one.logits, s.logits)
+
+			for want, spoil := range map[string]func(b *device.Batch){
+				"page -1 of 16":         func(b *device.Batch) { b.Tables[12] = -1 }, // tokens 32 on: 44 sees 15 on
+				"page 16 of 16":         func(b *device.Batch) { b.Tables[12] = 16 },
+				"page -1 of 15":         func(b *device.Batch) { b.Tables[0] = -1 },
+				"page 15 of 15":         func(b *device.Batch) { b.Tables[0] = 15 },
+				"from entry 13 of 13":   func(b *device.Batch) { b.Seqs[0].WindowTable = 13 },
+				"copy 0 in group 2":     func(b *device.Batch) { b.Copies = []device.PageCopy{{Group: 2}} },
+				"from page 0 to 16 of ": func(b *device.Batch) { b.Copies = []device.PageCopy{{To: 16, Group: 1}} },
+				"from page 15 to 0 of ": func(b *device.Batch) { b.Copies = []device.PageCopy{{From: 15}} },
+			} {
+				b := decode([]int32{1}, 44, slices.Repeat([]int32{3}, 13))
+				b.Seqs[0].WindowTable = 10
+				spoil(b)
+				if err := s.runner.Submit(b); err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("%s: error %v, want one with %q", path, err, want)
+				}
+			}
+			s.close()
+			d.Close()
+		}
+	}
+}
+
 // TestBytesAgainstNaive: a cache of I8 rounds K and V of each token and head to multiples of a half,
 // and nothing else.
 func TestBytesAgainstNaive(t *testing.T) {
@@ -186,13 +243,17 @@ func TestInvariance(t *testing.T) {
 		if rng.IntN(4) == 0 {
 			m.hidden, m.ffn, m.heads, m.kvHeads, m.headDim, m.layers, types = 256, 256, 4, 2, 64, 1, wideTypes
 		}
-		behind := 0 // a window that every layer has
+		behind := 0    // a window that every layer has, or every one in the second group of pages
+		mixed := false // whether there is one
 		if rng.IntN(2) == 0 {
 			for range m.layers {
 				m.windows = append(m.windows, 1+rng.IntN(90))
 			}
-			if behind = slices.Max(m.windows); m.layers > 1 && rng.IntN(3) == 0 {
-				m.windows[rng.IntN(m.layers)], behind = 0, 0
+			if m.layers > 1 && rng.IntN(2) == 0 {
+				m.windows[rng.IntN(m.layers)], mixed = 0, rng.IntN(3) > 0
+			}
+			if behind = slices.Max(m.windows); slices.Min(m.windows) == 0 && !mixed {
+				behind = 0
 			}
 		}
 		model := newTestModel(seed, m, func() device.Type { return types[rng.IntN(len(types))] })
@@ -217,7 +278,11 @@ func TestInvariance(t *testing.T) {
 			threads := 1 + rng.IntN(5)
 			d := openPathFor(t, Options{Path: path, Threads: threads})
 			rows := 1 + rng.IntN(50)
-			many := newScenario(t, d, model.program(t, d), model.kv(24, block, kvType), device.Limits{Rows: rows, Sequences: 4, Samples: rows, Depth: 2}, tokens, rng)
+			layout := model.kv(24, block, kvType)
+			if mixed {
+				layout = model.grouped(24, 30, block, kvType)
+			}
+			many := newScenario(t, d, model.program(t, d), layout, device.Limits{Rows: rows, Sequences: 4, Samples: rows, Depth: 2}, tokens, rng)
 			many.window = behind
 			many.shuffled(rng, rows, 4)
 			sameBits(rt, fmt.Sprintf("seed %d, path %s, %d threads", seed, path, threads), one.logits, many.logits)

@@ -90,7 +90,7 @@
 // The KV cache holds K and V rounded to nearest even if its type is F16, and attention reads them
 // back exactly. Its layout is [page][layer][K|V][kv head][tile of 16 tokens], where a tile of K is
 // [headDim][16 tokens] and a tile of V is [16 tokens][headDim]: scores have tokens for lanes, sums
-// over V have dimensions.
+// over V have dimensions. A second group of pages, of the layers with a window, follows the first.
 //
 // If its type is I8, each token's K, and its V, of each head is rounded alone, so that a token's bits
 // do not depend on its neighbours: s = amax/127 rounded to binary16; q = x·(1/s), limited to ±127,

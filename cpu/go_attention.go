@@ -97,9 +97,10 @@ func (v *goVector) storeBytes(x []float32) {
 	}
 }
 
-// eachRow calls f for every row and KV head, with the row's page table. Rows of one sequence may
+// eachRow calls f for every row and KV head, with the row's page table for ph. Rows of one sequence may
 // run at the same time.
-func (e *goExecutor) eachRow(kvHeads int, f func(r, head int, table []int32)) {
+func (e *goExecutor) eachRow(ph *phase, f func(r, head int, table []int32)) {
+	kvHeads := int(ph.kvHeads)
 	seqOf := make([]int32, len(e.step.tokens))
 	for i, seq := range e.step.seqs {
 		for r := seq.Row; r < seq.Row+seq.Rows; r++ {
@@ -109,7 +110,12 @@ func (e *goExecutor) eachRow(kvHeads int, f func(r, head int, table []int32)) {
 	e.k.parallel(len(seqOf)*kvHeads, 1, func(from, to int) {
 		for i := from; i < to; i++ {
 			r := i / kvHeads
-			f(r, i%kvHeads, e.step.tables[e.step.seqs[seqOf[r]].Table:])
+			seq := &e.step.seqs[seqOf[r]]
+			table := seq.Table
+			if ph.group == 1 {
+				table = seq.WindowTable
+			}
+			f(r, i%kvHeads, e.step.tables[table:])
 		}
 	})
 }
@@ -117,12 +123,12 @@ func (e *goExecutor) eachRow(kvHeads int, f func(r, head int, table []int32)) {
 // storeKV writes each row's K and V.
 func (e *goExecutor) storeKV(ph *phase) {
 	hd := int(ph.headDim)
-	e.eachRow(int(ph.kvHeads), func(r, head int, table []int32) {
+	e.eachRow(ph, func(r, head int, table []int32) {
 		row := e.row(ph.src, r)
 		k, v := row[int(ph.kCol)+head*hd:][:hd], row[int(ph.vCol)+head*hd:][:hd]
 		pos := int(e.step.positions[r])
 		for kv, x := range [][]float32{k, v} {
-			to := e.cache.vector(table, pos, int(ph.layer), kv, head)
+			to := e.cache[ph.group].vector(table, pos, int(ph.layer), kv, head)
 			to.store(x)
 		}
 	})
@@ -147,7 +153,7 @@ func (e *goExecutor) attention(ph *phase) {
 		e.storeKV(ph)
 	}
 	hd, perKV := int(ph.headDim), int(ph.heads/ph.kvHeads)
-	e.eachRow(int(ph.kvHeads), func(r, kvHead int, table []int32) {
+	e.eachRow(ph, func(r, kvHead int, table []int32) {
 		src, dst := e.row(ph.src, r), e.row(ph.dst, r)
 		for h := kvHead * perKV; h < (kvHead+1)*perKV; h++ {
 			q := src[int(ph.qCol)+h*hd:][:hd]
@@ -164,6 +170,7 @@ func (e *goExecutor) attendHead(out, q []float32, ph *phase, table []int32, kvHe
 		qs[d] = v * ph.scale
 	}
 	clear(out)
+	cache := e.cache[ph.group]
 	var lanes [16]float32
 	var s [spanTokens]float32
 	top := float32(math.Inf(-1))
@@ -175,7 +182,7 @@ func (e *goExecutor) attendHead(out, q []float32, ph *phase, table []int32, kvHe
 		from, to := max(0, begin-span), min(spanTokens, pos+1-span)
 		next := top
 		for t := from; t < to; t++ {
-			k := e.cache.vector(table, span+t, int(ph.layer), 0, kvHead)
+			k := cache.vector(table, span+t, int(ph.layer), 0, kvHead)
 			s[t] = 0
 			for d, v := range qs {
 				s[t] = fma32(v, k.at(d), s[t])
@@ -194,7 +201,7 @@ func (e *goExecutor) attendHead(out, q []float32, ph *phase, table []int32, kvHe
 		for t := from; t < to; t++ {
 			w := exp32(s[t] - top)
 			lanes[t%16] += w
-			v := e.cache.vector(table, span+t, int(ph.layer), 1, kvHead)
+			v := cache.vector(table, span+t, int(ph.layer), 1, kvHead)
 			w = v.times(w)
 			for d := range out {
 				out[d] = fma32(w, v.at(d), out[d])

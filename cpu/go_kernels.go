@@ -76,7 +76,7 @@ type goExecutor struct {
 	k     *goKernels
 	plan  *plan
 	bufs  [][]float32
-	cache *goCache
+	cache []*goCache // by group of pages
 	step  *step
 
 	// A matmul's prepared input: [rows, cols], and quantised.
@@ -87,7 +87,10 @@ type goExecutor struct {
 }
 
 func (k *goKernels) executor(p *plan, kv []byte) (executor, error) {
-	e := &goExecutor{k: k, plan: p, cache: newGoCache(p.kv, kv)}
+	e := &goExecutor{k: k, plan: p}
+	for i := range p.kv.Groups() {
+		e.cache = append(e.cache, newGoCache(p.kv.Group(i), groupMemory(p.kv, kv, i)))
+	}
 	for i, w := range p.widths {
 		var buf []float32
 		if home := p.home[i]; home == int32(i) {

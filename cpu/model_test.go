@@ -158,6 +158,18 @@ func (m *testModel) program(t testing.TB, d *Device) *device.Program {
 	return b.Build(b.MatMul(b.RMSNorm(b.Gather(x), load("norm", m.finalNorm), m.eps), head, nil))
 }
 
+// grouped is kv with the layers that have a window in a second group of windowPages pages.
+func (m *testModel) grouped(pages, windowPages, blockTokens int, t device.Type) device.KVLayout {
+	l := m.kv(pages, blockTokens, t)
+	for _, w := range m.windows {
+		if w > 0 {
+			l.Layers, l.WindowLayers = l.Layers-1, l.WindowLayers+1
+		}
+	}
+	l.WindowPages = windowPages
+	return l
+}
+
 func (m *testModel) window(layer int) int {
 	if m.windows == nil {
 		return 0

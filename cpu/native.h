@@ -44,7 +44,7 @@ typedef struct {
 	int32_t prepare, gather, accumulate, swiglu_out;
 	float eps, scale;
 	int32_t half_pairs, rope_q, rope_k, store;
-	int32_t layer, heads, kv_heads, head_dim, q_col, k_col, v_col, window;
+	int32_t group, layer, heads, kv_heads, head_dim, q_col, k_col, v_col, window;
 	const qc_matrix *matrix;
 	const float *bias, *norm, *table;
 } qc_phase;
@@ -54,14 +54,14 @@ typedef struct {
 	int32_t width, per_sample;
 } qc_buffer;
 
-// A sequence is device.Seq.
+// A sequence is device.Seq; table is by group of pages.
 typedef struct {
-	int32_t row, rows, table, context;
+	int32_t row, rows, table[2], context;
 } qc_seq;
 
 enum { QC_CACHE_F32, QC_CACHE_F16, QC_CACHE_I8 };
 
-// The paged cache: see doc.go for its layout. page, head and tile are in bytes.
+// A group of the paged cache: see doc.go for its layout. page, head and tile are in bytes.
 typedef struct {
 	uint8_t *data;
 	int64_t page, head, tile;
@@ -77,7 +77,7 @@ typedef struct {
 	int32_t phases, buffers, logits;
 	qc_phase *phase;
 	qc_buffer *buffer;
-	qc_cache cache;
+	qc_cache cache[2];
 	// Input of a matmul, shared and one for each thread; queries of each thread.
 	uint8_t *input, *own_input, *scratch;
 	int64_t own_bytes, scratch_bytes;

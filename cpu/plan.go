@@ -34,11 +34,11 @@ type plan struct {
 	// maxPositions bounds positions: the rows of the smallest RoPE table, or 0 without one.
 	maxPositions int32
 	embedRows    int32 // the tokens are below this; 0 without an embedding
-	// window is how many tokens before its own, itself included, the widest attention of a row sees;
-	// 0 is all.
-	window int32
-	limits device.Limits
-	kv     device.KVLayout
+	// windows is how many tokens before its own, itself included, the widest attention over a group of
+	// pages sees of a row; 0 is all.
+	windows [2]int32
+	limits  device.Limits
+	kv      device.KVLayout
 }
 
 type phaseKind int32
@@ -86,7 +86,7 @@ type phase struct {
 	halfPairs      bool
 	ropeQ, ropeK   bool
 	store          bool
-	layer          int32
+	group, layer   int32 // of the pages, and which of its layers
 	heads, kvHeads int32
 	headDim        int32
 	qCol           int32
@@ -105,6 +105,9 @@ func compile(p *device.Program, kv device.KVLayout, limits device.Limits) (*plan
 		c.plan.widths = append(c.plan.widths, int32(w))
 	}
 	c.plan.vocab = c.plan.widths[p.Logits]
+	if err := c.place(); err != nil {
+		return nil, err
+	}
 	for i := range p.Ops {
 		if err := c.check(i); err != nil {
 			return nil, err
@@ -117,15 +120,17 @@ func compile(p *device.Program, kv device.KVLayout, limits device.Limits) (*plan
 		i += c.fuse(i)
 	}
 	c.plan.settle()
-	c.plan.window = c.plan.widest()
+	for g := range c.plan.windows {
+		c.plan.windows[g] = c.plan.widest(int32(g))
+	}
 	return c.plan, nil
 }
 
-// widest returns the widest window of the attentions, 0 if one has none.
-func (p *plan) widest() (window int32) {
+// widest returns the widest window of the attentions over a group of pages, 0 if one has none.
+func (p *plan) widest(group int32) (window int32) {
 	for i := range p.phases {
 		switch ph := &p.phases[i]; {
-		case ph.kind != phaseAttention:
+		case ph.kind != phaseAttention || ph.group != group:
 		case ph.window == 0:
 			return 0
 		default:
@@ -175,9 +180,36 @@ func (p *plan) settle() {
 }
 
 type compiler struct {
-	prog  *device.Program
-	plan  *plan
-	index map[*weight]int32
+	prog   *device.Program
+	plan   *plan
+	index  map[*weight]int32
+	places []place // of the layers
+}
+
+// place is where a layer lies in the pages.
+type place struct{ group, layer int32 }
+
+// place finds every layer's place: in its group, layers stand in order.
+func (c *compiler) place() error {
+	kv := c.plan.kv
+	c.places = make([]place, kv.Layers+kv.WindowLayers)
+	if kv.Groups() == 2 {
+		for i := range c.prog.Ops {
+			if op := &c.prog.Ops[i]; op.Kind == device.KindAttention && op.Window > 0 && op.Layer >= 0 && op.Layer < len(c.places) {
+				c.places[op.Layer].group = 1
+			}
+		}
+	}
+	var layers [2]int32
+	for i := range c.places {
+		at := &c.places[i]
+		at.layer = layers[at.group]
+		layers[at.group]++
+	}
+	if int(layers[1]) != kv.WindowLayers {
+		return fmt.Errorf("cpu: %d layers of %d have a window, the second group of pages has %d", layers[1], len(c.places), kv.WindowLayers)
+	}
+	return nil
 }
 
 func (c *compiler) weight(w device.Weight) int32 {
@@ -240,9 +272,9 @@ func (c *compiler) check(i int) error {
 		return vector("the RoPE table", op.Table, op.HeadDim)
 	case device.KindStoreKV, device.KindAttention:
 		kv := c.plan.kv
-		if op.Layer < 0 || op.Layer >= kv.Layers || op.KVHeads != kv.KVHeads || op.HeadDim != kv.HeadDim {
+		if op.Layer < 0 || op.Layer >= len(c.places) || op.KVHeads != kv.KVHeads || op.HeadDim != kv.HeadDim {
 			return fmt.Errorf("cpu: operation %d: layer %d with %d KV heads of %d does not fit pages of %d layers, %d KV heads of %d",
-				i, op.Layer, op.KVHeads, op.HeadDim, kv.Layers, kv.KVHeads, kv.HeadDim)
+				i, op.Layer, op.KVHeads, op.HeadDim, len(c.places), kv.KVHeads, kv.HeadDim)
 		}
 		if op.Window < 0 || op.Window > math.MaxInt32 {
 			return fmt.Errorf("cpu: operation %d: window %d, want 0 to %d", i, op.Window, math.MaxInt32)
@@ -264,7 +296,7 @@ func (c *compiler) fuse(i int) int {
 	}
 	op := &c.prog.Ops[i]
 	ph := phase{dst: int32(op.Dst), src: int32(op.Src), w: -1, bias: -1, norm: -1, table: -1, eps: op.Eps, scale: op.Scale, accumulate: op.Accumulate,
-		halfPairs: op.HalfPairs, layer: int32(op.Layer), heads: int32(op.Heads), kvHeads: int32(op.KVHeads), headDim: int32(op.HeadDim)}
+		halfPairs: op.HalfPairs, heads: int32(op.Heads), kvHeads: int32(op.KVHeads), headDim: int32(op.HeadDim)}
 	switch op.Kind {
 	case device.KindEmbed:
 		ph.kind, ph.src, ph.w = phaseEmbed, -1, c.weight(op.W)
@@ -276,8 +308,10 @@ func (c *compiler) fuse(i int) int {
 		ph.kind, ph.table, ph.qCol = phaseRoPE, c.weight(op.Table), int32(op.Col)
 	case device.KindStoreKV:
 		ph.kind, ph.dst, ph.kCol, ph.vCol = phaseStoreKV, -1, int32(op.Col), int32(op.Col2)
+		ph.group, ph.layer = c.places[op.Layer].group, c.places[op.Layer].layer
 	case device.KindAttention:
 		ph.kind, ph.qCol, ph.window = phaseAttention, int32(op.Col), int32(op.Window)
+		ph.group, ph.layer = c.places[op.Layer].group, c.places[op.Layer].layer
 	case device.KindSwiGLU:
 		ph.kind = phaseSwiGLU
 	case device.KindGather:
@@ -340,8 +374,9 @@ func (c *compiler) fuseAttention(i int) int {
 		q.HeadDim != at.HeadDim || k.HeadDim != at.HeadDim || c.readAfter(i+4, buf) {
 		return 0
 	}
+	in := c.places[at.Layer]
 	c.plan.phases = append(c.plan.phases, phase{kind: phaseAttention, dst: int32(at.Dst), src: int32(buf), w: -1, bias: -1, norm: -1,
-		table: c.weight(q.Table), halfPairs: q.HalfPairs, ropeQ: true, ropeK: true, store: true, layer: int32(at.Layer),
+		table: c.weight(q.Table), halfPairs: q.HalfPairs, ropeQ: true, ropeK: true, store: true, group: in.group, layer: in.layer,
 		heads: int32(at.Heads), kvHeads: int32(at.KVHeads), headDim: int32(at.HeadDim),
 		qCol: int32(at.Col), kCol: int32(st.Col), vCol: int32(st.Col2), scale: at.Scale, window: int32(at.Window)})
 	return 4

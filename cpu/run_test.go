@@ -17,9 +17,10 @@ type scenario struct {
 	runner device.Runner
 	layout device.KVLayout
 	tokens [][]int32
-	tables [][]int32
-	logits [][][]float32 // by sequence, by position
-	window int           // pages behind it are taken out of the tables; 0 for none
+	tables [2][][]int32      // by group of pages, by sequence
+	logits [][][]float32     // by sequence, by position
+	copies []device.PageCopy // before the next step
+	window int               // pages behind it are taken out of the tables of the last group; 0 for none
 }
 
 // newScenario gives each sequence pages drawn by rng from a cache full of NaNs.
@@ -28,29 +29,27 @@ func newScenario(t testing.TB, d *Device, p *device.Program, l device.KVLayout, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	poison := make([]byte, l.PageBytes())
-	for i := range poison {
-		poison[i] = 0xff
-	}
-	for i := range l.Pages {
-		if err := kv.Write(int32(i), poison); err != nil {
-			t.Fatal(err)
-		}
+	for mem, i := kv.(*pages).mem, 0; i < len(mem); i++ {
+		mem[i] = 0xff
 	}
 	r, err := d.Compile(p, kv, limits)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &scenario{t: t, runner: r, layout: l, tokens: tokens, logits: make([][][]float32, len(tokens))}
-	free := rng.Perm(l.Pages)
+	for g := range l.Groups() {
+		free := rng.Perm(l.Group(g).Pages)
+		for _, seq := range tokens {
+			var table []int32
+			for range (len(seq) + l.BlockTokens - 1) / l.BlockTokens {
+				table = append(table, int32(free[0]))
+				free = free[1:]
+			}
+			s.tables[g] = append(s.tables[g], table)
+		}
+	}
 	for i, seq := range tokens {
 		s.logits[i] = make([][]float32, len(seq))
-		var table []int32
-		for range (len(seq) + l.BlockTokens - 1) / l.BlockTokens {
-			table = append(table, int32(free[0]))
-			free = free[1:]
-		}
-		s.tables = append(s.tables, table)
 	}
 	return s
 }
@@ -69,12 +68,21 @@ func (s *scenario) close() {
 func (s *scenario) step(parts ...part) {
 	var b device.Batch
 	b.WantLogits = true
+	b.Copies, s.copies = s.copies, nil
 	for _, p := range parts {
-		b.Seqs = append(b.Seqs, device.Seq{Row: int32(len(b.Tokens)), Rows: int32(p.to - p.from), Table: int32(len(b.Tables)), Context: int32(p.to)})
-		b.Tables = append(b.Tables, s.tables[p.seq]...)
+		seq := device.Seq{Row: int32(len(b.Tokens)), Rows: int32(p.to - p.from), Context: int32(p.to)}
+		at := len(b.Tables)
+		seq.Table = int32(at)
+		b.Tables = append(b.Tables, s.tables[0][p.seq]...)
+		if s.layout.Groups() == 2 {
+			at = len(b.Tables)
+			seq.WindowTable = int32(at)
+			b.Tables = append(b.Tables, s.tables[1][p.seq]...)
+		}
+		b.Seqs = append(b.Seqs, seq)
 		if s.window > 0 {
 			for i := range max(0, p.from-s.window+1) / s.layout.BlockTokens {
-				b.Tables[len(b.Tables)-len(s.tables[p.seq])+i] = -1
+				b.Tables[at+i] = -1
 			}
 		}
 		for pos := p.from; pos < p.to; pos++ {

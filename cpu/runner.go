@@ -151,9 +151,10 @@ func (r *runner) loop() {
 // execute runs one step: copies, references, phases, samples.
 func (r *runner) execute(s *slot) {
 	b := &s.batch
-	size := r.pages.layout.PageBytes()
 	for _, c := range b.Copies {
-		copy(r.pages.mem[int64(c.To)*size:int64(c.To+1)*size], r.pages.mem[int64(c.From)*size:int64(c.From+1)*size])
+		size := r.pages.layout.Group(int(c.Group)).PageBytes()
+		mem := groupMemory(r.pages.layout, r.pages.mem, int(c.Group))
+		copy(mem[int64(c.To)*size:int64(c.To+1)*size], mem[int64(c.From)*size:int64(c.From+1)*size])
 	}
 	s.tokens = append(s.tokens[:0], b.Tokens...)
 	for i, t := range s.tokens {

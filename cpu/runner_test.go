@@ -117,7 +117,7 @@ func TestPageCopies(t *testing.T) {
 		seq := randomTokens(rng, 30, m.vocab)
 		s := newScenario(t, d, p, m.kv(8, 16, device.F32), device.Limits{Rows: 30, Sequences: 1, Samples: 30, Depth: 1}, [][]int32{seq}, rng)
 		s.whole()
-		from := s.tables[0]
+		from := s.tables[0][0]
 		var spare []int32
 		for i := range int32(8) {
 			if !slices.Contains(from, i) {
@@ -359,14 +359,16 @@ func TestPagesAndCompileErrors(t *testing.T) {
 	d, m, p := smallModel(t, Options{Path: "go", MemoryBytes: 4 << 20})
 	defer d.Close()
 	for want, l := range map[string]device.KVLayout{
-		"KV type":         m.kv(2, 16, device.Q8_0),
-		"multiple of 16":  m.kv(2, 24, device.F32),
-		"must be posit":   m.kv(0, 16, device.F32),
-		"out of memory":   m.kv(1<<20, 16, device.F32),
-		"at most 4096":    {Pages: 1, BlockTokens: 16, Layers: 1 << 13, KVHeads: 1, HeadDim: 1, Type: device.F32},
-		"out of memory: ": {Pages: 1 << 40, BlockTokens: 16, Layers: 1 << 12, KVHeads: 1 << 12, HeadDim: 1 << 12, Type: device.F32},
+		"KV type":           m.kv(2, 16, device.Q8_0),
+		"multiple of 16":    m.kv(2, 24, device.F32),
+		"must be posit":     m.kv(0, 16, device.F32),
+		"out of memory":     m.kv(1<<20, 16, device.F32),
+		"at most 4096":      {Pages: 1, BlockTokens: 16, Layers: 1 << 13, KVHeads: 1, HeadDim: 1, Type: device.F32},
+		"a second group":    {Pages: 1, BlockTokens: 16, Layers: 1, WindowPages: 1, KVHeads: 1, HeadDim: 1, Type: device.F32},
+		"out of memory: : ": {Pages: 1, BlockTokens: 16, Layers: 1, WindowPages: 1 << 20, WindowLayers: 1 << 12, KVHeads: 1, HeadDim: 64, Type: device.F32},
+		"out of memory: ":   {Pages: 1 << 40, BlockTokens: 16, Layers: 1 << 12, KVHeads: 1 << 12, HeadDim: 1 << 12, Type: device.F32},
 	} {
-		if _, err := d.NewPages(l); err == nil || !strings.Contains(err.Error(), strings.TrimSuffix(want, ": ")) {
+		if _, err := d.NewPages(l); err == nil || !strings.Contains(err.Error(), strings.TrimRight(want, ": ")) {
 			t.Errorf("error %v, want one with %q", err, want)
 		}
 	}
@@ -377,6 +379,14 @@ func TestPagesAndCompileErrors(t *testing.T) {
 	limits := device.Limits{Rows: 1, Sequences: 1, Samples: 1, Depth: 1}
 	if _, err := d.Compile(p, kv, limits); err == nil || !strings.Contains(err.Error(), "does not fit pages of 1 layers") {
 		t.Errorf("two layers over pages of one: %v", err)
+	}
+	groups := m.kv(1, 16, device.F32)
+	groups.Layers, groups.WindowLayers, groups.WindowPages = 1, 1, 1
+	if kv, err = d.NewPages(groups); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Compile(p, kv, limits); err == nil || !strings.Contains(err.Error(), "0 layers of 2 have a window, the second group of pages has 1") {
+		t.Errorf("layers without windows over a group for windows: %v", err)
 	}
 	good, err := d.NewPages(m.kv(1, 16, device.F32))
 	if err != nil {

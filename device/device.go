@@ -98,14 +98,19 @@ type Weight interface {
 	Bytes() int64
 }
 
-// KVLayout is the shape of a paged KV cache. A page holds BlockTokens tokens of all layers.
+// KVLayout is the shape of a paged KV cache. A page holds BlockTokens tokens of all layers; or the cache
+// has two groups of pages, numbered each from 0 on, and one of the second holds those of the layers with
+// a window, one of the first those of the others.
 type KVLayout struct {
 	Pages       int
 	BlockTokens int // a multiple of 16
-	Layers      int
-	KVHeads     int
-	HeadDim     int
-	Type        Type // F32, F16 or I8
+	Layers      int // in a page of the first group
+	// WindowPages and WindowLayers are the second group's; 0 if there is none.
+	WindowPages  int
+	WindowLayers int
+	KVHeads      int
+	HeadDim      int
+	Type         Type // F32, F16 or I8
 }
 
 // scaleBytes is the size of the scale of a token's K, or V, of one head in a cache of I8.
@@ -120,7 +125,33 @@ func (l KVLayout) HeadBytes() int64 {
 	return n
 }
 
-// PageBytes is the size of one page.
+// Group is the layout of one group alone, 0 or 1.
+func (l KVLayout) Group(i int) KVLayout {
+	if i == 1 {
+		l.Pages, l.Layers = l.WindowPages, l.WindowLayers
+	}
+	l.WindowPages, l.WindowLayers = 0, 0
+	return l
+}
+
+// Groups is how many there are.
+func (l KVLayout) Groups() int {
+	if l.WindowPages > 0 {
+		return 2
+	}
+	return 1
+}
+
+// Bytes is the size of all pages.
+func (l KVLayout) Bytes() (n int64) {
+	for i := range l.Groups() {
+		g := l.Group(i)
+		n += int64(g.Pages) * g.PageBytes()
+	}
+	return n
+}
+
+// PageBytes is the size of one page, of the first group.
 func (l KVLayout) PageBytes() int64 {
 	return int64(l.BlockTokens) * int64(l.Layers) * 2 * int64(l.KVHeads) * l.HeadBytes()
 }
@@ -129,8 +160,8 @@ func (l KVLayout) PageBytes() int64 {
 // the same layout, so that pages can move between tiers and machines.
 type Pages interface {
 	Layout() KVLayout
-	// Read copies page into dst, Write the other way; both are [KVLayout.PageBytes] long. The
-	// caller sees to it that no submitted step still uses the page.
+	// Read copies page, of the first group, into dst, Write the other way; both are
+	// [KVLayout.PageBytes] long. The caller sees to it that no submitted step still uses the page.
 	Read(page int32, dst []byte) error
 	Write(page int32, src []byte) error
 	Close() error
@@ -183,14 +214,15 @@ type Batch struct {
 type Seq struct {
 	Row  int32 // first row
 	Rows int32 // number of rows; their positions are consecutive
-	// Table is the offset of its page table in Batch.Tables. Where every layer has a window, pages that
-	// lie behind all windows of its first row are not looked at.
-	Table   int32
-	Context int32 // tokens in its cache once this step is done: last position + 1
+	// Table is the offset of its page table in Batch.Tables, WindowTable that of the one for the cache's
+	// second group, if it has one. Where every layer of a group has a window, pages that lie behind all
+	// windows of the first row are not looked at.
+	Table, WindowTable int32
+	Context            int32 // tokens in its cache once this step is done: last position + 1
 }
 
-// PageCopy copies a whole page.
-type PageCopy struct{ From, To int32 }
+// PageCopy copies a whole page of a group.
+type PageCopy struct{ From, To, Group int32 }
 
 // TokenBias is added to a token's logit.
 type TokenBias struct {

@@ -20,7 +20,8 @@ const (
 	// Pairs are (2i, 2i+1), or (i, i+HeadDim/2) if HalfPairs.
 	KindRoPE
 	// KindStoreKV writes K from column Col and V from column Col2 of src [T, ·] into the sequence's
-	// pages of Layer.
+	// pages of Layer. Where the cache has two groups of pages, those of a layer whose attention has a
+	// Window are in the second.
 	KindStoreKV
 	// KindAttention: dst[T, Heads·HeadDim] = causal softmax(q·K·Scale)·V for q from column Col of
 	// src, over the sequence's pages of Layer; query head h reads KV head h·KVHeads/Heads. With a
@@ -47,7 +48,7 @@ type Op struct {
 	Accumulate bool
 	HalfPairs  bool
 
-	Layer, Heads, KVHeads, HeadDim int
+	Layer, Heads, KVHeads, HeadDim int // Layer counts all layers, whatever group they are in
 	Col, Col2                      int
 	Window                         int // 0: all before it
 }

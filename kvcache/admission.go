@@ -14,25 +14,31 @@ type decision struct {
 // need is the number of blocks that leave Free.
 func (d decision) need() int { return d.revive + d.total - d.hits }
 
-// plan finds the cached prefix of tokens and decides how to use it.
-func (s *Sequence) plan(tokens []int32, upTo int) decision {
-	p := s.pool
-	if p.cfg.PrefixCache {
-		s.extend(tokens, len(tokens)/p.cfg.BlockTokens)
+// look finds the cached prefix of tokens, unless it is known.
+func (s *Sequence) look(tokens []int32) {
+	s.hash(tokens)
+	if n := len(tokens); !s.knows(n) {
+		s.find(n, n/s.pool.cfg.BlockTokens)
 	}
-	if s.matchVersion != p.version || s.matchTokens != len(tokens) {
-		s.find(len(tokens))
-	}
-	return s.planned(len(tokens), upTo)
 }
 
-// find looks the sequence's hashes up, for a prompt of n tokens, and remembers the answer until the
-// pool changes: admission asks for it up to three times.
-func (s *Sequence) find(n int) {
+// hash computes the hashes by which tokens are looked up.
+func (s *Sequence) hash(tokens []int32) {
+	if s.pool.cfg.PrefixCache {
+		s.extend(tokens, len(tokens)/s.pool.cfg.BlockTokens)
+	}
+}
+
+// knows reports whether what find found for a prompt of n tokens still holds.
+func (s *Sequence) knows(n int) bool { return s.matchVersion == s.pool.version && s.matchTokens == n }
+
+// find looks the sequence's first hashes up, at most limit of them, for a prompt of n tokens, and
+// remembers the answer until the pool changes: admission asks for it up to three times.
+func (s *Sequence) find(n, limit int) {
 	p := s.pool
 	s.match, s.matchFrom = s.match[:0], 0
 	s.matchVersion, s.matchTokens = p.version, n
-	full := min(min(n, s.readable)/p.cfg.BlockTokens, len(s.hashes))
+	full := min(limit, s.readable/p.cfg.BlockTokens, len(s.hashes))
 	if !p.cfg.PrefixCache {
 		return
 	}
@@ -71,6 +77,13 @@ func (s *Sequence) findWindow(full int) {
 		}
 		s.match = append(s.match, id)
 	}
+}
+
+// matchEnded reports whether the last block found is more than a promise of the step being planned: it
+// can be taken as it is or copied.
+func (s *Sequence) matchEnded() bool {
+	b := &s.pool.blocks[s.match[len(s.match)-1]]
+	return b.refs == 0 || b.step < s.pool.step
 }
 
 // planned turns the blocks found into a decision.

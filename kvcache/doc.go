@@ -5,6 +5,8 @@
 // request's block table. Full blocks are named by a chained [Hash] over (parent, token ids, extra
 // keys): an equal hash means equal content, so a request whose prompt begins with cached blocks
 // starts behind them. A block that no sequence references stays cached until its memory is needed.
+// [Groups] and [Tables] are the same for models of which some layers attend to a window and others to
+// everything: a pool and a table for each.
 //
 // An engine's step:
 //

@@ -150,6 +150,11 @@ func (m *machine) hit(r *run) int {
 func (m *machine) publish(r *run, n int) {
 	n = min(n, len(r.tokens))
 	r.seq.Publish(r.tokens[:n])
+	m.record(r, n)
+}
+
+// record remembers what the blocks within n tokens hold.
+func (m *machine) record(r *run, n int) {
 	if !m.pool.cfg.PrefixCache {
 		return
 	}

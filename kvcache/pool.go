@@ -29,7 +29,7 @@ type Config struct {
 	// Events records KV events, the last EventBuffer of them (default: 4 for each block).
 	Events      bool
 	EventBuffer int
-	// Group tells the pools of one worker apart in events.
+	// Group tells the pools of one worker apart in events and copies.
 	Group int
 
 	// ReportEvictions fills [Pool.Evicted], for tiers below.
@@ -84,7 +84,10 @@ type Stats struct {
 
 // Copy is a copy of a whole block that the device does before the operations of the step being
 // planned. Copies of one step are done in the order in which the pool gave them.
-type Copy struct{ From, To BlockID }
+type Copy struct {
+	From, To BlockID
+	Group    int // Config.Group
+}
 
 // Eviction is a cached block whose memory was taken. Its content stays intact until the step being
 // planned is submitted: until then it can be copied to a lower tier, if the device has finished Step.
@@ -358,6 +361,12 @@ func (p *Pool) unname(id BlockID) {
 	if p.journal != nil && p.index.find(p.blocks, &h) == NoBlock {
 		p.journal.add(record{kind: Removed, hash: h})
 	}
+}
+
+// copy counts a copy-on-write.
+func (p *Pool) copy(from, to BlockID) Copy {
+	p.stats.Copies++
+	return Copy{from, to, p.cfg.Group}
 }
 
 // violate remembers the first violation, for Check. The caller goes on in the way that does least harm.

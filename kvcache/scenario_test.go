@@ -483,16 +483,49 @@ func TestTwins(t *testing.T) {
 	p.EndStep()
 }
 
-// TestScenarioC5: charged with what the window holds at most.
+// TestScenarioC5: charged with what the window holds at most, alone and beside layers that see all.
 func TestScenarioC5(t *testing.T) {
-	full := pool(t, Config{Blocks: 77})
 	swa := pool(t, Config{Blocks: 77, Window: 64, PrefixCache: true})
 	wantInt(t, "window's charge", swa.Charge(512, 128), 13)
-	wantInt(t, "both", full.Charge(512, 128)+swa.Charge(512, 128), 45)
-	small := pool(t, Config{Blocks: 4})
+	// 77 blocks in two groups. With fewer than 64 both cannot keep the whole prompt.
+	hybrid := groups(t, Config{Blocks: 40, PrefixCache: true}, Config{Blocks: 37, Window: 64})
+	wantInt(t, "both", hybrid.Charge(512, 128), 45)
+	small := groups(t, Config{Blocks: 4}, Config{Blocks: 73, Window: 64})
 	if small.Fits(256) {
-		t.Fatal("16 blocks fit a pool of 4")
+		t.Fatal("16 blocks fit a group of 4")
 	}
+	refused := small.NewSequence(Hash{})
+	if refused.HasRoom(ids(0, 256), 128, 0) {
+		t.Fatal("there is room for 16 blocks in a group of 4")
+	}
+	if _, _, err := refused.Begin(ids(0, 256), nil); !errors.Is(err, ErrNoBlocks) {
+		t.Fatalf("got %v", err)
+	}
+	wantInt(t, "blocks taken by who was refused", small.Stats().Referenced+small.Windowed().Stats().Referenced, 0)
+
+	prompt := ids(0, 512)
+	both := hybrid.NewSequence(Hash{})
+	if !both.HasRoom(prompt, 128, 0) {
+		t.Fatal("45 blocks have no room among 77")
+	}
+	if _, _, err := both.Begin(prompt, nil); err != nil {
+		t.Fatal(err)
+	}
+	wantInt(t, "full blocks from the start", hybrid.Stats().Referenced, 32)
+	held := 0
+	for n := 128; n <= 512; n += 128 {
+		both.Slide(n - 128)
+		if err := both.Grow(n); err != nil {
+			t.Fatal(err)
+		}
+		both.Publish(prompt[:n])
+		hybrid.EndStep()
+		held = max(held, hybrid.Windowed().Stats().Referenced)
+	}
+	wantInt(t, "windowed blocks at most", held, 12) // the prompt's steps are aligned: 13 covers those that are not
+	wantInt(t, "full blocks at the end", hybrid.Stats().Referenced, 32)
+	wantInt(t, "first windowed entry", int(both.Windowed()[0]), int(NoBlock))
+
 	// The charge is real: run the prompt and watch.
 	tokens, most := ids(0, 512), 0
 	s := swa.NewSequence(Hash{})
@@ -518,6 +551,8 @@ func TestScenarioC5(t *testing.T) {
 	wantInt(t, "first entry", int(s.Table()[0]), int(NoBlock))
 }
 
+// TestScenarioC6: scratch blocks are reused before cached ones, and the cached tail still hits, in a group
+// beside another as in a pool alone.
 func TestScenarioC6(t *testing.T) {
 	p := pool(t, Config{Blocks: 8, BlockTokens: 4, Window: 8, PrefixCache: true})
 	tokens := ids(0, 18)
@@ -528,6 +563,53 @@ func TestScenarioC6(t *testing.T) {
 	r, cached := start(t, p, Hash{}, tokens)
 	wantInt(t, "hit", cached, 16)
 	wantIDs(t, "only the tail is held", r.Table(), NoBlock, NoBlock, 2, 3, 4)
+
+	g := groups(t, Config{Blocks: 8, BlockTokens: 4, PrefixCache: true}, Config{Blocks: 8, Window: 8})
+	both := g.NewSequence(Hash{})
+	if _, _, err := both.Begin(tokens, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := both.Grow(18); err != nil {
+		t.Fatal(err)
+	}
+	both.Publish(tokens)
+	g.EndStep()
+	both.Slide(17)
+	both.Release()
+	wantIDs(t, "windowed free", g.Windowed().freeOrder(), 4, 5, 6, 7, 1, 0, 3, 2)
+	again := g.NewSequence(Hash{})
+	wantInt(t, "hit of both", again.Lookup(tokens), 16)
+	if _, _, err := again.Begin(tokens, nil); err != nil {
+		t.Fatal(err)
+	}
+	wantIDs(t, "only the tail is held of the windowed", again.Windowed(), NoBlock, NoBlock, 2, 3, 4)
+	wantIDs(t, "all is held of the full", again.Table(), 0, 1, 2, 3, 4)
+	again.Release()
+	// What the second group has lost is no hit, whatever the first has.
+	w := g.Windowed().NewSequence(Hash{})
+	if _, _, _, err := w.Begin(ids(1, 32), 32); err != nil {
+		t.Fatal(err)
+	}
+	w.Release()
+	late := g.NewSequence(Hash{})
+	wantInt(t, "hit without the window's tail", late.Lookup(tokens), 0)
+}
+
+func groups(t *testing.T, first, windowed Config) *Groups {
+	t.Helper()
+	if first.BlockTokens == 0 {
+		first.BlockTokens = 16
+	}
+	g, err := NewGroups(first, windowed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := g.Audit(); err != nil {
+			t.Error(err)
+		}
+	})
+	return g
 }
 
 func TestScenarioC7(t *testing.T) {

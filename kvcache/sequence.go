@@ -96,7 +96,8 @@ func (s *Sequence) Tokens() int { return s.tokens }
 // cached; then only the last token is left (Begin says how). It takes nothing.
 func (s *Sequence) Lookup(tokens []int32) (cached int) {
 	s.mustBeEmpty("Lookup")
-	return s.plan(tokens, 0).cached
+	s.look(tokens)
+	return s.planned(len(tokens), 0).cached
 }
 
 // Need is how many blocks Begin, of the tokens last looked up, or Grow would take from Free to
@@ -105,8 +106,8 @@ func (s *Sequence) Need(n int) int {
 	if len(s.table) > 0 {
 		return max(0, s.pool.ceil(n)-len(s.table))
 	}
-	if s.matchVersion != s.pool.version {
-		s.find(s.matchTokens)
+	if !s.knows(s.matchTokens) {
+		s.find(s.matchTokens, s.matchTokens/s.pool.cfg.BlockTokens)
 	}
 	return s.planned(s.matchTokens, n).need()
 }
@@ -123,14 +124,29 @@ func (s *Sequence) Need(n int) int {
 // ErrNoBlocks and ErrQuota change nothing.
 func (s *Sequence) Begin(tokens []int32, upTo int) (cached int, cow Copy, hasCopy bool, err error) {
 	s.mustBeEmpty("Begin")
+	s.look(tokens)
+	d := s.planned(len(tokens), upTo)
+	if err := s.mayTake(d.need(), d.total-d.skip); err != nil {
+		return 0, Copy{}, false, err
+	}
+	cow, hasCopy = s.begin(d, len(tokens))
+	return d.cached, cow, hasCopy, nil
+}
+
+// mayTake reports whether blocks blocks can leave Free for entries more table entries.
+func (s *Sequence) mayTake(blocks, entries int) error {
+	if blocks > s.pool.Free() {
+		return ErrNoBlocks
+	}
+	if !s.pool.mayHold(s.tenant, entries) {
+		return ErrQuota
+	}
+	return nil
+}
+
+// begin does what d says, of a prompt of n tokens.
+func (s *Sequence) begin(d decision, n int) (cow Copy, hasCopy bool) {
 	p := s.pool
-	d := s.plan(tokens, upTo)
-	if d.need() > p.Free() {
-		return 0, Copy{}, false, ErrNoBlocks
-	}
-	if !p.mayHold(s.tenant, d.total-d.skip) {
-		return 0, Copy{}, false, ErrQuota
-	}
 	for range d.skip {
 		s.table = append(s.table, NoBlock)
 	}
@@ -143,33 +159,39 @@ func (s *Sequence) Begin(tokens []int32, upTo int) (cached int, cow Copy, hasCop
 		s.table = append(s.table, p.take(s.serial))
 	}
 	if d.copyFrom != NoBlock {
-		cow, hasCopy = Copy{d.copyFrom, s.table[d.hits]}, true
-		p.stats.Copies++
+		cow, hasCopy = p.copy(d.copyFrom, s.table[d.hits]), true
 	}
 	p.account(s.tenant, d.total-d.skip)
 	s.tokens = d.room
-	p.count(s, len(tokens), d.cached)
-	return d.cached, cow, hasCopy, nil
+	p.count(s, n, d.cached)
+	return cow, hasCopy
 }
 
 // Grow makes room for n tokens in total. ErrNoBlocks and ErrQuota change nothing.
 func (s *Sequence) Grow(n int) error {
+	if err := s.mayGrow(n); err != nil {
+		return err
+	}
+	s.grow(n)
+	return nil
+}
+
+func (s *Sequence) mayGrow(n int) error {
+	if more := s.pool.ceil(n) - len(s.table); more > 0 {
+		return s.mayTake(more, more)
+	}
+	return nil
+}
+
+func (s *Sequence) grow(n int) {
 	p := s.pool
-	more := p.ceil(n) - len(s.table)
-	if more > 0 {
-		if more > p.Free() {
-			return ErrNoBlocks
-		}
-		if !p.mayHold(s.tenant, more) {
-			return ErrQuota
-		}
+	if more := p.ceil(n) - len(s.table); more > 0 {
 		for range more {
 			s.table = append(s.table, p.take(s.serial))
 		}
 		p.account(s.tenant, more)
 	}
 	s.tokens = max(s.tokens, n)
-	return nil
 }
 
 // Publish names every block that is full within tokens, which are all the sequence's verified
@@ -196,15 +218,22 @@ func (s *Sequence) Publish(tokens []int32) {
 // compute the shared tokens must have been planned (EndStep) before. ErrNoBlocks and ErrQuota
 // change nothing.
 func (s *Sequence) Fork() (child *Sequence, cow Copy, hasCopy bool, err error) {
+	if err := s.mayFork(); err != nil {
+		return nil, Copy{}, false, err
+	}
+	child, cow, hasCopy = s.fork()
+	return child, cow, hasCopy, nil
+}
+
+func (s *Sequence) mayFork() error {
+	used := s.pool.ceil(s.tokens)
+	return s.mayTake(used-s.tokens/s.pool.cfg.BlockTokens, used-min(s.windowed, used))
+}
+
+func (s *Sequence) fork() (child *Sequence, cow Copy, hasCopy bool) {
 	p := s.pool
 	full := s.tokens / p.cfg.BlockTokens
 	used := p.ceil(s.tokens)
-	if used-full > p.Free() {
-		return nil, Copy{}, false, ErrNoBlocks
-	}
-	if !p.mayHold(s.tenant, used-min(s.windowed, used)) {
-		return nil, Copy{}, false, ErrQuota
-	}
 	child = p.NewSequence(s.root)
 	child.tenant, child.items, child.readable = s.tenant, s.items, s.readable
 	child.hashes = append(child.hashes, s.hashes[:min(full, len(s.hashes))]...)
@@ -219,11 +248,10 @@ func (s *Sequence) Fork() (child *Sequence, cow Copy, hasCopy bool, err error) {
 	if used > full {
 		id := p.take(child.serial)
 		child.table = append(child.table, id)
-		cow, hasCopy = Copy{s.table[full], id}, true
-		p.stats.Copies++
+		cow, hasCopy = p.copy(s.table[full], id), true
 	}
 	p.account(s.tenant, used-child.windowed)
-	return child, cow, hasCopy, nil
+	return child, cow, hasCopy
 }
 
 // Truncate gives back blocks beyond n tokens: slots that speculation did not use. Published blocks

@@ -45,12 +45,15 @@ func (c Config) Window(layer int) int {
 	return c.Windows[layer]
 }
 
-// Reach is how many tokens, itself included, a token attends to in any layer; 0 if that is all.
-func (c Config) Reach() int {
-	if c.Windows == nil || slices.Min(c.Windows) == 0 {
-		return 0
+// Windowed is how many layers have a window, and the widest of them; 0 if none has.
+func (c Config) Windowed() (layers, widest int) {
+	for _, w := range c.Windows {
+		if w > 0 {
+			layers++
+			widest = max(widest, w)
+		}
 	}
-	return slices.Max(c.Windows)
+	return layers, widest
 }
 
 // architecture is what tells the members of the Llama family apart.
@@ -67,6 +70,15 @@ var architectures = map[string]architecture{
 // KVLayout is the layout of a paged KV cache for the model, with elements of type t.
 func (c Config) KVLayout(pages, blockTokens int, t device.Type) device.KVLayout {
 	return device.KVLayout{Pages: pages, BlockTokens: blockTokens, Layers: c.Layers, KVHeads: c.KVHeads, HeadDim: c.HeadDim, Type: t}
+}
+
+// GroupedKVLayout is KVLayout with the layers that have a window in a second group of windowPages pages.
+func (c Config) GroupedKVLayout(pages, windowPages, blockTokens int, t device.Type) device.KVLayout {
+	l := c.KVLayout(pages, blockTokens, t)
+	l.WindowPages = windowPages
+	l.WindowLayers, _ = c.Windowed()
+	l.Layers -= l.WindowLayers
+	return l
 }
 
 // Limits on what a file may claim, so that products of them cannot overflow.

@@ -16,24 +16,26 @@ func TestWindows(t *testing.T) {
 		window  any
 		pattern any
 		want    []int
-		reach   int
+		layers  int // with a window of 100
 	}{
 		{name: "none"},
 		{name: "zero", window: uint32(0)},
-		{name: "all layers", window: uint32(100), want: []int{100, 100}, reach: 100},
+		{name: "all layers", window: uint32(100), want: []int{100, 100}, layers: 2},
 		{name: "the whole context", window: uint32(128)},
-		{name: "every second", window: uint32(100), pattern: uint32(2), want: []int{100, 0}},
+		{name: "every second", window: uint32(100), pattern: uint32(2), want: []int{100, 0}, layers: 1},
 		{name: "every first", window: uint32(100), pattern: uint32(1)},
-		{name: "a period of 0", window: uint32(100), pattern: uint32(0), want: []int{100, 100}, reach: 100},
-		{name: "booleans", window: uint32(100), pattern: []bool{false, true}, want: []int{0, 100}},
-		{name: "integers", window: uint32(100), pattern: []int32{1, 0}, want: []int{100, 0}},
+		{name: "a period of 0", window: uint32(100), pattern: uint32(0), want: []int{100, 100}, layers: 2},
+		{name: "booleans", window: uint32(100), pattern: []bool{false, true}, want: []int{0, 100}, layers: 1},
+		{name: "integers", window: uint32(100), pattern: []int32{1, 0}, want: []int{100, 0}, layers: 1},
 		{name: "a pattern of no window", window: uint32(0), pattern: []bool{false, true}},
 	} {
 		f := newFixture("llama")
 		f.set(window, c.window)
 		f.set(pattern, c.pattern)
-		if got := f.open(t).Config; !slices.Equal(got.Windows, c.want) || got.Reach() != c.reach || got.ContextLength != 128 {
-			t.Errorf("%s: windows %v, reach %d, context %d", c.name, got.Windows, got.Reach(), got.ContextLength)
+		got := f.open(t).Config
+		layers, widest := got.Windowed()
+		if !slices.Equal(got.Windows, c.want) || layers != c.layers || widest != 100*min(1, c.layers) || got.ContextLength != 128 {
+			t.Errorf("%s: windows %v, in %d layers, the widest %d, context %d", c.name, got.Windows, layers, widest, got.ContextLength)
 		}
 	}
 	for want, change := range map[string]func(*fixture){

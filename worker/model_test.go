@@ -302,7 +302,7 @@ func TestSizing(t *testing.T) {
 		{100, true, 0},       // not one block
 		{1 << 40, false, 128},
 	} {
-		if got := blocks(c.budget, c.asked, l, 256/16, 8); got != c.want {
+		if got := blocks(c.budget, c.asked, l.PageBytes(), 256/16, 8); got != c.want {
 			t.Errorf("%d bytes (asked: %v) buy %d blocks, want %d", c.budget, c.asked, got, c.want)
 		}
 	}

@@ -25,25 +25,22 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 		return nil, err
 	}
 	s.Engine = s.Engine.WithDefaults()
-	window := m.Config.Reach()
-	if window >= m.Context {
-		window = 0
+	windowed, window := m.Config.Windowed()
+	mixed := windowed < m.Config.Layers
+	if window >= m.Context || mixed && s.HostKVBytes > 0 {
+		window = 0 // every block is kept
 	}
 	if window > 0 && s.HostKVBytes > 0 {
 		return nil, fmt.Errorf("worker: kv_host_bytes is %d, must be 0 for %s: all its layers have a sliding window", s.HostKVBytes, m.ID)
 	}
 	layout := m.Config.KVLayout(s.Engine.Blocks, s.Engine.BlockTokens, s.KVType)
-	if layout.Pages == 0 {
-		budget := s.KVBytes
-		if budget == 0 {
-			budget = freeMemory(dev) / 8
-		}
-		layout.Pages = blocks(budget, s.KVBytes > 0, layout, s.Engine.Charge(m.Context, window), s.Engine.MaxSequences)
-		if layout.Pages == 0 {
-			return nil, fmt.Errorf("worker: kv_bytes is %d, must be at least %d: one block of %d tokens", budget, layout.PageBytes(), layout.BlockTokens)
-		}
+	if window > 0 && mixed {
+		layout = m.Config.GroupedKVLayout(s.Engine.Blocks, s.Engine.WindowBlocks, s.Engine.BlockTokens, s.KVType)
 	}
-	s.Engine.Blocks = layout.Pages
+	if err := s.sizeKV(&layout, dev, m.Context, window); err != nil {
+		return nil, err
+	}
+	s.Engine.Blocks, s.Engine.WindowBlocks = layout.Pages, layout.WindowPages
 	s.Engine.Tenants = nil
 	for _, name := range s.tenants() {
 		s.Engine.Tenants = append(s.Engine.Tenants, engine.Tenant{Name: name, Blocks: int(s.bound(name, int64(layout.Pages)))})
@@ -53,7 +50,7 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 	}
 	pages, err := dev.NewPages(layout)
 	if err != nil {
-		return nil, fmt.Errorf("worker: KV cache of %d blocks, %d bytes: %w", layout.Pages, int64(layout.Pages)*layout.PageBytes(), err)
+		return nil, fmt.Errorf("worker: KV cache of %d blocks, %d bytes: %w", layout.Pages, layout.Bytes(), err)
 	}
 	runner, err := dev.Compile(m.Program, pages, s.Engine.Limits())
 	if err != nil {
@@ -100,8 +97,8 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 		w.disk, w.costs = disk, tiers.Costs
 		w.closers = append(w.closers, func() error { tiers.Cache.Close(); return nil })
 	}
-	w.log.Info("KV cache", slog.Int("blocks", layout.Pages), slog.Int("block_tokens", layout.BlockTokens),
-		slog.Int64("bytes", int64(layout.Pages)*layout.PageBytes()), slog.String("type", layout.Type.String()))
+	w.log.Info("KV cache", slog.Int("blocks", layout.Pages), slog.Int("window_blocks", layout.WindowPages), slog.Int("block_tokens", layout.BlockTokens),
+		slog.Int64("bytes", layout.Bytes()), slog.String("type", layout.Type.String()))
 	return w, nil
 }
 
@@ -113,10 +110,43 @@ func (s Settings) bound(tenant string, total int64) int64 {
 	return max(1, int64(s.TenantKV[tenant]*float64(total)))
 }
 
-// blocks is how many blocks a budget of bytes buys. More than every sequence at its largest, which holds
-// one blocks, is waste; less than one such sequence is too little, unless the operator asked for it.
-func blocks(budget int64, asked bool, l device.KVLayout, one, sequences int) int {
-	n := min(budget/l.PageBytes(), int64(one)*int64(sequences))
+// sizeKV fills in how many pages l has, unless the settings say so.
+func (s Settings) sizeKV(l *device.KVLayout, dev device.Device, context, window int) error {
+	one, sequences := s.Engine.Charge(context, window), s.Engine.MaxSequences
+	budget, asked := s.KVBytes, s.KVBytes > 0
+	if l.Pages == 0 && !asked {
+		budget = freeMemory(dev) / 8
+	}
+	if l.WindowLayers == 0 {
+		if l.Pages == 0 {
+			l.Pages = blocks(budget, asked, l.PageBytes(), one, sequences)
+		}
+		if l.Pages == 0 {
+			return fmt.Errorf("worker: kv_bytes is %d, must be at least %d: one block of %d tokens", budget, l.PageBytes(), l.BlockTokens)
+		}
+		return nil
+	}
+	// The windowed group needs no more blocks than the first has, for they hold the same tokens, nor than
+	// all sequences can come to hold in it. The first gets what is left.
+	if l.Pages > 0 {
+		if l.WindowPages == 0 {
+			l.WindowPages = min(l.Pages, one*sequences)
+		}
+		return nil
+	}
+	page, windowPage := l.PageBytes(), l.Group(1).PageBytes()
+	l.WindowPages = blocks(budget, asked, page+windowPage, one, sequences)
+	if l.WindowPages == 0 {
+		return fmt.Errorf("worker: kv_bytes is %d, must be at least %d: one block of %d tokens of each group of layers", budget, page+windowPage, l.BlockTokens)
+	}
+	l.Pages = blocks(budget-int64(l.WindowPages)*windowPage, asked, page, s.Engine.Charge(context, 0), sequences)
+	return nil
+}
+
+// blocks is how many blocks of page bytes a budget buys. More than every sequence at its largest, which
+// holds one blocks, is waste; less than one such sequence is too little, unless the operator asked for it.
+func blocks(budget int64, asked bool, page int64, one, sequences int) int {
+	n := min(budget/page, int64(one)*int64(sequences))
 	if !asked {
 		n = max(n, int64(one))
 	}

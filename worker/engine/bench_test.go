@@ -31,14 +31,17 @@ func (r *still) Wait(out *device.Result) error {
 func (r *still) Close() error { return nil }
 
 // decoding returns a step of a planner in which n sequences of about length tokens decode, with
-// prefix caching on and one step in flight.
-func decoding(tb testing.TB, n, length, steps, speculate int) (step func()) {
+// prefix caching on and one step in flight. With a window, which some layers have, there are two groups.
+func decoding(tb testing.TB, n, length, steps, speculate, window int) (step func()) {
 	runner := &still{}
 	s := Settings{
 		MaxSequences: n, MaxBatchTokens: max(8192, n), Blocks: n*((length+steps)/16+2) + 1024, PrefixCache: true,
 		QueueRequests: n + 1, Speculate: speculate, Logger: quiet(),
 	}.WithDefaults()
-	m := Model{Runner: runner, ContextLength: length + steps + 64, Vocab: testVocab, EOS: []int32{0}}
+	if window > 0 {
+		s.WindowBlocks = s.Blocks
+	}
+	m := Model{Runner: runner, ContextLength: length + steps + 64, Window: window, Vocab: testVocab, EOS: []int32{0}}
 	p, err := newPlanner(s, m)
 	if err != nil {
 		tb.Fatal(err)
@@ -77,7 +80,7 @@ func BenchmarkDecodeStep(b *testing.B) {
 	for _, n := range []int{1, 64, 256, 1024} {
 		b.Run(fmt.Sprintf("running=%d", n), func(b *testing.B) {
 			const most = 4000
-			step := decoding(b, n, 512, most, 0)
+			step := decoding(b, n, 512, most, 0, 0)
 			done := 0
 			b.ReportAllocs()
 			spent := int64(0)
@@ -86,7 +89,7 @@ func BenchmarkDecodeStep(b *testing.B) {
 				if done++; done > most-100 {
 					b.StopTimer()
 					spent += cpuNS() - from
-					step = decoding(b, n, 512, most, 0)
+					step = decoding(b, n, 512, most, 0, 0)
 					done, from = 0, cpuNS()
 					b.StartTimer()
 				}
@@ -111,18 +114,20 @@ func cpuNS() int64 {
 // TestDecodeStepAllocatesNothing: planning and booking a step of decodes needs no memory. (A block
 // table doubles a few times in a sequence's life; here all are between two doublings.)
 func TestDecodeStepAllocatesNothing(t *testing.T) {
-	step := decoding(t, 256, 520, 2000, 0)
-	for range 64 {
-		step() // buffers reach their size
-	}
-	if n := testing.AllocsPerRun(400, step); n != 0 {
-		t.Errorf("%v allocations a step", n)
+	for _, window := range []int{0, 64} {
+		step := decoding(t, 256, 520, 2000, 0, window)
+		for range 64 {
+			step() // buffers reach their size
+		}
+		if n := testing.AllocsPerRun(400, step); n != 0 {
+			t.Errorf("window %d: %v allocations a step", window, n)
+		}
 	}
 }
 
 // TestDraftingAllocatesNothing: nor does one with drafts.
 func TestDraftingAllocatesNothing(t *testing.T) {
-	step := decoding(t, 64, 1100, 2000, 4)
+	step := decoding(t, 64, 1100, 2000, 4, 0)
 	for range 64 {
 		step()
 	}

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/quire-serve/quire/device"
+	"github.com/quire-serve/quire/kvcache"
 )
 
 // build lays the scheduled rows out as the arrays of p.batch, which are reused.
@@ -11,14 +12,22 @@ func (p *planner) build(st *step) {
 	b := &p.batch
 	b.Tokens, b.Positions, b.Seqs, b.Tables = b.Tokens[:0], b.Positions[:0], b.Seqs[:0], b.Tables[:0]
 	b.Samples, b.History, b.Bias, b.Masks = b.Samples[:0], b.History[:0], b.Bias[:0], b.Masks[:0]
-	b.Copies = append(b.Copies[:0], p.copies...)
+	b.Copies = b.Copies[:0]
+	for _, c := range p.copies {
+		b.Copies = append(b.Copies, device.PageCopy{From: int32(c.From), To: int32(c.To), Group: int32(c.Group)})
+	}
 	clear(p.copiers)
 	p.copies, p.copiers = p.copies[:0], p.copiers[:0]
 	for _, s := range st.seqs {
 		row := len(b.Tokens)
-		b.Seqs = append(b.Seqs, device.Seq{
-			Row: int32(row), Rows: int32(s.rows), Table: int32(len(b.Tables)), Context: int32(s.computed + len(s.drafts)),
-		})
+		context := s.computed + len(s.drafts)
+		seq := device.Seq{Row: int32(row), Rows: int32(s.rows), Context: int32(context)}
+		blocks := (context + p.BlockTokens - 1) / p.BlockTokens
+		seq.Table = addTable(b, s.kv.Table()[:blocks])
+		if w := s.kv.Windowed(); w != nil {
+			seq.WindowTable = addTable(b, w[:blocks])
+		}
+		b.Seqs = append(b.Seqs, seq)
 		known := min(s.computed, len(s.tokens))
 		if s.start < known {
 			b.Tokens = append(b.Tokens, s.tokens[s.start:known]...)
@@ -29,13 +38,6 @@ func (p *planner) build(st *step) {
 		b.Tokens = append(b.Tokens, s.drafts...)
 		for q := s.start; q < s.computed+len(s.drafts); q++ {
 			b.Positions = append(b.Positions, int32(q))
-		}
-		// Tables are most of a batch: an append an entry would be most of the step's planning.
-		table := s.kv.Table()[:(s.computed+len(s.drafts)+p.BlockTokens-1)/p.BlockTokens]
-		at := len(b.Tables)
-		b.Tables = slices.Grow(b.Tables, len(table))[:at+len(table)]
-		for i, id := range table {
-			b.Tables[at+i] = int32(id)
 		}
 		if s.scoring() {
 			from, to := s.targets()
@@ -65,6 +67,17 @@ func (p *planner) build(st *step) {
 			}
 		}
 	}
+}
+
+// addTable copies a block table into b and returns where it lies. Tables are most of a batch: an append
+// an entry would be most of the step's planning.
+func addTable(b *device.Batch, table []kvcache.BlockID) int32 {
+	at := len(b.Tables)
+	b.Tables = slices.Grow(b.Tables, len(table))[:at+len(table)]
+	for i, id := range table {
+		b.Tables[at+i] = int32(id)
+	}
+	return int32(at)
 }
 
 // draw appends the sample of s's next token, from row.

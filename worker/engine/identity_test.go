@@ -27,11 +27,17 @@ type real struct {
 
 func load(t *testing.T, spec *model.Spec, err error) *real {
 	t.Helper()
+	return loadOn(t, "", spec, err)
+}
+
+// loadOn is load on a path of the device's.
+func loadOn(t *testing.T, path string, spec *model.Spec, err error) *real {
+	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = spec.Close() })
-	dev, err := cpu.Open(cpu.Options{Threads: 2})
+	dev, err := cpu.Open(cpu.Options{Threads: 2, Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +70,11 @@ func (m *real) tieredRig(t *testing.T, s Settings, tiers func(device.Pages) *Tie
 	t.Helper()
 	s.Logger = quiet()
 	s = s.WithDefaults()
-	pages, err := m.dev.NewPages(m.Config.KVLayout(s.Blocks, s.BlockTokens, m.kv))
+	layout := m.Config.KVLayout(s.Blocks, s.BlockTokens, m.kv)
+	if s.WindowBlocks > 0 {
+		layout = m.Config.GroupedKVLayout(s.Blocks, s.WindowBlocks, s.BlockTokens, m.kv)
+	}
+	pages, err := m.dev.NewPages(layout)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,12 +19,12 @@ type planner struct {
 	Settings
 	model   Model
 	context int
-	pool    *kvcache.Pool
+	pool    *kvcache.Groups
 
 	running order
 	waiting order
 	forking []*sequence // drawn their first token beside their sibling; fork with the next step
-	copies  []device.PageCopy
+	copies  []kvcache.Copy
 	copiers []*sequence // whom each of copies is for
 	lower   *lower      // nil without tiers below the device
 	news    cacheNews
@@ -99,7 +99,10 @@ const (
 )
 
 func newPlanner(s Settings, m Model) (*planner, error) {
-	pool, err := kvcache.NewPool(kvcache.Config{Blocks: s.Blocks, BlockTokens: s.BlockTokens, Window: m.Window, Tenants: s.tenantBlocks(), PrefixCache: s.PrefixCache, Events: s.PrefixCache, ReportEvictions: m.Tiers != nil && !m.Tiers.Transit})
+	first, windowed := s.groups(m.Window)
+	first.Tenants, first.PrefixCache, first.Events = s.tenantBlocks(), s.PrefixCache, s.PrefixCache
+	first.ReportEvictions = m.Tiers != nil && !m.Tiers.Transit
+	pool, err := kvcache.NewGroups(first, windowed)
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +175,7 @@ func (p *planner) scheduleRunning(st *step) (budget int, preempted bool) {
 		if want == 0 || want > 1 && p.model.Window == 0 {
 			continue
 		}
-		p.slide(s)
+		s.kv.Slide(s.computed)
 		room, cut := p.makeRoom(s)
 		preempted = preempted || cut
 		if room && want == 1 {
@@ -221,7 +224,7 @@ func (p *planner) makeRoom(s *sequence) (ok, preempted bool) {
 	for {
 		err := s.kv.Grow(s.computed + 1)
 		if err == nil {
-			s.room += p.BlockTokens
+			s.room = s.kv.Room()
 			return true, preempted
 		}
 		if p.pool.Deferred() > 0 {
@@ -285,13 +288,13 @@ func (p *planner) release(s *sequence) {
 	p.lower.drop(s)
 	p.lower.keep(s)
 	switch {
-	case s.kv == nil:
+	case s.kv.None():
 	case p.writing(s.fence):
 		s.kv.ReleaseAfter(s.fence)
 	default:
 		s.kv.Release()
 	}
-	s.kv, s.room = nil, 0
+	s.kv, s.room = kvcache.Tables{}, 0
 }
 
 // writing reports whether the step is in flight.
@@ -348,19 +351,17 @@ func (p *planner) fork(st *step) {
 			kept = append(kept, c)
 		case len(c.tokens)+c.pending >= c.limit:
 			c.state = stateParked
-		case parent.kv == nil || parent.state != stateRunning:
+		case parent.kv.None() || parent.state != stateRunning:
 			p.enqueue(c)
 		default:
-			kv, cp, has, err := parent.kv.Fork()
+			kv, copies, err := parent.kv.Fork(p.copies)
 			if err != nil {
 				p.enqueue(c)
 				continue
 			}
-			if has {
-				p.copy(c, cp)
-			}
+			p.copy(c, copies)
 			c.kv, c.state, c.rows, c.fence = kv, stateRunning, 0, st.number
-			c.room = len(kv.Table()) * p.BlockTokens
+			c.room = kv.Room()
 			c.published = c.computed - c.computed%p.BlockTokens
 			p.running.insert(c)
 		}
@@ -471,10 +472,12 @@ func (p *planner) start(st *step, s *sequence, budget int, now int64) int {
 	return n
 }
 
-// copy has the next step copy a page for s before anything else.
-func (p *planner) copy(s *sequence, cp kvcache.Copy) {
-	p.copies = append(p.copies, device.PageCopy{From: int32(cp.From), To: int32(cp.To)})
-	p.copiers = append(p.copiers, s)
+// copy has the next step do copies, of which those that are new are for s, before anything else.
+func (p *planner) copy(s *sequence, copies []kvcache.Copy) {
+	p.copies = copies
+	for len(p.copiers) < len(copies) {
+		p.copiers = append(p.copiers, s)
+	}
 }
 
 // dropCopies forgets the copies for s, whose pages it gives up: they may soon be others'.
@@ -500,7 +503,7 @@ func (p *planner) undoCopies() {
 
 // lookup returns how many leading tokens of s are cached and may be read.
 func (p *planner) lookup(s *sequence) (cached int) {
-	if s.kv == nil {
+	if s.kv.None() {
 		p.newSequence(s)
 	}
 	s.kv.SetReadable(s.readable())
@@ -517,21 +520,21 @@ func (p *planner) begin(s *sequence) (cached, below int, ok bool) {
 	}
 	// Who was preempted comes back only if everyone running can take one more block: else it would
 	// be the first to go again.
-	need, upTo := p.demand(s)
+	spare := 0
 	if s.preemptions > 0 {
-		need += len(p.running)
+		spare = len(p.running)
 	}
-	if p.bounded(s, (max(upTo, 1)+p.BlockTokens-1)/p.BlockTokens) {
+	if p.bounded(s) {
 		// The others wait for nobody's bound but their own.
 		p.bound = append(p.bound, s.tenant)
 		p.note(noteBounded, s, len(s.tokens))
 		return 0, 0, false
 	}
-	if need > p.pool.Free() {
+	if !s.kv.HasRoom(s.tokens, p.MaxBatchTokens, spare) {
 		p.note(noteNoBlocks, s, len(s.tokens))
 		return 0, 0, false
 	}
-	cached, cp, has, err := s.kv.Begin(s.tokens, upTo)
+	cached, copies, err := s.kv.Begin(s.tokens, p.copies)
 	if err != nil {
 		if errors.Is(err, kvcache.ErrQuota) {
 			p.bound = append(p.bound, s.tenant)
@@ -539,10 +542,8 @@ func (p *planner) begin(s *sequence) (cached, below int, ok bool) {
 		p.note(noteNoBlocks, s, len(s.tokens))
 		return 0, 0, false
 	}
-	if has {
-		p.copy(s, cp)
-	}
-	s.room = len(s.kv.Table()) * p.BlockTokens
+	p.copy(s, copies)
+	s.room = s.kv.Room()
 	if below > 0 {
 		below = p.lift(s, cached/p.BlockTokens, below)
 	}

@@ -40,6 +40,9 @@ func TestOutputIsUndisturbed(t *testing.T) {
 		window := 0
 		if rapid.IntRange(0, 2).Draw(t, "windowed") == 0 {
 			window = rapid.IntRange(1, 100).Draw(t, "window")
+			if rapid.Bool().Draw(t, "mixed") {
+				s.WindowBlocks = rapid.IntRange(2, 24).Draw(t, "window blocks")
+			}
 		}
 		failing := rapid.IntRange(0, 9).Draw(t, "failing") == 0
 		r := newRig(t, s, func(c *enginetest.Config, m *Model) {
@@ -75,7 +78,7 @@ func TestOutputIsUndisturbed(t *testing.T) {
 		for len(asked) < n {
 			name := rapid.SampledFrom([]string{"", "a", "b", "c"}).Draw(t, "tenant")
 			_, context := r.p.tenant(name, r.p.context)
-			q := drawRequest(t, len(asked), context, vocab, window)
+			q := drawRequest(t, len(asked), context, vocab, r.model.Window)
 			if q == nil {
 				n--
 				continue

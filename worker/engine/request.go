@@ -80,10 +80,10 @@ type sequence struct {
 	start    int     // computed before the step being planned
 	rows     int     // rows in the step being planned
 
-	kv        *kvcache.Sequence // nil from a release to the next attempt to start
-	room      int               // tokens that its blocks hold
-	published int               // tokens in blocks that are named, a multiple of the block
-	fence     uint64            // newest step that touches its blocks
+	kv        kvcache.Tables // none from a release to the next attempt to start
+	room      int            // tokens that its blocks hold
+	published int            // tokens in blocks that are named, a multiple of the block
+	fence     uint64         // newest step that touches its blocks
 
 	// The tokens at positions [scoreFrom, scoreTo) came with the request, and their log-probabilities are
 	// wanted: scores has those that have come back, and scored is the first position that no step has yet.

@@ -82,7 +82,7 @@ func newRig(t tb, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
 	for _, e := range edit {
 		e(&c, &m)
 	}
-	c.Vocab, c.Window = m.Vocab, m.Window
+	c.Vocab, c.Window, c.WindowPages = m.Vocab, m.Window, s.WindowBlocks
 	if m.Constrain == nil {
 		m.Constrain = Grammars(letterTokens{m.Vocab, m.EOS}, m.Vocab)
 	}
@@ -91,6 +91,9 @@ func newRig(t tb, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
 	p, err := newPlanner(s, m)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if s.WindowBlocks > 0 {
+		m.Window = 0 // of the output as a whole
 	}
 	return &rig{t: t, p: p, device: runner, runner: runner, model: m, now: 1, got: map[string]*heard{}}
 }
@@ -305,6 +308,9 @@ func (r *rig) clean() {
 	}
 	if st := r.p.pool.Stats(); st.Referenced != 0 || r.p.pool.Free() != r.p.Blocks {
 		r.t.Errorf("%d blocks leaked, %d of %d free", st.Referenced, r.p.pool.Free(), r.p.Blocks)
+	}
+	if w := r.p.pool.Windowed(); w != nil && (w.Stats().Referenced != 0 || w.Free() != r.p.WindowBlocks) {
+		r.t.Errorf("%d blocks of the second group leaked, %d of %d free", w.Stats().Referenced, w.Free(), r.p.WindowBlocks)
 	}
 	if l := r.p.lower; l != nil && (len(l.loading) > 0 || len(l.forgone) > 0 || l.broken > 0 || l.flying > 0 || len(l.asked) > 0) {
 		r.t.Errorf("%d sequences still wait for blocks, %d blocks forgone, %d copies failed, %d fetches fly and %d wait", len(l.loading), len(l.forgone), l.broken, l.flying, len(l.asked))

@@ -36,6 +36,10 @@ type Settings struct {
 	BlockTokens int
 	// Blocks is the size of the pool. Required.
 	Blocks int
+	// WindowBlocks is the size of a second pool, for the layers with a window of a model that has others
+	// too: those are then what Blocks is for. 0 (default) keeps the blocks of all layers in one pool, those
+	// behind a window too unless all layers have one.
+	WindowBlocks int
 	// PrefixCache shares the blocks of equal prefixes.
 	PrefixCache bool
 
@@ -66,7 +70,8 @@ type Settings struct {
 type Model struct {
 	Runner        device.Runner
 	ContextLength int // tokens a sequence may hold
-	// Window is how many tokens back any layer attends, the token itself included; 0 is all.
+	// Window is how many tokens back any layer attends, the token itself included; 0 is all. With
+	// Settings.WindowBlocks it is that of the layers that have a window.
 	Window int
 	Vocab  int
 	EOS    []int32 // tokens that end generation
@@ -127,6 +132,7 @@ func (s Settings) Validate() error {
 		{"score_rows", s.ScoreRows, 1, 1 << 16},
 		{"block_tokens", s.BlockTokens, 1, 1 << 16},
 		{"blocks", s.Blocks, 1, 1 << 30},
+		{"window_blocks", s.WindowBlocks, 0, 1 << 30},
 		{"queue_requests", s.QueueRequests, 1, 1 << 24},
 		{"queue_tokens", s.QueueTokens, 1, 1 << 40},
 		{"max_bypass", s.MaxBypass, -1, 1 << 20},
@@ -157,16 +163,30 @@ func (s Settings) Limits() device.Limits {
 	}
 }
 
-// Context is how many tokens a sequence may hold: the model's context or as many as the whole pool
+// Context is how many tokens a sequence may hold: the model's context or as many as each whole pool
 // suffices for, so that every admitted sequence can run to its end alone.
 func (s Settings) Context(model, window int) int {
-	if s.Charge(model, window) <= s.Blocks {
-		return model
+	first, windowed := s.groups(window)
+	for _, c := range []kvcache.Config{first, windowed} {
+		if c.Blocks > 0 && c.Charge(model, s.MaxBatchTokens) > c.Blocks {
+			model = min(model, c.Blocks*s.BlockTokens)
+		}
 	}
-	return min(model, s.Blocks*s.BlockTokens)
+	return model
 }
 
-// Charge is how many blocks a sequence of tokens tokens may come to hold.
+// Charge is how many blocks a sequence of tokens tokens may come to hold, in a group of layers with a
+// window or, 0, without.
 func (s Settings) Charge(tokens, window int) int {
 	return kvcache.Config{BlockTokens: s.BlockTokens, Window: window}.Charge(tokens, s.MaxBatchTokens)
+}
+
+// groups says how large the pools are and how far they see; the second has no blocks if there is one.
+func (s Settings) groups(window int) (first, windowed kvcache.Config) {
+	first = kvcache.Config{Blocks: s.Blocks, BlockTokens: s.BlockTokens, Window: window}
+	if s.WindowBlocks > 0 {
+		windowed = first
+		first.Window, windowed.Blocks = 0, s.WindowBlocks
+	}
+	return first, windowed
 }

@@ -104,7 +104,7 @@ func (p *planner) place(st *step, s *sequence) {
 	}
 	end := s.computed + len(s.drafts)
 	if end > s.room && len(p.waiting) == 0 && s.kv.Grow(end) == nil {
-		s.room = len(s.kv.Table()) * p.BlockTokens
+		s.room = s.kv.Room()
 	}
 	s.drafts = s.drafts[:min(len(s.drafts), s.room-s.computed)]
 	s.rows += len(s.drafts)
@@ -131,7 +131,7 @@ func (p *planner) settle(s *sequence) {
 	s.drafts, s.agreed = s.drafts[:0], 0
 	if s.state == stateRunning {
 		s.kv.Truncate(s.computed)
-		s.room = len(s.kv.Table()) * p.BlockTokens
+		s.room = s.kv.Room()
 	}
 }
 

@@ -11,7 +11,8 @@ import (
 // Tenant bounds what the sequences of one tenant may hold.
 type Tenant struct {
 	Name string
-	// Blocks of the pool, at least one sequence's.
+	// Blocks of the pool, at least one sequence's. Where there are two, of that of Settings.Blocks: in
+	// the other a sequence holds no more.
 	Blocks int
 }
 
@@ -65,11 +66,15 @@ func (p *planner) victim(s *sequence, why error) *sequence {
 	return p.running.last()
 }
 
-// bounded reports whether the tenant of s may not hold so many blocks more. Who was preempted comes back
-// only if everyone of the tenant that runs can take one more.
-func (p *planner) bounded(s *sequence, blocks int) bool {
+// bounded reports whether the tenant of s may not hold the blocks with which s begins. Who was preempted
+// comes back only if everyone of the tenant that runs can take one more.
+func (p *planner) bounded(s *sequence) bool {
 	if s.tenant == 0 {
 		return false
+	}
+	blocks := 1
+	if p.pool.Config().Window == 0 {
+		blocks = p.pool.Pool.Charge(len(s.tokens), p.MaxBatchTokens)
 	}
 	if s.preemptions > 0 {
 		for _, o := range p.running {

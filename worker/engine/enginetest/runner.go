@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math"
+	"slices"
 	"sync"
 
 	"github.com/quire-serve/quire/device"
@@ -14,7 +15,10 @@ import (
 // Config is the shape of a [Runner].
 type Config struct {
 	Pages, BlockTokens, Vocab int
-	// Window is how many tokens a row attends to, its own included; 0 is all.
+	// WindowPages are those of the cache's second group; 0 is none.
+	WindowPages int
+	// Window is how many tokens a row attends to, its own included; 0 is all. With WindowPages it attends
+	// to all of them in the first group and to so many in the second.
 	Window int
 	Limits device.Limits
 	// Token, if set, replaces the drawn token: for tests that want a certain output. seen are the
@@ -31,8 +35,8 @@ type Runner struct {
 	config Config
 
 	mu     sync.Mutex
-	pages  [][]int32 // -1 where nothing was written
-	last   []int32   // tokens of the newest submission
+	pages  [2][][]int32 // by group; -1 where nothing was written
+	last   []int32      // tokens of the newest submission
 	queue  []result
 	room   *sync.Cond
 	steps  int
@@ -55,12 +59,14 @@ var _ device.Runner = (*Runner)(nil)
 func NewRunner(c Config) *Runner {
 	r := &Runner{config: c}
 	r.room = sync.NewCond(&r.mu)
-	for range c.Pages {
-		page := make([]int32, c.BlockTokens)
-		for i := range page {
-			page[i] = -1
+	for g, n := range []int{c.Pages, c.WindowPages} {
+		for range n {
+			page := make([]int32, c.BlockTokens)
+			for i := range page {
+				page[i] = -1
+			}
+			r.pages[g] = append(r.pages[g], page)
 		}
-		r.pages = append(r.pages, page)
 	}
 	return r
 }
@@ -164,14 +170,17 @@ func (r *Runner) compute(b *device.Batch) (out result) {
 		return out
 	}
 	for _, cp := range b.Copies {
-		if !r.page(cp.From) || !r.page(cp.To) || cp.From == cp.To {
-			r.wrong("copies page %d to %d", cp.From, cp.To)
+		if !r.page(cp.Group, cp.From) || !r.page(cp.Group, cp.To) || cp.From == cp.To {
+			r.wrong("copies page %d to %d of group %d", cp.From, cp.To, cp.Group)
 			continue
 		}
-		copy(r.pages[cp.To], r.pages[cp.From])
+		copy(r.pages[cp.Group][cp.To], r.pages[cp.Group][cp.From])
 	}
 	out.uses = map[int32]use{}
 	for _, cp := range b.Copies {
+		if cp.Group > 0 {
+			continue // tiers know the first alone
+		}
 		if _, ok := out.uses[cp.From]; !ok {
 			out.uses[cp.From] = use{}
 		}
@@ -179,7 +188,10 @@ func (r *Runner) compute(b *device.Batch) (out result) {
 	}
 	r.rows += len(b.Tokens)
 	owner := make([]int, len(b.Tokens)) // sequence of each row
-	writer := map[int32]int{}           // sequence that writes a page in this step
+	var writer [2]map[int32]int         // sequence that writes a page in this step, by group
+	for g := range writer {
+		writer[g] = map[int32]int{}
+	}
 	next := int32(0)
 	var shape []int
 	input := make([]int32, len(b.Tokens))
@@ -212,17 +224,21 @@ func (r *Runner) compute(b *device.Batch) (out result) {
 				}
 			}
 			input[row] = t
-			page := b.Tables[s.Table+pos/int32(c.BlockTokens)]
-			if !r.page(page) {
-				r.wrong("sequence %d writes page %d", i, page)
-				continue
+			for g := range r.groups() {
+				page := r.at(b, s, g, pos)
+				if !r.page(g, page) {
+					r.wrong("sequence %d writes page %d of group %d", i, page, g)
+					continue
+				}
+				if w, ok := writer[g][page]; ok && w != i {
+					r.wrong("sequences %d and %d write page %d of group %d", w, i, page, g)
+				}
+				writer[g][page] = i
+				if g == 0 {
+					out.uses[page] = use{written: true}
+				}
+				r.pages[g][page][pos%int32(c.BlockTokens)] = t
 			}
-			if w, ok := writer[page]; ok && w != i {
-				r.wrong("sequences %d and %d write page %d", w, i, page)
-			}
-			writer[page] = i
-			out.uses[page] = use{written: true}
-			r.pages[page][pos%int32(c.BlockTokens)] = t
 		}
 	}
 	if int(next) != len(b.Tokens) {
@@ -238,17 +254,14 @@ func (r *Runner) compute(b *device.Batch) (out result) {
 		}
 		previous = x.Row
 		s := b.Seqs[owner[x.Row]]
-		seen := make([]int32, 0, s.Context)
-		for pos := int32(Hidden(c.Window, int(b.Positions[x.Row]))); pos <= b.Positions[x.Row]; pos++ {
-			page := b.Tables[s.Table+pos/int32(c.BlockTokens)]
-			t := int32(-1)
-			if r.page(page) {
-				t = r.pages[page][pos%int32(c.BlockTokens)]
+		last := b.Positions[x.Row]
+		windowed := r.read(b, s, r.groups()-1, int32(Hidden(c.Window, int(last))), last)
+		seen := windowed
+		if r.groups() > 1 {
+			seen = r.read(b, s, 0, 0, last)
+			if !slices.Equal(windowed, seen[len(seen)-len(windowed):]) {
+				r.wrong("sequence %d reads %v up to position %d in the second group, %v in the first", owner[x.Row], windowed, last, seen)
 			}
-			if t < 0 {
-				r.wrong("sequence %d reads position %d, which nothing wrote", owner[x.Row], pos)
-			}
-			seen = append(seen, t)
 		}
 		history := append([]int32(nil), b.History[x.HistoryStart:x.HistoryEnd]...)
 		if b.Tokens[x.Row] < 0 && x.HistoryEnd > x.HistoryStart {
@@ -294,7 +307,7 @@ func (p *pages) Read(page int32, dst []byte) error {
 	if !r.free(page, len(dst), "reads", func(u use) bool { return u.written }) {
 		return nil
 	}
-	for i, t := range r.pages[page] {
+	for i, t := range r.pages[0][page] {
 		binary.LittleEndian.PutUint32(dst[4*i:], uint32(t))
 	}
 	return nil
@@ -307,15 +320,15 @@ func (p *pages) Write(page int32, src []byte) error {
 	if !r.free(page, len(src), "writes", func(use) bool { return true }) {
 		return nil
 	}
-	for i := range r.pages[page] {
-		r.pages[page][i] = int32(binary.LittleEndian.Uint32(src[4*i:]))
+	for i := range r.pages[0][page] {
+		r.pages[0][page][i] = int32(binary.LittleEndian.Uint32(src[4*i:]))
 	}
 	return nil
 }
 
 // free checks that a copy beside the steps is of a page that none in flight uses so.
 func (r *Runner) free(page int32, bytes int, verb string, bad func(use) bool) bool {
-	if !r.page(page) || bytes != 4*r.config.BlockTokens {
+	if !r.page(0, page) || bytes != 4*r.config.BlockTokens {
 		r.wrong("the host %s page %d in %d bytes", verb, page, bytes)
 		return false
 	}
@@ -343,7 +356,40 @@ func (r *Runner) mask(b *device.Batch, x device.Sample) []uint32 {
 	return nil
 }
 
-func (r *Runner) page(id int32) bool { return id >= 0 && int(id) < len(r.pages) }
+func (r *Runner) page(group, id int32) bool { return id >= 0 && int(id) < len(r.pages[group]) }
+
+// groups is how many groups of pages there are.
+func (r *Runner) groups() int32 {
+	if r.config.WindowPages > 0 {
+		return 2
+	}
+	return 1
+}
+
+// at is the page of a group in which s has position pos.
+func (r *Runner) at(b *device.Batch, s device.Seq, group, pos int32) int32 {
+	table := s.Table
+	if group == 1 {
+		table = s.WindowTable
+	}
+	return b.Tables[table+pos/int32(r.config.BlockTokens)]
+}
+
+// read are the tokens of s at positions from to last, as a group holds them.
+func (r *Runner) read(b *device.Batch, s device.Seq, group, from, last int32) []int32 {
+	tokens := make([]int32, 0, s.Context)
+	for pos := from; pos <= last; pos++ {
+		t := int32(-1)
+		if page := r.at(b, s, group, pos); r.page(group, page) {
+			t = r.pages[group][page][pos%int32(r.config.BlockTokens)]
+		}
+		if t < 0 {
+			r.wrong("a sequence reads position %d in group %d, which nothing wrote", pos, group)
+		}
+		tokens = append(tokens, t)
+	}
+	return tokens
+}
 
 // Hidden is how many tokens a row at a position does not see, of those before it.
 func Hidden(window, position int) int {
