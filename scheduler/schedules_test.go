@@ -300,8 +300,8 @@ func TestGaps(t *testing.T) {
 			w.leader().kill()
 			w.workers[0].kill()
 		}},
-		{handsOver, 250 * time.Millisecond, func(w *world) { w.workers[0].quit(50) }},
-		{"a worker is cut off", 4 * time.Second, func(w *world) { w.isolate(w.workers[0].info.GetId()) }},
+		{handsOver, 400 * time.Millisecond, func(w *world) { w.workers[0].quit(50) }},
+		{"a worker is cut off", 3500 * time.Millisecond, func(w *world) { w.isolate(w.workers[0].info.GetId()) }},
 		{"the leader is killed", 200 * time.Millisecond, func(w *world) { w.leader().kill() }},
 		{"the leader is cut off", 200 * time.Millisecond, func(w *world) { w.isolate(w.leader().id) }},
 		{"the leader hands over", 200 * time.Millisecond, func(w *world) {
