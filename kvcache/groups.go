@@ -1,6 +1,9 @@
 package kvcache
 
-import "errors"
+import (
+	"errors"
+	"slices"
+)
 
 // Groups keeps the books of a model whose layers fall into two groups, by what they attend to: those
 // that see all tokens, and those that see a window. A block holds a block's tokens of one group's
@@ -132,6 +135,14 @@ type Tables struct {
 
 // None reports whether t is the zero value.
 func (t *Tables) None() bool { return t.Sequence == nil }
+
+// Reserve is [Sequence.Reserve] in both groups; hashes are the first's.
+func (t *Tables) Reserve(n int) {
+	t.Sequence.Reserve(n)
+	if w := t.windowed; w != nil {
+		w.table = slices.Grow(w.table, w.pool.ceil(n))
+	}
+}
 
 // Windowed is the block table of the second group, nil if there is none.
 func (t *Tables) Windowed() []BlockID {

@@ -1,6 +1,9 @@
 package kvcache
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 // Sequence is one request's block table, and the hashes of its full blocks.
 //
@@ -49,6 +52,14 @@ func (p *Pool) NewSequence(root Hash) *Sequence {
 	}
 	p.live = append(p.live, s)
 	return s
+}
+
+// Reserve makes room in the tables for n tokens, so that none of them is a reason to allocate later.
+func (s *Sequence) Reserve(n int) {
+	s.table = slices.Grow(s.table, s.pool.ceil(n))
+	if s.pool.cfg.PrefixCache {
+		s.hashes = slices.Grow(s.hashes, n/s.pool.cfg.BlockTokens)
+	}
 }
 
 // SetTenant counts the sequence's blocks against a tenant of Config.Tenants, 0 to 65,535. Call it

@@ -111,8 +111,7 @@ func cpuNS() int64 {
 	return u.Utime.Nano() + u.Stime.Nano()
 }
 
-// TestDecodeStepAllocatesNothing: planning and booking a step of decodes needs no memory. (A block
-// table doubles a few times in a sequence's life; here all are between two doublings.)
+// TestDecodeStepAllocatesNothing: planning and booking a step of decodes needs no memory.
 func TestDecodeStepAllocatesNothing(t *testing.T) {
 	for _, window := range []int{0, 64} {
 		step := decoding(t, 256, 520, 2000, 0, window)

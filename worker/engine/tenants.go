@@ -90,4 +90,5 @@ func (p *planner) bounded(s *sequence) bool {
 func (p *planner) newSequence(s *sequence) {
 	s.kv = p.pool.NewSequence(s.root)
 	s.kv.SetTenant(s.tenant)
+	s.kv.Reserve(cap(s.tokens))
 }
