@@ -201,6 +201,29 @@ func startLender(t *testing.T, s Settings, layout tier.Layout, control string) *
 	return n
 }
 
+// handsOver lets steps pass until the worker, which is to drain, has handed a request over. Few at a time,
+// so that none comes to its end before the worker knows.
+func handsOver(t *testing.T, w *node, s *leaderSession) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.After(patience); ; {
+		select {
+		case f := <-s.finished:
+			if !f.Returned {
+				t.Fatalf("report is %v", f)
+			}
+			return
+		case <-tick.C:
+			if w.Stats().Draining {
+				w.gate.let(1)
+			}
+		case <-end:
+			t.Fatalf("no report in %v", patience)
+		}
+	}
+}
+
 // fetchFrom is what a worker answers to a fetch.
 func fetchFrom(t *testing.T, w *node, in *pb.FetchBlocksRequest) (blocks []int32, err error) {
 	t.Helper()
@@ -254,11 +277,8 @@ func TestLends(t *testing.T) {
 	if err := s.stream.Send(&pb.WorkResponse{Message: &pb.WorkResponse_Drain{Drain: &pb.Drain{HandOver: true}}}); err != nil {
 		t.Fatal(err)
 	}
-	w.gate.let(-1)
 	for range 2 {
-		if f := next(t, s.finished, "report"); !f.Returned {
-			t.Fatalf("report is %v", f)
-		}
+		handsOver(t, w, s)
 	}
 	refused(of("a", tier.Layout{8}, hashes...), codes.FailedPrecondition, "this worker's is 0900")
 	refused(&pb.FetchBlocksRequest{RequestId: "a", Layout: layout[:], Hashes: make([]byte, 17)}, codes.InvalidArgument, "17 bytes")
@@ -300,10 +320,7 @@ func TestLendsForAWhile(t *testing.T) {
 	w.gate.let(2)
 	next(t, g.events, "event")
 	w.cancel()
-	w.gate.let(-1)
-	if f := next(t, s.finished, "report"); !f.Returned {
-		t.Fatalf("report is %v", f)
-	}
+	handsOver(t, w, s)
 	if err := next(t, w.ended, "end of Run"); err != nil {
 		t.Error(err)
 	}

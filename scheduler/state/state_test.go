@@ -368,7 +368,9 @@ func draw(t *rapid.T, label string) (ms int64, commands []*pb.Command) {
 		switch rapid.IntRange(0, 11).Draw(t, "kind") {
 		case 0:
 			s := submit(id.Draw(t, "id"), rapid.SliceOfN(rapid.Int32Range(0, 300), 1, 5).Draw(t, "prompt")...)
-			s.GetSubmit().Request.Sampling = &pb.SamplingParams{N: rapid.Int32Range(0, 3).Draw(t, "n")}
+			n := rapid.Int32Range(0, 3).Draw(t, "n")
+			s.GetSubmit().Request.Sampling = &pb.SamplingParams{N: n}
+			s.GetSubmit().Digest = append(s.GetSubmit().Digest, byte(n)) // it names the sampling, too
 			s.GetSubmit().Request.Tenant = rapid.SampledFrom([]string{"t", "u"}).Draw(t, "tenant")
 			s.GetSubmit().Upload = rapid.SampledFrom([]uint64{0, 0, 1, 2}).Draw(t, "upload")
 			s.GetSubmit().Rerun = rapid.Bool().Draw(t, "rerun")
