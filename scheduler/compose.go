@@ -3,8 +3,6 @@ package scheduler
 import (
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/batch"
 	"github.com/quire-serve/quire/scheduler/state"
@@ -17,14 +15,7 @@ func (l *leader) compose(now time.Time) *entry {
 	defer l.mu.Unlock()
 	nowMS := now.UnixMilli()
 	e := &entry{pb: &pb.Entry{ProposedUnixMs: nowMS}, dispatched: map[string][]string{}}
-	l.workerNews = take(l.workerNews, func(news *pb.WorkerCommand) bool {
-		size := proto.Size(news) + commandBytes
-		if e.bytes+size > settleBytes {
-			return false
-		}
-		e.add(&pb.Command{Command: &pb.Command_Worker{Worker: news}}, size, nil)
-		return true
-	})
+	l.composeRegistrations(e)
 	l.composeOrders(e)
 	l.composeReturns(e, nowMS)
 	l.composeFinishes(e)

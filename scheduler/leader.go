@@ -48,7 +48,7 @@ type leader struct {
 	progressed []*live
 	adopts     []*adoption
 	orders     []*order
-	workerNews []*pb.WorkerCommand
+	workerNews []*registration
 	// recalls wait for gateways, in order.
 	recalls []recall
 

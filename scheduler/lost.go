@@ -32,7 +32,7 @@ func (l *leader) lose(id string, now time.Time) {
 	if l.workers[id] != nil {
 		delete(l.workers, id)
 		l.countModels()
-		l.workerNews = append(l.workerNews, &pb.WorkerCommand{Worker: &pb.WorkerInfo{Id: id}, Left: true})
+		l.workerNews = append(l.workerNews, &registration{command: &pb.WorkerCommand{Worker: &pb.WorkerInfo{Id: id}, Left: true}})
 		l.kick()
 	}
 	l.workersChanged()

@@ -494,7 +494,7 @@ func TestWorkerSessionErrors(t *testing.T) {
 		}
 		bad.leave()
 
-		if err := s.Drain("w"); err != nil {
+		if _, err := s.Drain(context.Background(), &pb.DrainRequest{WorkerId: "w", Force: true}); err != nil {
 			t.Fatal(err)
 		}
 		until(t, "the worker hears of the drain", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.drained })

@@ -3,7 +3,6 @@ package scheduler
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"slices"
@@ -29,8 +28,9 @@ type session struct {
 	heard    time.Time
 	missing  map[string]time.Time
 	draining bool
-	// unhealthy is whether the newest heartbeat says so of a device.
+	// unhealthy is whether the newest heartbeat says so of a device; newest is that heartbeat, or nil.
 	unhealthy bool
+	newest    *pb.Heartbeat
 
 	mu      sync.Mutex
 	waiting []*pb.WorkResponse
@@ -98,6 +98,9 @@ func (s *Scheduler) Work(stream pb.Control_WorkServer) error {
 	}
 	hello := first.GetHello()
 	if err := checkHello(hello); err != nil {
+		return err
+	}
+	if err := l.register(stream.Context(), hello.GetWorker()); err != nil {
 		return err
 	}
 	session, err := l.attach(hello, time.Now())
@@ -182,6 +185,8 @@ func checkHello(h *pb.Hello) error {
 		return invalid("hello.worker.address", "%d bytes; it must have 1 to %d", len(w.GetAddress()), maxModelBytes)
 	case w.GetModel() == "" || len(w.GetModel()) > maxModelBytes:
 		return invalid("hello.worker.model", "%d bytes; it must have 1 to %d", len(w.GetModel()), maxModelBytes)
+	case len(w.GetPool()) > maxIDBytes:
+		return invalid("hello.worker.pool", "%d bytes; the limit is %d", len(w.GetPool()), maxIDBytes)
 	case proto.Size(w) > settleBytes/4:
 		return invalid("hello.worker", "%d bytes; the limit is %d", proto.Size(w), settleBytes/4)
 	}
@@ -209,10 +214,10 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 		return nil, errNotLeading("the worker joined")
 	default:
 	}
+	if err := l.taken(info, now); err != nil {
+		return nil, err
+	}
 	if old := l.sessions[id]; old != nil {
-		if old.info.GetAddress() != info.GetAddress() && now.Sub(old.heard) < 2*l.s.settings.HeartbeatInterval {
-			return nil, status.Errorf(codes.AlreadyExists, "hello.worker.id: %q is in session from %s", id, old.info.GetAddress())
-		}
 		old.close(status.Error(codes.Aborted, "a newer session of this worker took over"))
 		l.prefixes.Remove(old.cache)
 	}
@@ -251,12 +256,21 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 		ID: id, Model: info.GetModel(), Cache: s.cache, ContextTokens: int(info.GetContextLength()), BlockTokens: int(info.GetBlockTokens()),
 		TotalBlocks: int(info.GetTotalBlocks()), MaxSequences: int(info.GetMaxSequences()), MaxBatchTokens: int(info.GetMaxBatchTokens()),
 	}, len(running) == 0, now.UnixMilli())
+	l.batcher.Cordon(id, l.s.store.View().Cordoned(info))
 	l.workers[id] = info
 	l.countModels()
-	l.workerNews = append(l.workerNews, &pb.WorkerCommand{Worker: info})
 	l.workersChanged()
 	l.kick()
 	return s, nil
+}
+
+// taken refuses a worker whose id another one uses.
+func (l *leader) taken(info *pb.WorkerInfo, now time.Time) error {
+	old := l.sessions[info.GetId()]
+	if old == nil || old.info.GetAddress() == info.GetAddress() || now.Sub(old.heard) >= 2*l.s.settings.HeartbeatInterval {
+		return nil
+	}
+	return status.Errorf(codes.AlreadyExists, "hello.worker.id: %q is in session from %s", info.GetId(), old.info.GetAddress())
 }
 
 // detach ends a session. The worker keeps its requests for SessionGrace, unless it said goodbye by
@@ -285,7 +299,7 @@ func (l *leader) heartbeat(s *session, h *pb.Heartbeat, now time.Time) {
 	if l.sessions[s.info.GetId()] != s {
 		return
 	}
-	s.heard = now
+	s.heard, s.newest = now, h
 	load := batch.Load{
 		Sequence: h.GetSequence(), Running: int(h.GetRunning()), Waiting: int(h.GetWaiting()), FreeBlocks: int(h.GetFreeBlocks()),
 		PendingPrefill: h.GetPendingPrefillTokens(), DispatchIndex: h.GetDispatchIndex(), Derate: 1000,
@@ -386,22 +400,4 @@ func (l *leader) housekeep(now time.Time) {
 	if deadline, ok := l.batcher.NextDeadlineMS(); ok && deadline <= now.UnixMilli() {
 		l.kick()
 	}
-}
-
-// Drain asks a worker to finish what it runs; it gets nothing new.
-func (s *Scheduler) Drain(workerID string) error {
-	l := s.leader.Load()
-	if l == nil {
-		return errLeadershipLost
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	session := l.sessions[workerID]
-	if session == nil {
-		return fmt.Errorf("worker %q is not in session", workerID)
-	}
-	session.draining = true
-	l.batcher.Drain(workerID)
-	session.send(&pb.WorkResponse{Message: &pb.WorkResponse_Drain{Drain: &pb.Drain{}}})
-	return nil
 }

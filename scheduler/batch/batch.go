@@ -312,6 +312,14 @@ func (b *Batcher) Drain(id string) {
 	}
 }
 
+// Cordon keeps new requests from a worker, or lets them come again.
+func (b *Batcher) Cordon(id string, cordoned bool) {
+	if m := b.members[id]; m != nil && m.cordoned != cordoned {
+		m.cordoned = cordoned
+		b.reopen(b.pools[m.Model], m)
+	}
+}
+
 // Report takes a heartbeat in: its numbers replace the older ones, and the charges of dispatches
 // that it counts end.
 func (b *Batcher) Report(id string, load Load, nowMS int64) {

@@ -62,6 +62,9 @@ func (b *Batcher) candidate(m *member, r *Request, nowMS int64) candidate {
 	if m.draining {
 		c.blocked |= Draining
 	}
+	if m.cordoned {
+		c.blocked |= Cordoned
+	}
 	if m.load.Unhealthy {
 		c.blocked |= Unhealthy
 	}

@@ -10,8 +10,8 @@ import (
 // Block says what keeps a request from a worker; several may at once.
 type Block uint16
 
-// Sequences, Blocks and PromptTokens are full for the request. Draining and Unhealthy workers take
-// nothing new. A Stale worker has not been heard of for too long, an Unknown one not yet. TooLong
+// Sequences, Blocks and PromptTokens are full for the request. Draining, Unhealthy and Cordoned workers
+// take nothing new. A Stale worker has not been heard of for too long, an Unknown one not yet. TooLong
 // requests never fit.
 const (
 	Sequences Block = 1 << iota
@@ -22,9 +22,10 @@ const (
 	Stale
 	Unknown
 	TooLong
+	Cordoned
 )
 
-var blockNames = []string{"sequences", "blocks", "prompt tokens", "draining", "unhealthy", "stale", "unknown", "too long"}
+var blockNames = []string{"sequences", "blocks", "prompt tokens", "draining", "unhealthy", "stale", "unknown", "too long", "cordoned"}
 
 // Names lists what blocks, in words.
 func (b Block) Names() []string {
@@ -191,7 +192,7 @@ func (b *Batcher) nearer(c, than *candidate) bool {
 			return 4
 		case c.blocked&Unhealthy != 0:
 			return 3
-		case c.blocked&Draining != 0:
+		case c.blocked&(Draining|Cordoned) != 0:
 			return 2
 		case c.blocked&(Stale|Unknown) != 0:
 			return 1
@@ -228,6 +229,7 @@ func (c *candidate) unblock() string {
 	}{
 		{TooLong, fmt.Sprintf("another worker: this one holds sequences below %d tokens", min(c.ContextTokens, c.TotalBlocks*c.BlockTokens))},
 		{Draining, "another worker: this one drains"},
+		{Cordoned, "another worker, or the end of this one's cordon"},
 		{Unhealthy, "its devices' recovery"},
 		{Unknown, "its first heartbeat"},
 		{Stale, "its next heartbeat"},

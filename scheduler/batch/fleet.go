@@ -52,7 +52,8 @@ type member struct {
 	Worker
 	load     Load
 	reportMS int64
-	draining bool
+	// draining and cordoned workers get nothing new; only a cordon ends.
+	draining, cordoned bool
 	// known is false until a heartbeat or an idle start says what the worker holds.
 	known   bool
 	charges []charge
@@ -132,7 +133,7 @@ func (m *member) size(short Shortage, stepsAhead int) int64 {
 
 // starts says whether there is a sequence and a block left for anything at all.
 func (m *member) starts() bool {
-	return m.known && !m.draining && !m.load.Unhealthy &&
+	return m.known && !m.draining && !m.cordoned && !m.load.Unhealthy &&
 		m.sequences() < m.MaxSequences && m.reportedBlocks() > int64(m.charged.blocks)
 }
 

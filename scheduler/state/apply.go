@@ -18,13 +18,14 @@ import (
 var ErrUnknownCommand = errors.New("the log holds a command that this version does not know; run the version that wrote it, or a newer one")
 
 // errIncomplete means that a command lacks the message that it is about. No leader writes such a one.
-var errIncomplete = errors.New("the command has no request, worker or node")
+var errIncomplete = errors.New("the command has no request, worker, node, tenant or pool")
 
 // Result says what one command did.
 type Result struct {
 	// Changed is false where the command found nothing to do: a repeat, or one that came too late.
 	Changed bool
-	// Refused says why a submit was not admitted; there is no record then.
+	// Refused says why a submit, a worker or an operator's command was not admitted; nothing has changed
+	// then, and there is no record.
 	Refused *Refusal
 	// Record is the request after the command; nil for worker commands and unknown requests.
 	Record *Record
@@ -54,6 +55,7 @@ func (s *Store) Apply(index, term uint64, data []byte) ([]Result, error) {
 		finished: before.finished,
 		kept:     before.kept,
 		accounts: map[string]*Account{},
+		models:   map[string]*Model{},
 	}
 	results := make([]Result, len(entry.GetCommands()))
 	for i, command := range entry.GetCommands() {
@@ -64,6 +66,7 @@ func (s *Store) Apply(index, term uint64, data []byte) ([]Result, error) {
 		results[i] = result
 	}
 	a.keepAccounts()
+	a.keepModels()
 	a.forgetUploads()
 	a.forget(s.limits)
 	txn.Commit()
@@ -97,8 +100,9 @@ type application struct {
 	finished int
 	// kept is what finished records hold for replays, in bytes.
 	kept int64
-	// accounts are those that the entry touched.
+	// accounts and models are those that the entry touched.
 	accounts map[string]*Account
+	models   map[string]*Model
 }
 
 func (a *application) command(c *pb.Command) (Result, error) {
@@ -119,7 +123,7 @@ func (a *application) command(c *pb.Command) (Result, error) {
 		if c.Worker.GetWorker() == nil {
 			return Result{}, errIncomplete
 		}
-		return a.worker(c.Worker), unknownFields(c.Worker)
+		return a.worker(c.Worker), errors.Join(unknownFields(c.Worker), unknownFields(c.Worker.GetModel()))
 	case *pb.Command_Requeue:
 		return a.requeue(c.Requeue), unknownFields(c.Requeue)
 	case *pb.Command_Node:
@@ -132,6 +136,13 @@ func (a *application) command(c *pb.Command) (Result, error) {
 			return Result{}, errIncomplete
 		}
 		return a.tenant(c.Tenant), errors.Join(unknownFields(c.Tenant), unknownFields(c.Tenant.GetTenant()))
+	case *pb.Command_Pool:
+		if c.Pool.GetPool() == nil {
+			return Result{}, errIncomplete
+		}
+		return a.pool(c.Pool), errors.Join(unknownFields(c.Pool), unknownFields(c.Pool.GetPool()))
+	case *pb.Command_Cordon:
+		return a.cordon(c.Cordon), unknownFields(c.Cordon)
 	case *pb.Command_PromptPart:
 		return a.part(c.PromptPart), unknownFields(c.PromptPart)
 	case *pb.Command_Progress:
@@ -170,6 +181,7 @@ func (a *application) submit(c *pb.SubmitCommand) Result {
 		a.drop(known)
 		outputs = known.Whole()
 	}
+	a.model(request.GetModel()).Live++
 	return a.put(&Record{
 		Request:      request,
 		Outputs:      outputs,
@@ -247,6 +259,7 @@ func (a *application) finish(c *pb.FinishCommand) Result {
 	r.Outputs = outputs
 	a.served(r.Request.GetTenant(), 2*int64(grown))
 	a.account(r.Request.GetTenant()).Live--
+	a.model(r.Request.GetModel()).Live--
 	if stopped(c.GetFinishReason()) && !complete(r.Outputs) {
 		r.Outputs = nil // A part would pass for the whole.
 	}
@@ -260,19 +273,6 @@ func (a *application) finish(c *pb.FinishCommand) Result {
 	a.finished++
 	a.kept += r.keptBytes()
 	return a.put(&r)
-}
-
-func (a *application) worker(c *pb.WorkerCommand) Result {
-	known := first[*pb.WorkerInfo](a.txn, workersTable, c.GetWorker().GetId())
-	switch {
-	case c.GetLeft() && known == nil, !c.GetLeft() && proto.Equal(known, c.GetWorker()):
-		return Result{}
-	case c.GetLeft():
-		must(a.txn.Delete(workersTable, known))
-	default:
-		must(a.txn.Insert(workersTable, c.GetWorker()))
-	}
-	return Result{Changed: true}
 }
 
 // forget drops the finished requests that are too many or too old by the entry's own time, and the

@@ -15,6 +15,9 @@ const (
 	tenantsTable  = "tenants"
 	uploadsTable  = "uploads"
 	workersTable  = "workers"
+	modelsTable   = "models"
+	poolsTable    = "pools"
+	cordonsTable  = "cordons"
 	requestsTable = "requests"
 )
 
@@ -56,6 +59,24 @@ func schema() *memdb.DBSchema {
 				"id": {Name: "id", Unique: true, Indexer: index[*pb.WorkerInfo](func(w *pb.WorkerInfo) []byte {
 					return stringKey(w.GetId())
 				})},
+			},
+		},
+		modelsTable: {
+			Name: modelsTable,
+			Indexes: map[string]*memdb.IndexSchema{
+				"id": {Name: "id", Unique: true, Indexer: index[*Model](func(m *Model) []byte { return stringKey(m.Name) })},
+			},
+		},
+		poolsTable: {
+			Name: poolsTable,
+			Indexes: map[string]*memdb.IndexSchema{
+				"id": {Name: "id", Unique: true, Indexer: index[*pb.Pool](func(p *pb.Pool) []byte { return stringKey(p.GetName()) })},
+			},
+		},
+		cordonsTable: {
+			Name: cordonsTable,
+			Indexes: map[string]*memdb.IndexSchema{
+				"id": {Name: "id", Unique: true, Indexer: index[cordoned](func(id cordoned) []byte { return stringKey(string(id)) })},
 			},
 		},
 		requestsTable: {

@@ -19,9 +19,9 @@ const snapshotVersion = 1
 // take, far below what a hostile length prefix could ask for.
 const maxSnapshotRecord = 5*MaxOutputTokens + 12<<20
 
-// WriteTo writes the view as length-delimited pb.SnapshotRecord messages: the header, the nodes and
-// workers by id, the tenants by name, what has come of prompts, the requests by id. The same state gives
-// the same bytes.
+// WriteTo writes the view as length-delimited pb.SnapshotRecord messages: the header, the nodes by
+// id, the models and pools by name, the cordons and workers by id, the tenants by name, what has come of
+// prompts, the requests by id. The same state gives the same bytes.
 func (v *View) WriteTo(w io.Writer) (int64, error) {
 	out := bufio.NewWriterSize(w, 256<<10)
 	options := protodelim.MarshalOptions{}
@@ -42,6 +42,26 @@ func (v *View) WriteTo(w io.Writer) (int64, error) {
 			break
 		}
 		err = write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_Node{Node: node}})
+	}
+	for model := range v.Models() {
+		if err != nil {
+			break
+		}
+		if model.Identity != nil {
+			err = write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_Model{Model: model.Identity}})
+		}
+	}
+	for pool := range v.Pools() {
+		if err != nil {
+			break
+		}
+		err = write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_Pool{Pool: pool}})
+	}
+	for id := range v.CordonedWorkers() {
+		if err != nil {
+			break
+		}
+		err = write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_CordonedWorker{CordonedWorker: id}})
 	}
 	for worker := range v.Workers() {
 		if err != nil {
@@ -105,8 +125,8 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 	v := &View{index: header.GetIndex(), chainHash: header.GetChainHash()}
 	txn := db.Txn(true)
 	defer txn.Abort()
-	// How many requests a tenant has is counted, not written.
-	a := &application{txn: txn, accounts: map[string]*Account{}}
+	// How many requests a tenant has is counted, not written, and so is what a model has.
+	a := &application{txn: txn, accounts: map[string]*Account{}, models: map[string]*Model{}}
 	for n := 1; ; n++ {
 		record := &pb.SnapshotRecord{}
 		err := options.UnmarshalFrom(in, record)
@@ -126,7 +146,23 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 			if first[*pb.WorkerInfo](txn, workersTable, record.Worker.GetId()) != nil {
 				return nil, nil, fmt.Errorf("record %d: worker %q is there twice", n, record.Worker.GetId())
 			}
+			a.model(record.Worker.GetModel()).Workers++
 			err = txn.Insert(workersTable, record.Worker)
+		case *pb.SnapshotRecord_Model:
+			if a.models[record.Model.GetName()] != nil {
+				return nil, nil, fmt.Errorf("record %d: model %q is there twice, or after its workers", n, record.Model.GetName())
+			}
+			a.model(record.Model.GetName()).Identity = record.Model
+		case *pb.SnapshotRecord_Pool:
+			if first[*pb.Pool](txn, poolsTable, record.Pool.GetName()) != nil {
+				return nil, nil, fmt.Errorf("record %d: pool %q is there twice", n, record.Pool.GetName())
+			}
+			err = txn.Insert(poolsTable, record.Pool)
+		case *pb.SnapshotRecord_CordonedWorker:
+			if record.CordonedWorker == "" {
+				return nil, nil, fmt.Errorf("record %d: a cordoned worker has no id", n)
+			}
+			err = txn.Insert(cordonsTable, cordoned(record.CordonedWorker))
 		case *pb.SnapshotRecord_Upload:
 			if first[*upload](txn, uploadsTable, record.Upload.GetRequestId()) != nil {
 				return nil, nil, fmt.Errorf("record %d: the prompt of %q is there twice", n, record.Upload.GetRequestId())
@@ -156,6 +192,7 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 				v.kept += request.keptBytes()
 			} else {
 				a.account(request.Request.GetTenant()).Live++
+				a.model(request.Request.GetModel()).Live++
 			}
 			err = txn.Insert(requestsTable, request)
 		default:
@@ -166,6 +203,7 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 		}
 	}
 	a.keepAccounts()
+	a.keepModels()
 	txn.Commit()
 	v.db = db.Snapshot()
 	return db, v, nil

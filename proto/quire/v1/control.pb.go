@@ -577,8 +577,13 @@ type WorkerInfo struct {
 	Device         string `protobuf:"bytes,9,opt,name=device,proto3" json:"device,omitempty"`
 	// Path of the model file or directory, for gateways on the same host; gateways elsewhere need
 	// their own copy with the same digest.
-	ModelPath     string `protobuf:"bytes,10,opt,name=model_path,json=modelPath,proto3" json:"model_path,omitempty"`
-	ModelDigest   string `protobuf:"bytes,11,opt,name=model_digest,json=modelDigest,proto3" json:"model_digest,omitempty"`
+	ModelPath   string `protobuf:"bytes,10,opt,name=model_path,json=modelPath,proto3" json:"model_path,omitempty"`
+	ModelDigest string `protobuf:"bytes,11,opt,name=model_digest,json=modelDigest,proto3" json:"model_digest,omitempty"`
+	// All but the weights that output depends on: the device's arithmetic, the type of the KV cache.
+	// Workers of a model must agree on both.
+	Arithmetic string `protobuf:"bytes,12,opt,name=arithmetic,proto3" json:"arithmetic,omitempty"`
+	// The set of workers that it is looked after with; empty counts as "default".
+	Pool          string `protobuf:"bytes,13,opt,name=pool,proto3" json:"pool,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -686,6 +691,20 @@ func (x *WorkerInfo) GetModelPath() string {
 func (x *WorkerInfo) GetModelDigest() string {
 	if x != nil {
 		return x.ModelDigest
+	}
+	return ""
+}
+
+func (x *WorkerInfo) GetArithmetic() string {
+	if x != nil {
+		return x.Arithmetic
+	}
+	return ""
+}
+
+func (x *WorkerInfo) GetPool() string {
+	if x != nil {
+		return x.Pool
 	}
 	return ""
 }
@@ -3460,7 +3479,7 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x05found\x18\x01 \x01(\bR\x05found\"-\n" +
 	"\fWatchRequest\x12\x1d\n" +
 	"\n" +
-	"gateway_id\x18\x01 \x01(\tR\tgatewayId\"\xe2\x02\n" +
+	"gateway_id\x18\x01 \x01(\tR\tgatewayId\"\x96\x03\n" +
 	"\n" +
 	"WorkerInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -3475,7 +3494,11 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"model_path\x18\n" +
 	" \x01(\tR\tmodelPath\x12!\n" +
-	"\fmodel_digest\x18\v \x01(\tR\vmodelDigest\"\xa4\x01\n" +
+	"\fmodel_digest\x18\v \x01(\tR\vmodelDigest\x12\x1e\n" +
+	"\n" +
+	"arithmetic\x18\f \x01(\tR\n" +
+	"arithmetic\x12\x12\n" +
+	"\x04pool\x18\r \x01(\tR\x04pool\"\xa4\x01\n" +
 	"\rWatchResponse\x12.\n" +
 	"\aworkers\x18\x01 \x03(\v2\x14.quire.v1.WorkerInfoR\aworkers\x12%\n" +
 	"\x05ended\x18\x02 \x03(\v2\x0f.quire.v1.EndedR\x05ended\x12\"\n" +

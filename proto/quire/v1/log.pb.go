@@ -143,6 +143,8 @@ type Command struct {
 	//	*Command_Tenant
 	//	*Command_Node
 	//	*Command_PromptPart
+	//	*Command_Pool
+	//	*Command_Cordon
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -275,6 +277,24 @@ func (x *Command) GetPromptPart() *PromptPartCommand {
 	return nil
 }
 
+func (x *Command) GetPool() *PoolCommand {
+	if x != nil {
+		if x, ok := x.Command.(*Command_Pool); ok {
+			return x.Pool
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCordon() *CordonCommand {
+	if x != nil {
+		if x, ok := x.Command.(*Command_Cordon); ok {
+			return x.Cordon
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -319,6 +339,14 @@ type Command_PromptPart struct {
 	PromptPart *PromptPartCommand `protobuf:"bytes,10,opt,name=prompt_part,json=promptPart,proto3,oneof"`
 }
 
+type Command_Pool struct {
+	Pool *PoolCommand `protobuf:"bytes,11,opt,name=pool,proto3,oneof"`
+}
+
+type Command_Cordon struct {
+	Cordon *CordonCommand `protobuf:"bytes,12,opt,name=cordon,proto3,oneof"`
+}
+
 func (*Command_Submit) isCommand_Command() {}
 
 func (*Command_Assign) isCommand_Command() {}
@@ -338,6 +366,10 @@ func (*Command_Tenant) isCommand_Command() {}
 func (*Command_Node) isCommand_Command() {}
 
 func (*Command_PromptPart) isCommand_Command() {}
+
+func (*Command_Pool) isCommand_Command() {}
+
+func (*Command_Cordon) isCommand_Command() {}
 
 // SubmitCommand admits a request; a known id changes nothing.
 type SubmitCommand struct {
@@ -1016,9 +1048,12 @@ func (x *NodeCommand) GetRemoved() bool {
 
 // WorkerCommand records that a worker joined (or changed) or left.
 type WorkerCommand struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Worker        *WorkerInfo            `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
-	Left          bool                   `protobuf:"varint,2,opt,name=left,proto3" json:"left,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Worker *WorkerInfo            `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	Left   bool                   `protobuf:"varint,2,opt,name=left,proto3" json:"left,omitempty"`
+	// What it takes the model's name to stand for. The worker is refused while the name stands for
+	// something else. Entries of versions before 0.1.0 lack it, and are not checked.
+	Model         *ModelIdentity `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1067,6 +1102,243 @@ func (x *WorkerCommand) GetLeft() bool {
 	return false
 }
 
+func (x *WorkerCommand) GetModel() *ModelIdentity {
+	if x != nil {
+		return x.Model
+	}
+	return nil
+}
+
+// ModelIdentity is all that the output of a model's requests depends on, beside the requests.
+type ModelIdentity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Arithmetic    string                 `protobuf:"bytes,3,opt,name=arithmetic,proto3" json:"arithmetic,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModelIdentity) Reset() {
+	*x = ModelIdentity{}
+	mi := &file_quire_v1_log_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelIdentity) ProtoMessage() {}
+
+func (x *ModelIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelIdentity.ProtoReflect.Descriptor instead.
+func (*ModelIdentity) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ModelIdentity) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ModelIdentity) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ModelIdentity) GetArithmetic() string {
+	if x != nil {
+		return x.Arithmetic
+	}
+	return ""
+}
+
+// Pool is a named set of workers that operators look after as one.
+type Pool struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Its workers get nothing new.
+	Cordoned      bool `protobuf:"varint,2,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pool) Reset() {
+	*x = Pool{}
+	mi := &file_quire_v1_log_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pool) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pool) ProtoMessage() {}
+
+func (x *Pool) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pool.ProtoReflect.Descriptor instead.
+func (*Pool) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Pool) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Pool) GetCordoned() bool {
+	if x != nil {
+		return x.Cordoned
+	}
+	return false
+}
+
+// PoolCommand makes or removes a pool. One that is there already, or has workers, stays as it is.
+type PoolCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pool          *Pool                  `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	Removed       bool                   `protobuf:"varint,2,opt,name=removed,proto3" json:"removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolCommand) Reset() {
+	*x = PoolCommand{}
+	mi := &file_quire_v1_log_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolCommand) ProtoMessage() {}
+
+func (x *PoolCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolCommand.ProtoReflect.Descriptor instead.
+func (*PoolCommand) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PoolCommand) GetPool() *Pool {
+	if x != nil {
+		return x.Pool
+	}
+	return nil
+}
+
+func (x *PoolCommand) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
+// CordonCommand keeps new requests from a worker or from all of a pool, or lets them come again. It
+// names one of the two; a worker's cordon outlasts its sessions.
+type CordonCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	WorkerId      string                 `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	Pool          string                 `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
+	Lifted        bool                   `protobuf:"varint,3,opt,name=lifted,proto3" json:"lifted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CordonCommand) Reset() {
+	*x = CordonCommand{}
+	mi := &file_quire_v1_log_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CordonCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CordonCommand) ProtoMessage() {}
+
+func (x *CordonCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CordonCommand.ProtoReflect.Descriptor instead.
+func (*CordonCommand) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CordonCommand) GetWorkerId() string {
+	if x != nil {
+		return x.WorkerId
+	}
+	return ""
+}
+
+func (x *CordonCommand) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *CordonCommand) GetLifted() bool {
+	if x != nil {
+		return x.Lifted
+	}
+	return false
+}
+
 // RequeueCommand takes a request back from a worker that lost it.
 type RequeueCommand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1078,7 +1350,7 @@ type RequeueCommand struct {
 
 func (x *RequeueCommand) Reset() {
 	*x = RequeueCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[13]
+	mi := &file_quire_v1_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1090,7 +1362,7 @@ func (x *RequeueCommand) String() string {
 func (*RequeueCommand) ProtoMessage() {}
 
 func (x *RequeueCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[13]
+	mi := &file_quire_v1_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1103,7 +1375,7 @@ func (x *RequeueCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequeueCommand.ProtoReflect.Descriptor instead.
 func (*RequeueCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{13}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RequeueCommand) GetRequestId() string {
@@ -1131,6 +1403,9 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Tenant
 	//	*SnapshotRecord_Node
 	//	*SnapshotRecord_Upload
+	//	*SnapshotRecord_Model
+	//	*SnapshotRecord_Pool
+	//	*SnapshotRecord_CordonedWorker
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1138,7 +1413,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[14]
+	mi := &file_quire_v1_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1425,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[14]
+	mi := &file_quire_v1_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +1438,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{14}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -1227,6 +1502,33 @@ func (x *SnapshotRecord) GetUpload() *PromptUpload {
 	return nil
 }
 
+func (x *SnapshotRecord) GetModel() *ModelIdentity {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Model); ok {
+			return x.Model
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotRecord) GetPool() *Pool {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Pool); ok {
+			return x.Pool
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotRecord) GetCordonedWorker() string {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_CordonedWorker); ok {
+			return x.CordonedWorker
+		}
+	}
+	return ""
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -1255,6 +1557,19 @@ type SnapshotRecord_Upload struct {
 	Upload *PromptUpload `protobuf:"bytes,6,opt,name=upload,proto3,oneof"`
 }
 
+type SnapshotRecord_Model struct {
+	Model *ModelIdentity `protobuf:"bytes,7,opt,name=model,proto3,oneof"`
+}
+
+type SnapshotRecord_Pool struct {
+	Pool *Pool `protobuf:"bytes,8,opt,name=pool,proto3,oneof"`
+}
+
+type SnapshotRecord_CordonedWorker struct {
+	// The id of a cordoned worker.
+	CordonedWorker string `protobuf:"bytes,9,opt,name=cordoned_worker,json=cordonedWorker,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Header) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Worker) isSnapshotRecord_Record() {}
@@ -1266,6 +1581,12 @@ func (*SnapshotRecord_Tenant) isSnapshotRecord_Record() {}
 func (*SnapshotRecord_Node) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Upload) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Model) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Pool) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_CordonedWorker) isSnapshotRecord_Record() {}
 
 // PromptUpload is what has come of a prompt so far.
 type PromptUpload struct {
@@ -1281,7 +1602,7 @@ type PromptUpload struct {
 
 func (x *PromptUpload) Reset() {
 	*x = PromptUpload{}
-	mi := &file_quire_v1_log_proto_msgTypes[15]
+	mi := &file_quire_v1_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1614,7 @@ func (x *PromptUpload) String() string {
 func (*PromptUpload) ProtoMessage() {}
 
 func (x *PromptUpload) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[15]
+	mi := &file_quire_v1_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1627,7 @@ func (x *PromptUpload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromptUpload.ProtoReflect.Descriptor instead.
 func (*PromptUpload) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{15}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PromptUpload) GetRequestId() string {
@@ -1361,7 +1682,7 @@ type TenantRecord struct {
 
 func (x *TenantRecord) Reset() {
 	*x = TenantRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[16]
+	mi := &file_quire_v1_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1694,7 @@ func (x *TenantRecord) String() string {
 func (*TenantRecord) ProtoMessage() {}
 
 func (x *TenantRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[16]
+	mi := &file_quire_v1_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1707,7 @@ func (x *TenantRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantRecord.ProtoReflect.Descriptor instead.
 func (*TenantRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{16}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TenantRecord) GetName() string {
@@ -1442,7 +1763,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_quire_v1_log_proto_msgTypes[17]
+	mi := &file_quire_v1_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1775,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[17]
+	mi := &file_quire_v1_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1467,7 +1788,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{17}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -1519,7 +1840,7 @@ type RequestRecord struct {
 
 func (x *RequestRecord) Reset() {
 	*x = RequestRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[18]
+	mi := &file_quire_v1_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1852,7 @@ func (x *RequestRecord) String() string {
 func (*RequestRecord) ProtoMessage() {}
 
 func (x *RequestRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[18]
+	mi := &file_quire_v1_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1865,7 @@ func (x *RequestRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRecord.ProtoReflect.Descriptor instead.
 func (*RequestRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{18}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RequestRecord) GetRequest() *Request {
@@ -1666,7 +1987,7 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x12quire/v1/log.proto\x12\bquire.v1\x1a\x16quire/v1/control.proto\x1a\x18quire/v1/inference.proto\"`\n" +
 	"\x05Entry\x12(\n" +
 	"\x10proposed_unix_ms\x18\x01 \x01(\x03R\x0eproposedUnixMs\x12-\n" +
-	"\bcommands\x18\x02 \x03(\v2\x11.quire.v1.CommandR\bcommands\"\x9f\x04\n" +
+	"\bcommands\x18\x02 \x03(\v2\x11.quire.v1.CommandR\bcommands\"\xff\x04\n" +
 	"\aCommand\x121\n" +
 	"\x06submit\x18\x01 \x01(\v2\x17.quire.v1.SubmitCommandH\x00R\x06submit\x121\n" +
 	"\x06assign\x18\x02 \x01(\v2\x17.quire.v1.AssignCommandH\x00R\x06assign\x121\n" +
@@ -1679,7 +2000,9 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x04node\x18\t \x01(\v2\x15.quire.v1.NodeCommandH\x00R\x04node\x12>\n" +
 	"\vprompt_part\x18\n" +
 	" \x01(\v2\x1b.quire.v1.PromptPartCommandH\x00R\n" +
-	"promptPartB\t\n" +
+	"promptPart\x12+\n" +
+	"\x04pool\x18\v \x01(\v2\x15.quire.v1.PoolCommandH\x00R\x04pool\x121\n" +
+	"\x06cordon\x18\f \x01(\v2\x17.quire.v1.CordonCommandH\x00R\x06cordonB\t\n" +
 	"\acommand\"\x82\x01\n" +
 	"\rSubmitCommand\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12\x16\n" +
@@ -1732,21 +2055,41 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\bstore_id\x18\x05 \x01(\tR\astoreId\"K\n" +
 	"\vNodeCommand\x12\"\n" +
 	"\x04node\x18\x01 \x01(\v2\x0e.quire.v1.NodeR\x04node\x12\x18\n" +
-	"\aremoved\x18\x02 \x01(\bR\aremoved\"Q\n" +
+	"\aremoved\x18\x02 \x01(\bR\aremoved\"\x80\x01\n" +
 	"\rWorkerCommand\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.quire.v1.WorkerInfoR\x06worker\x12\x12\n" +
-	"\x04left\x18\x02 \x01(\bR\x04left\"L\n" +
+	"\x04left\x18\x02 \x01(\bR\x04left\x12-\n" +
+	"\x05model\x18\x03 \x01(\v2\x17.quire.v1.ModelIdentityR\x05model\"[\n" +
+	"\rModelIdentity\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1e\n" +
+	"\n" +
+	"arithmetic\x18\x03 \x01(\tR\n" +
+	"arithmetic\"6\n" +
+	"\x04Pool\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bcordoned\x18\x02 \x01(\bR\bcordoned\"K\n" +
+	"\vPoolCommand\x12\"\n" +
+	"\x04pool\x18\x01 \x01(\v2\x0e.quire.v1.PoolR\x04pool\x12\x18\n" +
+	"\aremoved\x18\x02 \x01(\bR\aremoved\"X\n" +
+	"\rCordonCommand\x12\x1b\n" +
+	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x12\n" +
+	"\x04pool\x18\x02 \x01(\tR\x04pool\x12\x16\n" +
+	"\x06lifted\x18\x03 \x01(\bR\x06lifted\"L\n" +
 	"\x0eRequeueCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1b\n" +
-	"\tworker_id\x18\x02 \x01(\tR\bworkerId\"\xbd\x02\n" +
+	"\tworker_id\x18\x02 \x01(\tR\bworkerId\"\xbf\x03\n" +
 	"\x0eSnapshotRecord\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x18.quire.v1.SnapshotHeaderH\x00R\x06header\x12.\n" +
 	"\x06worker\x18\x02 \x01(\v2\x14.quire.v1.WorkerInfoH\x00R\x06worker\x123\n" +
 	"\arequest\x18\x03 \x01(\v2\x17.quire.v1.RequestRecordH\x00R\arequest\x120\n" +
 	"\x06tenant\x18\x04 \x01(\v2\x16.quire.v1.TenantRecordH\x00R\x06tenant\x12$\n" +
 	"\x04node\x18\x05 \x01(\v2\x0e.quire.v1.NodeH\x00R\x04node\x120\n" +
-	"\x06upload\x18\x06 \x01(\v2\x16.quire.v1.PromptUploadH\x00R\x06uploadB\b\n" +
+	"\x06upload\x18\x06 \x01(\v2\x16.quire.v1.PromptUploadH\x00R\x06upload\x12/\n" +
+	"\x05model\x18\a \x01(\v2\x17.quire.v1.ModelIdentityH\x00R\x05model\x12$\n" +
+	"\x04pool\x18\b \x01(\v2\x0e.quire.v1.PoolH\x00R\x04pool\x12)\n" +
+	"\x0fcordoned_worker\x18\t \x01(\tH\x00R\x0ecordonedWorkerB\b\n" +
 	"\x06record\"\x97\x01\n" +
 	"\fPromptUpload\x12\x1d\n" +
 	"\n" +
@@ -1807,7 +2150,7 @@ func file_quire_v1_log_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quire_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_quire_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_quire_v1_log_proto_goTypes = []any{
 	(RequestState)(0),         // 0: quire.v1.RequestState
 	(*Entry)(nil),             // 1: quire.v1.Entry
@@ -1823,18 +2166,22 @@ var file_quire_v1_log_proto_goTypes = []any{
 	(*Node)(nil),              // 11: quire.v1.Node
 	(*NodeCommand)(nil),       // 12: quire.v1.NodeCommand
 	(*WorkerCommand)(nil),     // 13: quire.v1.WorkerCommand
-	(*RequeueCommand)(nil),    // 14: quire.v1.RequeueCommand
-	(*SnapshotRecord)(nil),    // 15: quire.v1.SnapshotRecord
-	(*PromptUpload)(nil),      // 16: quire.v1.PromptUpload
-	(*TenantRecord)(nil),      // 17: quire.v1.TenantRecord
-	(*SnapshotHeader)(nil),    // 18: quire.v1.SnapshotHeader
-	(*RequestRecord)(nil),     // 19: quire.v1.RequestRecord
-	(*Request)(nil),           // 20: quire.v1.Request
-	(FinishReason)(0),         // 21: quire.v1.FinishReason
-	(*Usage)(nil),             // 22: quire.v1.Usage
-	(*ChoiceProgress)(nil),    // 23: quire.v1.ChoiceProgress
-	(*WorkerInfo)(nil),        // 24: quire.v1.WorkerInfo
-	(*Output)(nil),            // 25: quire.v1.Output
+	(*ModelIdentity)(nil),     // 14: quire.v1.ModelIdentity
+	(*Pool)(nil),              // 15: quire.v1.Pool
+	(*PoolCommand)(nil),       // 16: quire.v1.PoolCommand
+	(*CordonCommand)(nil),     // 17: quire.v1.CordonCommand
+	(*RequeueCommand)(nil),    // 18: quire.v1.RequeueCommand
+	(*SnapshotRecord)(nil),    // 19: quire.v1.SnapshotRecord
+	(*PromptUpload)(nil),      // 20: quire.v1.PromptUpload
+	(*TenantRecord)(nil),      // 21: quire.v1.TenantRecord
+	(*SnapshotHeader)(nil),    // 22: quire.v1.SnapshotHeader
+	(*RequestRecord)(nil),     // 23: quire.v1.RequestRecord
+	(*Request)(nil),           // 24: quire.v1.Request
+	(FinishReason)(0),         // 25: quire.v1.FinishReason
+	(*Usage)(nil),             // 26: quire.v1.Usage
+	(*ChoiceProgress)(nil),    // 27: quire.v1.ChoiceProgress
+	(*WorkerInfo)(nil),        // 28: quire.v1.WorkerInfo
+	(*Output)(nil),            // 29: quire.v1.Output
 }
 var file_quire_v1_log_proto_depIdxs = []int32{
 	2,  // 0: quire.v1.Entry.commands:type_name -> quire.v1.Command
@@ -1842,37 +2189,43 @@ var file_quire_v1_log_proto_depIdxs = []int32{
 	5,  // 2: quire.v1.Command.assign:type_name -> quire.v1.AssignCommand
 	6,  // 3: quire.v1.Command.finish:type_name -> quire.v1.FinishCommand
 	13, // 4: quire.v1.Command.worker:type_name -> quire.v1.WorkerCommand
-	14, // 5: quire.v1.Command.requeue:type_name -> quire.v1.RequeueCommand
+	18, // 5: quire.v1.Command.requeue:type_name -> quire.v1.RequeueCommand
 	7,  // 6: quire.v1.Command.progress:type_name -> quire.v1.ProgressCommand
 	8,  // 7: quire.v1.Command.adopt:type_name -> quire.v1.AdoptCommand
 	10, // 8: quire.v1.Command.tenant:type_name -> quire.v1.TenantCommand
 	12, // 9: quire.v1.Command.node:type_name -> quire.v1.NodeCommand
 	4,  // 10: quire.v1.Command.prompt_part:type_name -> quire.v1.PromptPartCommand
-	20, // 11: quire.v1.SubmitCommand.request:type_name -> quire.v1.Request
-	21, // 12: quire.v1.FinishCommand.finish_reason:type_name -> quire.v1.FinishReason
-	22, // 13: quire.v1.FinishCommand.usage:type_name -> quire.v1.Usage
-	23, // 14: quire.v1.FinishCommand.choices:type_name -> quire.v1.ChoiceProgress
-	23, // 15: quire.v1.ProgressCommand.choices:type_name -> quire.v1.ChoiceProgress
-	9,  // 16: quire.v1.TenantCommand.tenant:type_name -> quire.v1.Tenant
-	11, // 17: quire.v1.NodeCommand.node:type_name -> quire.v1.Node
-	24, // 18: quire.v1.WorkerCommand.worker:type_name -> quire.v1.WorkerInfo
-	18, // 19: quire.v1.SnapshotRecord.header:type_name -> quire.v1.SnapshotHeader
-	24, // 20: quire.v1.SnapshotRecord.worker:type_name -> quire.v1.WorkerInfo
-	19, // 21: quire.v1.SnapshotRecord.request:type_name -> quire.v1.RequestRecord
-	17, // 22: quire.v1.SnapshotRecord.tenant:type_name -> quire.v1.TenantRecord
-	11, // 23: quire.v1.SnapshotRecord.node:type_name -> quire.v1.Node
-	16, // 24: quire.v1.SnapshotRecord.upload:type_name -> quire.v1.PromptUpload
-	9,  // 25: quire.v1.TenantRecord.tenant:type_name -> quire.v1.Tenant
-	20, // 26: quire.v1.RequestRecord.request:type_name -> quire.v1.Request
-	0,  // 27: quire.v1.RequestRecord.state:type_name -> quire.v1.RequestState
-	21, // 28: quire.v1.RequestRecord.finish_reason:type_name -> quire.v1.FinishReason
-	22, // 29: quire.v1.RequestRecord.usage:type_name -> quire.v1.Usage
-	25, // 30: quire.v1.RequestRecord.outputs:type_name -> quire.v1.Output
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	16, // 11: quire.v1.Command.pool:type_name -> quire.v1.PoolCommand
+	17, // 12: quire.v1.Command.cordon:type_name -> quire.v1.CordonCommand
+	24, // 13: quire.v1.SubmitCommand.request:type_name -> quire.v1.Request
+	25, // 14: quire.v1.FinishCommand.finish_reason:type_name -> quire.v1.FinishReason
+	26, // 15: quire.v1.FinishCommand.usage:type_name -> quire.v1.Usage
+	27, // 16: quire.v1.FinishCommand.choices:type_name -> quire.v1.ChoiceProgress
+	27, // 17: quire.v1.ProgressCommand.choices:type_name -> quire.v1.ChoiceProgress
+	9,  // 18: quire.v1.TenantCommand.tenant:type_name -> quire.v1.Tenant
+	11, // 19: quire.v1.NodeCommand.node:type_name -> quire.v1.Node
+	28, // 20: quire.v1.WorkerCommand.worker:type_name -> quire.v1.WorkerInfo
+	14, // 21: quire.v1.WorkerCommand.model:type_name -> quire.v1.ModelIdentity
+	15, // 22: quire.v1.PoolCommand.pool:type_name -> quire.v1.Pool
+	22, // 23: quire.v1.SnapshotRecord.header:type_name -> quire.v1.SnapshotHeader
+	28, // 24: quire.v1.SnapshotRecord.worker:type_name -> quire.v1.WorkerInfo
+	23, // 25: quire.v1.SnapshotRecord.request:type_name -> quire.v1.RequestRecord
+	21, // 26: quire.v1.SnapshotRecord.tenant:type_name -> quire.v1.TenantRecord
+	11, // 27: quire.v1.SnapshotRecord.node:type_name -> quire.v1.Node
+	20, // 28: quire.v1.SnapshotRecord.upload:type_name -> quire.v1.PromptUpload
+	14, // 29: quire.v1.SnapshotRecord.model:type_name -> quire.v1.ModelIdentity
+	15, // 30: quire.v1.SnapshotRecord.pool:type_name -> quire.v1.Pool
+	9,  // 31: quire.v1.TenantRecord.tenant:type_name -> quire.v1.Tenant
+	24, // 32: quire.v1.RequestRecord.request:type_name -> quire.v1.Request
+	0,  // 33: quire.v1.RequestRecord.state:type_name -> quire.v1.RequestState
+	25, // 34: quire.v1.RequestRecord.finish_reason:type_name -> quire.v1.FinishReason
+	26, // 35: quire.v1.RequestRecord.usage:type_name -> quire.v1.Usage
+	29, // 36: quire.v1.RequestRecord.outputs:type_name -> quire.v1.Output
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_log_proto_init() }
@@ -1893,14 +2246,19 @@ func file_quire_v1_log_proto_init() {
 		(*Command_Tenant)(nil),
 		(*Command_Node)(nil),
 		(*Command_PromptPart)(nil),
+		(*Command_Pool)(nil),
+		(*Command_Cordon)(nil),
 	}
-	file_quire_v1_log_proto_msgTypes[14].OneofWrappers = []any{
+	file_quire_v1_log_proto_msgTypes[18].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Request)(nil),
 		(*SnapshotRecord_Tenant)(nil),
 		(*SnapshotRecord_Node)(nil),
 		(*SnapshotRecord_Upload)(nil),
+		(*SnapshotRecord_Model)(nil),
+		(*SnapshotRecord_Pool)(nil),
+		(*SnapshotRecord_CordonedWorker)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1908,7 +2266,7 @@ func file_quire_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_log_proto_rawDesc), len(file_quire_v1_log_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
