@@ -67,8 +67,12 @@ func Open(opts Options) (*Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cpu: open path %s: %w", opts.Path, err)
 	}
+	arithmetic := "cpu"
+	if opts.ExactFloat {
+		arithmetic = "cpu, exact float"
+	}
 	return &Device{opts: opts, kern: kern, info: device.Info{
-		Name: "cpu", Description: processorName(), Path: kern.path(), Threads: opts.Threads, MemoryBytes: opts.MemoryBytes,
+		Name: "cpu", Arithmetic: arithmetic, Description: processorName(), Path: kern.path(), Threads: opts.Threads, MemoryBytes: opts.MemoryBytes,
 	}}, nil
 }
 

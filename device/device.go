@@ -30,6 +30,7 @@ type Info struct {
 	Name        string // "cpu", "cuda:0"
 	Description string // the processor's own name
 	Path        string // which kernels run: "avx512", "avx2", "generic" or "go" on processors
+	Arithmetic  string // how results are rounded: devices that say the same give the same bits
 	Threads     int
 	MemoryBytes int64 // what the device may use in total
 }

@@ -82,6 +82,7 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 		Constrain: engine.Grammars(m.Tokenizer, m.Config.Vocab),
 	}, &pb.WorkerInfo{
 		Model: m.ID, Device: i.Name + " " + i.Path, ModelPath: m.Path, ModelDigest: m.Digest,
+		Arithmetic: i.Arithmetic + ", KV " + layout.Type.String(), Pool: s.Pool,
 	})
 	if err != nil {
 		if tiers != nil {

@@ -17,6 +17,8 @@ import (
 type Settings struct {
 	// ID names the worker; it must be unique in the cluster. Required.
 	ID string
+	// Pool is the set of workers that it is looked after with. Default "default".
+	Pool string
 	// Listen is the address of the Worker service. Default "127.0.0.1:0".
 	Listen string
 	// Advertise is the address that gateways dial. Default: where the service listens.

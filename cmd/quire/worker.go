@@ -22,6 +22,7 @@ import (
 // workerFlags are what a worker needs, in `quire worker` and in `quire dev`.
 type workerFlags struct {
 	id           string
+	pool         string
 	listen       string
 	advertise    string
 	control      []string
@@ -123,6 +124,7 @@ func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Durati
 	return worker.New(worker.Settings{
 		TenantKV:        tenants,
 		ID:              w.id,
+		Pool:            w.pool,
 		Listen:          w.listen,
 		Advertise:       w.advertise,
 		Control:         w.control,
@@ -187,6 +189,7 @@ func newWorker() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&w.id, "id", host, "name of this worker, unique in the cluster")
+	f.StringVar(&w.pool, "pool", "default", "pool of workers that it belongs to; see quire pool")
 	f.StringVar(&w.listen, "listen", "127.0.0.1:8002", "address where gateways fetch tokens")
 	f.StringVar(&w.advertise, "advertise", "", "address that gateways are told to use (default: --listen)")
 	f.StringSliceVar(&w.control, "control", []string{"127.0.0.1:8001"}, "gRPC addresses of control-plane nodes")

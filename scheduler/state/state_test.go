@@ -365,7 +365,7 @@ func draw(t *rapid.T, label string) (ms int64, commands []*pb.Command) {
 	id := rapid.SampledFrom([]string{"a", "b", "c", "d", "e"})
 	worker := rapid.SampledFrom([]string{"v", "w"})
 	command := rapid.Custom(func(t *rapid.T) *pb.Command {
-		switch rapid.IntRange(0, 11).Draw(t, "kind") {
+		switch rapid.IntRange(0, 14).Draw(t, "kind") {
 		case 0:
 			s := submit(id.Draw(t, "id"), rapid.SliceOfN(rapid.Int32Range(0, 300), 1, 5).Draw(t, "prompt")...)
 			n := rapid.Int32Range(0, 3).Draw(t, "n")
@@ -393,6 +393,12 @@ func draw(t *rapid.T, label string) (ms int64, commands []*pb.Command) {
 			return part(id.Draw(t, "id"), rapid.Uint64Range(1, 2).Draw(t, "upload"), rapid.Int32Range(0, 2).Draw(t, "part"), rapid.SliceOfN(rapid.Int32Range(0, 300), 0, 5).Draw(t, "prompt")...)
 		case 9:
 			return drawLimits(t)
+		case 12:
+			return serve(worker.Draw(t, "worker"), rapid.SampledFrom([]string{"m", "n"}).Draw(t, "model"), id.Draw(t, "digest"), id.Draw(t, "pool"))
+		case 13:
+			return pool(id.Draw(t, "pool"), rapid.Bool().Draw(t, "removed"))
+		case 14:
+			return cordon(rapid.SampledFrom([]string{"", "v", "w"}).Draw(t, "worker"), id.Draw(t, "pool"), rapid.Bool().Draw(t, "lifted"))
 		case 8:
 			return node(worker.Draw(t, "node"), id.Draw(t, "address"), rapid.Bool().Draw(t, "removed"))
 		}
@@ -476,6 +482,7 @@ func TestStateIsAFunctionOfTheLog(t *testing.T) {
 		if len(running) > 0 {
 			t.Fatalf("tenants %v have no account", running)
 		}
+		checkModels(t, a)
 		count := func(records func(func(*Record) bool)) (n int) {
 			for range records {
 				n++

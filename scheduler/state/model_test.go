@@ -1,0 +1,157 @@
+package state
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// serve has a worker join with a model of this digest.
+func serve(id, model, digest, pool string) *pb.Command {
+	w := &pb.WorkerInfo{Id: id, Model: model, ModelDigest: digest, Arithmetic: "cpu, KV f16", Pool: pool}
+	return &pb.Command{Command: &pb.Command_Worker{Worker: &pb.WorkerCommand{Worker: w, Model: Identity(w)}}}
+}
+
+func pool(name string, removed bool) *pb.Command {
+	return &pb.Command{Command: &pb.Command_Pool{Pool: &pb.PoolCommand{Pool: &pb.Pool{Name: name}, Removed: removed}}}
+}
+
+func cordon(worker, pool string, lifted bool) *pb.Command {
+	c := &pb.CordonCommand{WorkerId: worker, Lifted: lifted}
+	if worker == "" {
+		c.Pool = pool
+	}
+	return &pb.Command{Command: &pb.Command_Cordon{Cordon: c}}
+}
+
+// checkModels compares the models' counts with the tables, and the workers with their models.
+func checkModels(t interface{ Fatalf(string, ...any) }, v *View) {
+	workers, live := map[string]int{}, map[string]int{}
+	for w := range v.Workers() {
+		workers[w.GetModel()]++
+		// Workers of the property test that state no identity join unchecked.
+		if m := v.Model(w.GetModel()); w.GetModelDigest() != "" && m.Identity.GetDigest() != w.GetModelDigest() {
+			t.Fatalf("worker %s serves %q as %s, which is %v", w.GetId(), w.GetModelDigest(), w.GetModel(), m.Identity)
+		}
+		if w.GetPool() != "" && v.Pool(w.GetPool()) == nil {
+			t.Fatalf("worker %s is in pool %q, which is not there", w.GetId(), w.GetPool())
+		}
+	}
+	for r := range v.Live() {
+		live[r.Request.GetModel()]++
+	}
+	for m := range v.Models() {
+		if m.Workers != workers[m.Name] || m.Live != live[m.Name] || m.Workers+m.Live == 0 {
+			t.Fatalf("model %+v has %d workers and %d requests", m, workers[m.Name], live[m.Name])
+		}
+		delete(workers, m.Name)
+		delete(live, m.Name)
+	}
+	if len(workers)+len(live) > 0 {
+		t.Fatalf("workers %v and requests %v are of no model", workers, live)
+	}
+}
+
+// TestModelStandsForOneThing: while a worker or an unfinished request of a model is there, its name stands
+// for the weights and the arithmetic of the first.
+func TestModelStandsForOneThing(t *testing.T) {
+	l := &log{t: t, store: New()}
+	refused := func(c *pb.Command, parts ...string) {
+		t.Helper()
+		r := l.apply(1, c)[0]
+		if r.Refused == nil {
+			t.Fatalf("%v was let in", c)
+		}
+		for _, part := range parts {
+			if !strings.Contains(r.Refused.Reason, part) {
+				t.Errorf("refused because %q, without %q", r.Refused.Reason, part)
+			}
+		}
+	}
+	taken := func(c *pb.Command) {
+		t.Helper()
+		if r := l.apply(1, c)[0]; r.Refused != nil {
+			t.Fatalf("refused: %s", r.Refused.Reason)
+		}
+	}
+	taken(serve("v", "m", "one", ""))
+	taken(serve("w", "m", "one", ""))
+	refused(serve("x", "m", "two", ""), `model "m"`, `"one"`, `"two"`, "2 other workers")
+	other := serve("x", "m", "one", "")
+	other.GetWorker().Worker.Arithmetic = "cpu, KV int8"
+	other.GetWorker().Model = Identity(other.GetWorker().Worker)
+	refused(other, `"cpu, KV int8"`, `"cpu, KV f16"`, "--kv-type")
+	taken(serve("x", "n", "two", "")) // another name is free
+	// The last worker of a model may come back with other weights, unless a request still needs the old.
+	taken(leave("w"))
+	taken(submit("a", 1))
+	refused(serve("v", "m", "two", ""), "0 other workers and 1 unfinished requests")
+	taken(finish("a", pb.FinishReason_FINISH_REASON_STOP))
+	taken(serve("v", "m", "two", ""))
+	refused(serve("w", "m", "one", ""), `"two"`)
+	// Of two in one entry the first one wins.
+	taken(leave("v"))
+	results := l.apply(1, serve("v", "m", "one", ""), serve("w", "m", "two", ""))
+	if results[0].Refused != nil || results[1].Refused == nil {
+		t.Errorf("two at once: %+v", results)
+	}
+	checkModels(t, l.store.View())
+}
+
+// TestPoolsAndCordons: a pool comes with its first worker or before, goes when it is empty, and bars its
+// workers; a worker's own cordon outlasts it.
+func TestPoolsAndCordons(t *testing.T) {
+	l := &log{t: t, store: New()}
+	do := func(c *pb.Command, changed bool, refused string) {
+		t.Helper()
+		r := l.apply(1, c)[0]
+		switch {
+		case r.Changed != changed:
+			t.Errorf("%v: changed %t", c, r.Changed)
+		case (r.Refused != nil) != (refused != "") || r.Refused != nil && !strings.Contains(r.Refused.Reason, refused):
+			t.Errorf("%v: refused %v, want %q", c, r.Refused, refused)
+		}
+	}
+	barred := func(id string) bool {
+		v := l.store.View()
+		w := v.Worker(id)
+		if w == nil {
+			w = &pb.WorkerInfo{Id: id}
+		}
+		return v.Cordoned(w)
+	}
+	do(serve("v", "m", "one", "east"), true, "")
+	do(serve("w", "m", "one", ""), true, "")
+	do(pool("west", false), true, "")
+	do(pool("east", false), false, "is there already")
+	names := []string{}
+	for p := range l.store.View().Pools() {
+		names = append(names, p.GetName())
+	}
+	if want := []string{"default", "east", "west"}; !slices.Equal(names, want) {
+		t.Errorf("pools %v, want %v", names, want)
+	}
+	do(cordon("", "north", false), false, "unknown")
+	do(cordon("", "east", false), true, "")
+	do(cordon("", "east", false), false, "")
+	if !barred("v") || barred("w") {
+		t.Errorf("v barred %t, w %t", barred("v"), barred("w"))
+	}
+	do(cordon("w", "", false), true, "")
+	do(cordon("nobody", "", false), false, "unknown")
+	do(leave("w"), true, "")
+	if !barred("w") {
+		t.Error("a worker's cordon is gone with its session")
+	}
+	do(cordon("w", "", true), true, "")
+	do(cordon("", "east", true), true, "")
+	if barred("v") || barred("w") {
+		t.Error("a lifted cordon still bars")
+	}
+	do(pool("east", true), false, `has workers, "v" for one`)
+	do(leave("v"), true, "")
+	do(pool("east", true), true, "")
+	do(pool("east", true), false, "")
+}
