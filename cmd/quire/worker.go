@@ -54,7 +54,7 @@ func (w *workerFlags) flags(cmd *cobra.Command) {
 	f.BoolVar(&w.exact, "exact-float", false, "compute in 32-bit floats throughout: slow, for comparisons")
 	f.IntVar(&w.context, "context", 0, "tokens a sequence may hold, prompt and output; 0: what the model was trained for")
 	f.Int64Var(&w.kvBytes, "kv-bytes", 0, "memory for the KV cache, in bytes; 0: a share of what is free")
-	f.StringVar(&w.kvType, "kv-type", "", "how the KV cache stores numbers: f32, f16, or int8 at half the memory of f16 and a small error; workers of a model should agree (default: f16; f32 with --exact-float)")
+	f.StringVar(&w.kvType, "kv-type", "", "how the KV cache stores numbers: f32, f16, or int8 at half the memory of f16 and a small error; workers of a model must agree (default: f16; f32 with --exact-float)")
 	f.Int64Var(&w.kvHostBytes, "kv-host-bytes", 0, "host memory for blocks evicted from the KV cache, in bytes; 0: none")
 	f.StringVar(&w.kvDisk, "kv-disk", "", "folder of this worker's own for blocks evicted from host memory, kept over restarts; needs --kv-host-bytes")
 	f.Int64Var(&w.kvDiskBytes, "kv-disk-bytes", 10<<30, "most bytes in the --kv-disk folder")

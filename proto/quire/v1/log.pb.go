@@ -1052,7 +1052,7 @@ type WorkerCommand struct {
 	Worker *WorkerInfo            `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
 	Left   bool                   `protobuf:"varint,2,opt,name=left,proto3" json:"left,omitempty"`
 	// What it takes the model's name to stand for. The worker is refused while the name stands for
-	// something else. Entries of versions before 0.1.0 lack it, and are not checked.
+	// something else. Without it nothing is checked.
 	Model         *ModelIdentity `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
