@@ -5,7 +5,10 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"time"
+
+	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
@@ -43,6 +46,7 @@ var (
 func (w *Worker) control(ctx context.Context) {
 	nodes := newNodes(w.settings.Control)
 	defer nodes.close()
+	refused := "" // why the leader did not let the worker in
 	for n := 0; ctx.Err() == nil; {
 		address := nodes.next(time.Now())
 		conn, err := nodes.dial(address)
@@ -56,7 +60,16 @@ func (w *Worker) control(ctx context.Context) {
 			if welcomed {
 				n = 0
 			}
-			w.log.Warn("no session with the leader", slog.String("address", address), slog.String("leader", leader), slog.Any("error", err))
+			why := refusal(err)
+			switch {
+			case why == "":
+				w.log.Warn("no session with the leader", slog.String("address", address), slog.String("leader", leader), slog.Any("error", err))
+			case why != refused:
+				w.log.Error("the leader does not let this worker in; it goes on asking", slog.String("address", address), slog.String("reason", why))
+			}
+			if why != "" || welcomed {
+				refused = why
+			}
 			now := time.Now()
 			nodes.heard(address, !errors.Is(err, errSilent), now)
 			switch {
@@ -68,6 +81,9 @@ func (w *Worker) control(ctx context.Context) {
 				}
 			case welcomed:
 				nodes.suggest(address, now) // most likely it still leads
+			case why != "":
+				n = max(n, quickTries) // nothing changes soon
+				nodes.suggest(address, now)
 			}
 		}
 		d := min(firstBackoff<<min(max(0, n-quickTries), 10), lastBackoff)
@@ -85,6 +101,14 @@ func (w *Worker) control(ctx context.Context) {
 		}
 		t.Stop()
 	}
+}
+
+// refusal is what the leader has against the worker's hello; empty if that is not how the session ended.
+func refusal(err error) string {
+	if why := status.Convert(err).Message(); strings.HasPrefix(why, "hello.") {
+		return why
+	}
+	return ""
 }
 
 func (w *Worker) isStopping() bool {

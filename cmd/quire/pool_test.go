@@ -65,6 +65,9 @@ func TestPools(t *testing.T) {
 	run(1, "pool", "cordon", "north")
 	run(0, "pool", "create", "west", "--cordoned")
 	run(0, "pool", "remove", "west")
+	if said := strings.Count(odd.out.String(), "the others' --kv-type"); said != 1 {
+		t.Errorf("the odd one was told why once and says so %d times", said)
+	}
 	run(0, "pool", "drain", "east")
 	select {
 	case <-a.done:
