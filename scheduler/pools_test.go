@@ -77,7 +77,7 @@ func TestCordon(t *testing.T) {
 		until(t, "there is another leader", func() bool { l := s.leader.Load(); return l != nil && l != old && w.end() != nil })
 		w.join(s)
 		until(t, "the worker is in session again", func() bool { return s.Stats().Workers == 1 })
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // Virtual.
 		if w.times("after") != 0 {
 			t.Error("a cordon did not survive its leader")
 		}
