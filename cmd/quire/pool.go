@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/state"
 )
 
 func newPool() *cobra.Command {
@@ -174,13 +175,6 @@ func (o *operator) workers(cmd *cobra.Command) (r *pb.ListWorkersResponse, err e
 	return r, err
 }
 
-func poolOf(w *pb.WorkerStatus) string {
-	if name := w.GetWorker().GetPool(); name != "" {
-		return name
-	}
-	return "default"
-}
-
 func newPoolList(o *operator) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
@@ -197,14 +191,14 @@ func newPoolList(o *operator) *cobra.Command {
 				t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 				fmt.Fprintln(t, "POOL\tWORKERS\tMODELS\tRUNNING\tWAITING\tFREE BLOCKS\tDEVICES\tSTATE")
 				for _, p := range rows {
-					var state []string
+					var condition []string
 					if p.Cordoned {
-						state = append(state, "cordoned")
+						condition = append(condition, "cordoned")
 					}
 					if n := len(p.Unhealthy); n > 0 {
-						state = append(state, fmt.Sprintf("%d unhealthy", n))
+						condition = append(condition, fmt.Sprintf("%d unhealthy", n))
 					}
-					fmt.Fprintf(t, "%s\t%d/%d\t%s\t%d\t%d\t%d/%d\t%d\t%s\n", p.Name, p.InSession, p.Workers, strings.Join(p.Models, ","), p.Running, p.Waiting, p.FreeBlocks, p.TotalBlocks, p.Devices, strings.Join(state, ", "))
+					fmt.Fprintf(t, "%s\t%d/%d\t%s\t%d\t%d\t%d/%d\t%d\t%s\n", p.Name, p.InSession, p.Workers, strings.Join(p.Models, ","), p.Running, p.Waiting, p.FreeBlocks, p.TotalBlocks, p.Devices, strings.Join(condition, ", "))
 				}
 				t.Flush()
 			})
@@ -221,7 +215,7 @@ func poolRows(r *pb.ListWorkersResponse) []poolRow {
 		row := poolRow{Name: p.GetName(), Cordoned: p.GetCordoned(), Models: []string{}, Unhealthy: []string{}}
 		models := map[string]bool{}
 		for _, w := range r.GetWorkers() {
-			if poolOf(w) != row.Name || w.GetWorker().GetModel() == "" {
+			if state.PoolOf(w.GetWorker()) != row.Name || w.GetWorker().GetModel() == "" {
 				continue // gone, and only cordoned
 			}
 			row.Workers++
@@ -281,23 +275,23 @@ func workerRows(r *pb.ListWorkersResponse, pool string) []workerRow {
 	}
 	rows := []workerRow{}
 	for _, w := range r.GetWorkers() {
-		if pool != "" && poolOf(w) != pool {
+		if pool != "" && state.PoolOf(w.GetWorker()) != pool {
 			continue
 		}
 		i := w.GetWorker()
-		state := "ready"
+		condition := "ready"
 		switch {
 		case i.GetModel() == "":
-			state = "gone, cordoned"
+			condition = "gone, cordoned"
 		case !w.GetInSession():
-			state = "not in session"
+			condition = "not in session"
 		case w.GetDraining():
-			state = "draining"
-		case w.GetCordoned(), cordoned[poolOf(w)]:
-			state = "cordoned"
+			condition = "draining"
+		case w.GetCordoned(), cordoned[state.PoolOf(w.GetWorker())]:
+			condition = "cordoned"
 		}
 		rows = append(rows, workerRow{
-			ID: i.GetId(), Pool: poolOf(w), Model: i.GetModel(), Address: i.GetAddress(), Device: i.GetDevice(), State: state,
+			ID: i.GetId(), Pool: state.PoolOf(w.GetWorker()), Model: i.GetModel(), Address: i.GetAddress(), Device: i.GetDevice(), State: condition,
 			Running: w.GetRunning(), Waiting: w.GetWaiting(), FreeBlocks: w.GetFreeBlocks(), TotalBlocks: i.GetTotalBlocks(),
 			Requests: w.GetRequests(), Unhealthy: append([]string{}, w.GetUnhealthy()...),
 		})

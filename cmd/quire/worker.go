@@ -14,6 +14,7 @@ import (
 	"github.com/quire-serve/quire/cpu"
 	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/model"
+	"github.com/quire-serve/quire/scheduler/state"
 	"github.com/quire-serve/quire/worker"
 	"github.com/quire-serve/quire/worker/engine"
 	"github.com/quire-serve/quire/worker/telemetry"
@@ -189,7 +190,7 @@ func newWorker() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&w.id, "id", host, "name of this worker, unique in the cluster")
-	f.StringVar(&w.pool, "pool", "default", "pool of workers that it belongs to; see quire pool")
+	f.StringVar(&w.pool, "pool", state.DefaultPool, "pool of workers that it belongs to; see quire pool")
 	f.StringVar(&w.listen, "listen", "127.0.0.1:8002", "address where gateways fetch tokens")
 	f.StringVar(&w.advertise, "advertise", "", "address that gateways are told to use (default: --listen)")
 	f.StringSliceVar(&w.control, "control", []string{"127.0.0.1:8001"}, "gRPC addresses of control-plane nodes")
