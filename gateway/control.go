@@ -187,7 +187,6 @@ func ask[Q, A any](ctx context.Context, c *control, q *Q, method func(pb.Control
 			var answer *A
 			try, cancel := context.WithTimeout(ctx, tryTimeout)
 			answer, err = method(client, try, q, grpc.Trailer(&trailer), grpc.MaxCallRecvMsgSize(answerLimit))
-			silent := try.Err() != nil
 			cancel()
 			if err == nil {
 				return answer, nil
@@ -195,8 +194,9 @@ func ask[Q, A any](ctx context.Context, c *control, q *Q, method func(pb.Control
 			switch status.Code(err) {
 			case codes.Unavailable, codes.FailedPrecondition:
 			case codes.DeadlineExceeded:
-				if !silent {
-					return nil, err // the leader says that the request's deadline has passed
+				// The node may notice first that the call's time is up; only the leader gives a reason.
+				if reasonOf(err) != "" {
+					return nil, err // the request's own deadline
 				}
 				err = status.Errorf(codes.Unavailable, "node %s does not answer", address)
 			case codes.Canceled:

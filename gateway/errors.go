@@ -146,13 +146,10 @@ func forgotten(id string) *apiError {
 // fromControl translates the leader's refusal of a Submit.
 func fromControl(err error) *apiError {
 	s := status.Convert(err)
-	after, reason := time.Duration(0), ""
+	after, reason := time.Duration(0), reasonOf(err)
 	for _, d := range s.Details() {
-		switch d := d.(type) {
-		case *errdetails.RetryInfo:
+		if d, ok := d.(*errdetails.RetryInfo); ok {
 			after = d.GetRetryDelay().AsDuration()
-		case *errdetails.ErrorInfo:
-			reason = d.GetReason()
 		}
 	}
 	switch s.Code() {
@@ -181,6 +178,16 @@ func fromControl(err error) *apiError {
 	default:
 		return internal("admission failed: %s", s.Message())
 	}
+}
+
+// reasonOf is the reason that a node gave for its refusal, or "".
+func reasonOf(err error) string {
+	for _, d := range status.Convert(err).Details() {
+		if d, ok := d.(*errdetails.ErrorInfo); ok {
+			return d.GetReason()
+		}
+	}
+	return ""
 }
 
 // appendBody writes {"error":{…}} with all four keys, as OpenAI's clients require.

@@ -76,6 +76,15 @@ func TestNoLeader(t *testing.T) {
 	})
 }
 
+// TestTimeIsUp does not take a node's word that the call's time is up for the request's deadline.
+func TestTimeIsUp(t *testing.T) {
+	d := open(t, gatewaytest.Options{}, func(s *gateway.Settings) { s.SubmitTimeout = 50 * time.Millisecond })
+	d.Refuse(status.Error(codes.DeadlineExceeded, "context deadline exceeded"))
+	if r := d.post(textPath, `{"model":"test","prompt":"hi"}`); r.status != 503 {
+		t.Errorf("%d %v %s", r.status, r.header, r.body)
+	}
+}
+
 // TestNodeKilled finds the new leader when the old one's process is gone, and again when it is back.
 func TestNodeKilled(t *testing.T) {
 	d := open(t, gatewaytest.Options{Nodes: 2})
@@ -270,7 +279,7 @@ func TestRefusals(t *testing.T) {
 	if r := d.post(textPath, streamed); r.status != 429 || r.header.Get("X-Quire-Reason") != "overloaded" {
 		t.Errorf("%d %v", r.status, r.header)
 	}
-	d.Refuse(status.Error(codes.DeadlineExceeded, "request.deadline_unix_ms: the deadline has passed"))
+	d.Refuse(gatewaytest.Late())
 	const want = `{"error":{"message":"request.deadline_unix_ms: the deadline has passed","type":"server_error","param":null,"code":"deadline_exceeded"}}` + "\n"
 	r := d.post(textPath, streamed, "X-Request-Deadline-Ms", "5")
 	if r.status != 504 || r.body != want || r.header.Get("X-Quire-Reason") != "deadline" || r.header.Get("X-Should-Retry") != "false" {

@@ -223,7 +223,7 @@ func (l *leader) accepts(r *live) error {
 		return invalid("request.prompt", "%d tokens leave no room for an answer; %q takes %d in all", r.tokens(), model, serves.maxTokens)
 	}
 	if ms := r.request.GetDeadlineUnixMs(); ms != 0 && ms <= time.Now().UnixMilli() {
-		return status.Error(codes.DeadlineExceeded, "request.deadline_unix_ms: the deadline has passed")
+		return late("the deadline has passed")
 	}
 	now := time.Now().UnixMilli()
 	if account := l.s.store.View().Account(r.request.GetTenant()); account != nil && account.Limits != nil {
@@ -263,7 +263,7 @@ func (l *leader) checkDeadline(r *live, nowMS int64) error {
 	if wait(ahead) <= left {
 		return nil
 	}
-	return status.Errorf(codes.DeadlineExceeded, "request.deadline_unix_ms: it is %v away, and %d requests that wait before this one take about %v",
+	return late("it is %v away, and %d requests that wait before this one take about %v",
 		left, ahead, wait(ahead).Round(10*time.Millisecond))
 }
 

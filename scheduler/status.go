@@ -56,3 +56,12 @@ func exhausted(message string, retry time.Duration) error {
 	}
 	return st.Err()
 }
+
+// late refuses a request for its own deadline. The reason tells it from a call whose time is up.
+func late(format string, args ...any) error {
+	st := status.Newf(codes.DeadlineExceeded, "request.deadline_unix_ms: %s", fmt.Sprintf(format, args...))
+	if with, err := st.WithDetails(&errdetails.ErrorInfo{Reason: "deadline", Domain: "quire"}); err == nil {
+		st = with
+	}
+	return st.Err()
+}

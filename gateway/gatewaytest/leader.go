@@ -29,6 +29,15 @@ func QueueFull(after time.Duration) error {
 	return s.Err()
 }
 
+// Late is the refusal of a request whose deadline has passed.
+func Late() error {
+	s := status.New(codes.DeadlineExceeded, "request.deadline_unix_ms: the deadline has passed")
+	if d, err := s.WithDetails(&errdetails.ErrorInfo{Reason: "deadline", Domain: "quire"}); err == nil {
+		s = d
+	}
+	return s.Err()
+}
+
 // node is one fake Control service. All nodes know the same.
 type node struct {
 	pb.UnimplementedControlServer

@@ -1,6 +1,7 @@
 package replay
 
 import (
+	"container/list"
 	"fmt"
 	"slices"
 
@@ -26,9 +27,9 @@ func (r WasteReport) String() string {
 
 // Waste grows every request of a trace token by token, from its prompt to its end, and compares the
 // blocks it holds with the tokens in them.
-func Waste(list []Request, blockTokens int) (WasteReport, error) {
+func Waste(requests []Request, blockTokens int) (WasteReport, error) {
 	longest := 1
-	for _, q := range list {
+	for _, q := range requests {
 		longest = max(longest, q.Input+q.Output)
 	}
 	pool, err := kvcache.NewPool(kvcache.Config{Blocks: (longest + blockTokens - 1) / blockTokens, BlockTokens: blockTokens})
@@ -39,7 +40,7 @@ func Waste(list []Request, blockTokens int) (WasteReport, error) {
 	var held, filled int64
 	var shares []float64
 	prompt := make([]int32, longest)
-	for _, q := range list {
+	for _, q := range requests {
 		if q.Input == 0 {
 			continue
 		}
@@ -81,14 +82,14 @@ func Waste(list []Request, blockTokens int) (WasteReport, error) {
 // HitRate runs the prompts of a Mooncake trace, one after the other, through a pool of that many
 // 512-token blocks and returns the share of their blocks that was cached. The last id of a prompt
 // counts as a whole block, as the published figures have it.
-func HitRate(list []Request, blocks int) (float64, error) {
+func HitRate(requests []Request, blocks int) (float64, error) {
 	pool, err := kvcache.NewPool(kvcache.Config{Blocks: blocks, BlockTokens: MooncakeBlockTokens, PrefixCache: true})
 	if err != nil {
 		return 0, err
 	}
 	var hits, total int
 	var prompt []int32
-	for i, q := range list {
+	for i, q := range requests {
 		if len(q.Blocks) == 0 {
 			continue
 		}
@@ -117,4 +118,36 @@ func HitRate(list []Request, blocks int) (float64, error) {
 		return 0, nil
 	}
 	return float64(hits) / float64(total), nil
+}
+
+// BlockLRU is the hit rate of a plain least-recently-used cache of single blocks, which knows nothing
+// of chains: of a request's blocks the last one is touched first, or, as the published figures have
+// it, the first one, so that it goes before those that are of no use without it.
+func BlockLRU(requests []Request, blocks int, tailsFirst bool) float64 {
+	order, at := list.New(), map[int32]*list.Element{}
+	hits, total := 0, 0
+	for _, q := range requests {
+		ids := slices.Clone(q.Blocks)
+		for _, id := range ids {
+			if at[id] == nil {
+				break
+			}
+			hits++
+		}
+		total += len(ids)
+		if tailsFirst {
+			slices.Reverse(ids)
+		}
+		for _, id := range ids {
+			if e := at[id]; e != nil {
+				order.MoveToBack(e)
+				continue
+			}
+			if order.Len() == blocks {
+				delete(at, order.Remove(order.Front()).(int32))
+			}
+			at[id] = order.PushBack(id)
+		}
+	}
+	return float64(hits) / float64(max(total, 1))
 }
