@@ -36,8 +36,8 @@ check: ## vet, lint, formatting, API lint, and no drift in generated code
 	$(BUF) generate
 	git diff --exit-code -- proto
 
-bench: build ## measure speed beside llama.cpp and vLLM, and the parts; results in bench/results/
-	$(GO) run ./bench/compare
+bench: build ## measure speed beside llama.cpp and vLLM, and the parts; TRACES=folder adds what traces say
+	$(GO) run ./bench/compare $(if $(TRACES),-azure $(TRACES)/AzureLLMInferenceTrace_conv.csv -mooncake $(TRACES)/mooncake_synthetic_trace.jsonl)
 
 chaos: build ## break a cluster of real processes for ten minutes with each model; see docs/chaos.md
 	$(GO) test ./test/chaos -run TestChaos -count 1 -v -timeout 30m -args -chaos.binary $(CURDIR)/bin/quire -chaos.duration 10m -chaos.model tiny

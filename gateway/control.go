@@ -23,7 +23,7 @@ const (
 	// not hold a call that another one could serve; asking twice changes nothing.
 	tryTimeout = 2 * time.Second
 	// A call that no leader takes is tried again after the first of these, doubling up to the second,
-	// half of it random; or at once when Watch has found a leader.
+	// half of it random; or at once when a leader is found.
 	firstRetry = 20 * time.Millisecond
 	lastRetry  = 500 * time.Millisecond
 	// hintsFollowed is how many leaders' addresses a call goes to without a pause.
@@ -49,8 +49,11 @@ type control struct {
 	at     string // the node to ask next
 	turn   int    // its place, or that of the node to fall back to, among nodes
 	conns  map[string]*nodeConn
-	// found is closed and replaced when Watch has found a leader.
-	found chan struct{}
+	// replaced connections end a little later.
+	replaced map[*nodeConn]*time.Timer
+	// found ends and is replaced when a leader is found.
+	found context.Context
+	find  context.CancelFunc
 }
 
 type nodeConn struct {
@@ -60,7 +63,9 @@ type nodeConn struct {
 }
 
 func newControl(nodes func() []string, dial dialer) *control {
-	return &control{nodes: nodes, dial: dial, conns: map[string]*nodeConn{}, found: make(chan struct{})}
+	c := &control{nodes: nodes, dial: dial, conns: map[string]*nodeConn{}, replaced: map[*nodeConn]*time.Timer{}}
+	c.found, c.find = context.WithCancel(context.Background())
+	return c
 }
 
 var errClosed = status.Error(codes.Unavailable, "the gateway has stopped")
@@ -129,19 +134,55 @@ func (c *control) failed(address, hint string) (fresh bool) {
 	return false
 }
 
-// lead notes that a node leads, and wakes the calls that wait for one.
+// lead notes that a node leads, wakes the calls that wait for one, and cuts those that wait for
+// another node's answer.
 func (c *control) lead(address string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
 	c.at = address
-	close(c.found)
-	c.found = make(chan struct{})
+	c.find()
+	c.found, c.find = context.WithCancel(context.Background())
 }
 
-func (c *control) signal() <-chan struct{} {
+// news ends when a leader is found.
+func (c *control) news() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.found
+}
+
+// cutIfMoved calls cut once news has ended, unless the node to ask is still this one.
+func (c *control) cutIfMoved(news context.Context, address string, cut func()) (stop func() bool) {
+	return context.AfterFunc(news, func() {
+		c.mu.Lock()
+		moved := c.at != address
+		c.mu.Unlock()
+		if moved {
+			cut()
+		}
+	})
+}
+
+// refresh has the next call to a silent node make a connection of its own: one that was cut off sends
+// again only after TCP's next attempt, seconds after the network is back.
+func (c *control) refresh(address string, silent pb.ControlClient) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := c.conns[address]
+	if n == nil || n.client != silent {
+		return
+	}
+	delete(c.conns, address)
+	// What else runs on it has as long as the leader may be silent.
+	c.replaced[n] = time.AfterFunc(watchSilence, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.replaced, n)
+		_ = n.close() // whatever still runs on it is tried again
+	})
 }
 
 func (c *control) close() {
@@ -150,8 +191,14 @@ func (c *control) close() {
 	for _, n := range c.conns {
 		_ = n.close() // nothing is left to be said on it
 	}
+	for n, t := range c.replaced {
+		t.Stop()
+		_ = n.close()
+	}
 	clear(c.conns)
+	clear(c.replaced)
 	c.closed = true
+	c.find()
 }
 
 // hint is the leader's address in a node's refusal.
@@ -180,14 +227,20 @@ func pause(ctx context.Context, d time.Duration, found <-chan struct{}) bool {
 func ask[Q, A any](ctx context.Context, c *control, q *Q, method func(pb.ControlClient, context.Context, *Q, ...grpc.CallOption) (*A, error)) (*A, error) {
 	wait, hints := firstRetry, 0
 	for {
-		found := c.signal()
+		news := c.news()
 		address, client, err := c.pick()
 		var trailer metadata.MD
 		if err == nil {
 			var answer *A
 			try, cancel := context.WithTimeout(ctx, tryTimeout)
+			release := c.cutIfMoved(news, address, cancel)
 			answer, err = method(client, try, q, grpc.Trailer(&trailer), grpc.MaxCallRecvMsgSize(answerLimit))
+			release()
+			silent := errors.Is(try.Err(), context.DeadlineExceeded) && ctx.Err() == nil
 			cancel()
+			if silent {
+				c.refresh(address, client)
+			}
 			if err == nil {
 				return answer, nil
 			}
@@ -212,7 +265,7 @@ func ask[Q, A any](ctx context.Context, c *control, q *Q, method func(pb.Control
 			hints++
 			continue
 		}
-		if !pause(ctx, wait, found) {
+		if !pause(ctx, wait, news.Done()) {
 			return nil, err
 		}
 		wait, hints = min(2*wait, lastRetry), 0

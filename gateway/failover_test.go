@@ -108,6 +108,27 @@ func TestSilentNode(t *testing.T) {
 	}
 }
 
+// TestLeaderIsTold cuts what waits for a silent node's answer short when the gateway is told who leads.
+func TestLeaderIsTold(t *testing.T) {
+	d := open(t, gatewaytest.Options{Nodes: 2})
+	d.post(textPath, `{"model":"test","prompt":"hi","max_tokens":3}`) // the leader is known now
+	d.Mute("node-0", true)
+	answered := make(chan reply)
+	go func() { answered <- d.post(textPath, `{"model":"test","prompt":"hi","max_tokens":3}`) }()
+	d.Await(func(s gatewaytest.State) bool { return s.Unanswered > 0 })
+	d.Elect(1)
+	began := time.Now()
+	d.gateway.LeaderAt("node-1")
+	if r := <-answered; r.status != 200 || time.Since(began) > time.Second {
+		t.Errorf("%d after %v: %s", r.status, time.Since(began), r.body)
+	}
+	d.SetWorkers(0) // told by the new leader
+	await(t, func() bool { return !d.gateway.Ready() })
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("news came from the new leader after %v", took)
+	}
+}
+
 // TestAdmittedOnce loses the answers to Submit: it is repeated, and the request runs once.
 func TestAdmittedOnce(t *testing.T) {
 	d := open(t, gatewaytest.Options{})

@@ -217,6 +217,10 @@ func (g *Gateway) Run(ctx context.Context) error {
 	return nil
 }
 
+// LeaderAt tells the gateway where the leader is, from whoever learns of it at once. Calls that wait for
+// another node go to that one.
+func (g *Gateway) LeaderAt(address string) { g.control.lead(address) }
+
 // spawn runs f in a goroutine that Run waits for, unless Run has ended.
 func (g *Gateway) spawn(f func()) bool {
 	g.spawning.Lock()

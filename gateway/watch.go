@@ -21,7 +21,10 @@ const (
 	watchSilence = 4 * time.Second
 )
 
-var errSilent = errors.New("the leader is silent")
+var (
+	errSilent = errors.New("the leader is silent")
+	errMoved  = errors.New("another node leads")
+)
 
 // watch follows the leader's news until ctx ends. While there is no leader the attachments stay as
 // they are: streams do not depend on it.
@@ -53,6 +56,7 @@ func (g *Gateway) watch(ctx context.Context) {
 // follow takes one node's news until they break off. It reports whether there were any, and which
 // node leads if this one named it.
 func (g *Gateway) follow(ctx context.Context) (address string, told bool, leader string, err error) {
+	leads := g.control.news()
 	address, client, err := g.control.pick()
 	if err != nil {
 		return address, false, "", err
@@ -62,6 +66,9 @@ func (g *Gateway) follow(ctx context.Context) (address string, told bool, leader
 	defer cancel(nil)
 	silent := time.AfterFunc(firstNews, func() { cancel(errSilent) })
 	defer silent.Stop()
+	moved := func() { cancel(errMoved) }
+	release := g.control.cutIfMoved(leads, address, moved)
+	defer func() { release() }()
 	stream, err := client.Watch(call, &pb.WatchRequest{GatewayId: g.NodeID})
 	for err == nil {
 		var news *pb.WatchResponse
@@ -74,7 +81,9 @@ func (g *Gateway) follow(ctx context.Context) (address string, told bool, leader
 		silent.Reset(watchSilence)
 		if !told {
 			told = true
+			release()
 			g.control.lead(address)
+			release = g.control.cutIfMoved(g.control.news(), address, moved)
 			g.Log.Info("following the leader", "node", address)
 		}
 		g.attachAll(ctx, news.Workers)
@@ -86,8 +95,8 @@ func (g *Gateway) follow(ctx context.Context) (address string, told bool, leader
 			g.ended(ended)
 		}
 	}
-	if errors.Is(context.Cause(call), errSilent) {
-		err = errSilent
+	if cause := context.Cause(call); errors.Is(cause, errSilent) || errors.Is(cause, errMoved) {
+		err = cause
 	}
 	return address, told, leader, err
 }

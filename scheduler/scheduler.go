@@ -175,6 +175,20 @@ func (s *Scheduler) Stats() Stats {
 // was told or knows.
 func (s *Scheduler) OtherNodes() []string { return s.members.addresses() }
 
+// WatchLeader calls found with the address of each new leader's Control service, as soon as this node
+// learns of it, until ctx ends. One caller only.
+func (s *Scheduler) WatchLeader(ctx context.Context, found func(address string)) {
+	for {
+		leader, ok := s.node.NextLeader(ctx)
+		if !ok {
+			return
+		}
+		if address := s.members.controlAddress(leader.ID); address != "" {
+			found(address)
+		}
+	}
+}
+
 // ChainHash covers every log entry applied on this node, up to index. Nodes must agree on it.
 func (s *Scheduler) ChainHash() (index, hash uint64) {
 	v := s.store.View()

@@ -164,6 +164,7 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 
 	var ctx context.Context
 	ctx, n.stopRun = context.WithCancel(context.Background())
+	go n.scheduler.WatchLeader(ctx, n.gateway.LeaderAt)
 	go func() {
 		defer close(n.ran)
 		n.awaitLeader(ctx)

@@ -53,28 +53,29 @@ type Cluster struct {
 
 	mu sync.Mutex
 	// changed is broadcast on every change of what follows.
-	changed  *sync.Cond
-	closed   bool
-	runs     map[string]*run
-	order    []string // ids in order of admission
-	sessions map[*session]bool
-	watchers map[*watcher]bool
-	workers  []*pb.WorkerInfo // in session with the leader
-	leader   int              // -1 is an election
-	endings  []*pb.Ended      // told to every watcher
-	credit   int              // steps that may be taken, in manual mode
-	steps    int
-	index    uint64
-	placed   int
-	aborts   []string
-	recalls  int
-	adopted  int
-	reruns   int
-	wrong    []string
-	refusal  error
-	gate     chan struct{}
-	unheard  int // Submits whose answer is to be lost
-	mute     map[string]bool
+	changed    *sync.Cond
+	closed     bool
+	runs       map[string]*run
+	order      []string // ids in order of admission
+	sessions   map[*session]bool
+	watchers   map[*watcher]bool
+	workers    []*pb.WorkerInfo // in session with the leader
+	leader     int              // -1 is an election
+	endings    []*pb.Ended      // told to every watcher
+	credit     int              // steps that may be taken, in manual mode
+	steps      int
+	index      uint64
+	placed     int
+	aborts     []string
+	recalls    int
+	adopted    int
+	reruns     int
+	wrong      []string
+	refusal    error
+	gate       chan struct{}
+	unheard    int // Submits whose answer is to be lost
+	mute       map[string]bool
+	unanswered int
 
 	servers map[string]*server
 	running sync.WaitGroup
@@ -265,6 +266,8 @@ type State struct {
 	// Recalls and Adoptions count requests whose output a gateway gave back, and that changed gateway;
 	// Reruns those that ran again after their end.
 	Recalls, Adoptions, Reruns int
+	// Unanswered calls wait at nodes that are mute.
+	Unanswered int
 	// Wrong is what a gateway gave back that was never generated.
 	Wrong []string
 	// Aborts are the ids of aborted requests that were live.
@@ -296,7 +299,7 @@ func (c *Cluster) State() State {
 
 func (c *Cluster) state() State {
 	s := State{Admitted: len(c.order), Steps: c.steps, Sessions: len(c.sessions), Aborts: slices.Clone(c.aborts),
-		Recalls: c.recalls, Adoptions: c.adopted, Reruns: c.reruns, Wrong: slices.Clone(c.wrong)}
+		Recalls: c.recalls, Adoptions: c.adopted, Reruns: c.reruns, Unanswered: c.unanswered, Wrong: slices.Clone(c.wrong)}
 	for _, id := range c.order {
 		r := c.runs[id]
 		s.Requests = append(s.Requests, r.req)

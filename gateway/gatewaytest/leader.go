@@ -50,9 +50,16 @@ func (n *node) leads(ctx context.Context, trailer func(metadata.MD)) error {
 	c := n.c
 	c.mu.Lock()
 	mute, leader := c.mute[nodeID(n.place)], c.leader
+	if mute {
+		c.unanswered++
+		c.changed.Broadcast()
+	}
 	c.mu.Unlock()
 	if mute {
 		<-ctx.Done()
+		c.mu.Lock()
+		c.unanswered--
+		c.mu.Unlock()
 		return status.FromContextError(ctx.Err()).Err()
 	}
 	if leader == n.place {

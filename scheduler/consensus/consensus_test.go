@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -433,6 +434,30 @@ func TestClusterLosesItsLeader(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestSilenceIsNoticed: once a leader is silent for the heartbeat timeout, the next one leads.
+func TestSilenceIsNoticed(t *testing.T) {
+	for _, size := range []int{3, 5} {
+		for range 20 {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, size)
+				defer c.close()
+				old := c.leader(-1)
+				time.Sleep(rand.N(5 * time.Second)) // Virtual.
+				c.isolate(old)
+				began := time.Now()
+				for !slices.ContainsFunc(c.nodes, func(n *Node) bool { return n != c.nodes[old] && n.Leads() }) {
+					time.Sleep(10 * time.Millisecond) // Virtual.
+				}
+				heartbeat := c.nodes[old].heartbeat
+				took, limit := time.Since(began), heartbeat+heartbeat*time.Duration(size-2)/silenceSteps+50*time.Millisecond
+				if took > limit {
+					t.Errorf("%d nodes: the next one leads after %v, limit %v", size, took, limit)
+				}
+			})
+		}
+	}
 }
 
 func TestUncommittedProposalsAreBounded(t *testing.T) {

@@ -18,6 +18,8 @@
 //   - A node that knows no members gives no vote: its disk may have been replaced.
 //   - When the leader's connections break and its port refuses new ones, its process is gone, and the
 //     first voter by id stands for election at once instead of after the heartbeat timeout.
+//   - Raft looks whether the leader is silent at intervals of one to two heartbeat timeouts, and so may
+//     take three to notice. It is told to look when the silence has lasted for one.
 //   - One transfer of leadership at a time, and a leader that a transfer has left refusing every entry
 //     stops (#696).
 //   - A data folder is locked before anything in it is opened: two processes on one log destroy it.

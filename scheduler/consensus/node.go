@@ -89,6 +89,7 @@ type Node struct {
 	files    *Files
 	// slots holds a token for each uncommitted proposal.
 	slots    chan struct{}
+	leaders  chan raft.Observation // a sign that the leader has changed
 	stopping chan struct{}
 	closed   sync.Once
 	closeErr error
@@ -128,6 +129,7 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 		machine:  &machine{StateMachine: sm, fatal: settings.Fatal, maxBytes: snapshotBytes, snapshotIsDue: make(chan struct{}, 1)},
 		files:    settings.Files,
 		slots:    make(chan struct{}, MaxUncommitted),
+		leaders:  make(chan raft.Observation, 1),
 		stopping: make(chan struct{}),
 	}
 	transport := settings.Transport
@@ -185,6 +187,10 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	if n.raft, err = raft.NewRaft(config, n.machine, logs, votes, n.files.Snapshots, n.inbox); err != nil {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
+	n.raft.RegisterObserver(raft.NewObserver(n.leaders, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	}))
 	if err := n.checkMembership(settings.NodeID, alone); err != nil {
 		return nil, errors.Join(err, n.raft.Shutdown().Error())
 	}
@@ -192,6 +198,9 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	n.owned.Go(func() { n.inbox.forward(func() bool { return len(n.Members()) > 0 }, n.stopping) })
 	if layer != nil {
 		n.owned.Go(func() { n.watchLeader(layer) })
+	}
+	if !alone {
+		n.owned.Go(n.watchSilence)
 	}
 	return n, nil
 }
@@ -319,6 +328,17 @@ func (n *Node) Leads() bool { return n.raft.State() == raft.Leader }
 func (n *Node) Leader() Server {
 	address, id := n.raft.LeaderWithID()
 	return Server{ID: string(id), Address: string(address)}
+}
+
+// NextLeader waits until what this node knows of the leader changes and returns what it knows then. It
+// reports false if ctx ended. One caller only.
+func (n *Node) NextLeader(ctx context.Context) (leader Server, ok bool) {
+	select {
+	case <-ctx.Done():
+		return Server{}, false
+	case <-n.leaders:
+		return n.Leader(), true
+	}
 }
 
 // Address is where peers reach this node; empty if it has no port for them.

@@ -23,6 +23,9 @@ const (
 	// split the vote: writing a vote down may take a while on a busy disk, and a split vote costs
 	// another election timeout.
 	takeoverStep = 500 * time.Millisecond
+	// silenceSteps is into how many steps a heartbeat timeout is divided: voters notice a silence one
+	// step apart. A vote is asked for in vain until a majority has noticed it, so the last of these wins.
+	silenceSteps = 8
 )
 
 // watchedLayer tells when a connection that a peer opened breaks.
@@ -81,6 +84,36 @@ func (n *Node) watchLeader(layer *watchedLayer) {
 			n.settings.Logger.Warn("the leader's process is gone; this node stands for election", "leader", leader.ID, "term", term)
 			n.CallElection()
 		}
+	}
+}
+
+// watchSilence calls an election when the leader has been silent for the heartbeat timeout. Raft by
+// itself looks at intervals of one to two timeouts, at random, and so may need three to notice.
+func (n *Node) watchSilence() {
+	for {
+		wait := n.heartbeat
+		if leader := n.Leader(); leader.ID != "" && n.raft.State() == raft.Follower {
+			if rank, votes := n.rank(leader.ID); votes {
+				limit := n.heartbeat + time.Duration(rank)*n.heartbeat/silenceSteps
+				if wait = limit - time.Since(n.raft.LastContact()); wait <= 0 {
+					n.look()
+					wait = n.heartbeat
+				}
+			}
+		}
+		if !n.pause(wait) {
+			return
+		}
+	}
+}
+
+// look has raft look now whether the leader is silent. It does so when the timeout becomes shorter.
+func (n *Node) look() {
+	as := n.raft.ReloadableConfig()
+	shorter := as
+	shorter.HeartbeatTimeout--
+	if err := errors.Join(n.raft.ReloadConfig(shorter), n.raft.ReloadConfig(as)); err != nil {
+		n.settings.Logger.Error("raft's timeout", "error", err) // raft still looks at its own pace
 	}
 }
 
