@@ -82,6 +82,15 @@ func (r *live) tokens() int {
 	return len(r.request.GetPrompt()) + most
 }
 
+// longest is what it may end with, prompt and output, 0 if it does not say.
+func (r *live) longest() int {
+	most := r.request.GetSampling().GetMaxTokens()
+	if most <= 0 {
+		return 0
+	}
+	return len(r.request.GetPrompt()) + int(most)
+}
+
 // withPrompt is the request with another prompt. The two share all else.
 func withPrompt(r *pb.Request, prompt []int32) *pb.Request {
 	out := state.WithGateway(r, r.GetGatewayId())
@@ -383,7 +392,7 @@ func (l *leader) queued(r *live, arrivalMS int64) batch.Request {
 	return batch.Request{
 		ID: r.request.GetId(), Model: r.request.GetModel(), Tenant: r.request.GetTenant(),
 		Priority: r.request.GetPriority(), ArrivalMS: arrivalMS, DeadlineMS: r.request.GetDeadlineUnixMs(),
-		Tokens: r.tokens(), Choices: int(r.request.GetSampling().GetN()), Bytes: r.bytes + tokenBytes*r.held,
+		Tokens: r.tokens(), Length: r.longest(), Choices: int(r.request.GetSampling().GetN()), Bytes: r.bytes + tokenBytes*r.held,
 		Hashes: r.hashes, Resumed: r.held > 0,
 	}
 }

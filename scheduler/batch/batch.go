@@ -113,6 +113,17 @@ type pool struct {
 	queue   queue
 	members []*member // By id.
 	open    heap[*member]
+	// longest is the longest sequence that a worker which takes new requests can hold.
+	longest int
+}
+
+func (p *pool) measure() {
+	p.longest = 0
+	for _, m := range p.members {
+		if !m.draining && !m.cordoned && !m.load.Unhealthy {
+			p.longest = max(p.longest, m.room())
+		}
+	}
 }
 
 // New returns an empty batcher. Settings must be valid.

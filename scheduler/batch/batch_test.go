@@ -169,6 +169,36 @@ func TestOrder(t *testing.T) {
 	}
 }
 
+// TestOutputFits: a request goes to a worker that can hold it to its end, as long as one takes new ones.
+func TestOutputFits(t *testing.T) {
+	b := New(Settings{})
+	for _, w := range []string{"long", "short"} {
+		info := worker(w)
+		if w == "short" {
+			info.ContextTokens = 512
+		}
+		b.Join(info, true, 0)
+	}
+	for i, c := range []struct {
+		length int
+		at     string
+	}{{0, "long"}, {600, "long"}, {600, "long"}, {2048, "long"}, {512, "short"}, {5000, "short"}} {
+		r := request(fmt.Sprint(i), 100)
+		r.Length = c.length
+		b.Push(r)
+		if got, want := plan(b, 0, uint64(i+1)), fmt.Sprintf("%d>%s", i, c.at); got != want {
+			t.Errorf("length %d: %s, want %s", c.length, got, want)
+		}
+	}
+	b.Cordon("long", true)
+	r := request("last", 100)
+	r.Length = 2048
+	b.Push(r)
+	if got := plan(b, 0, 10); got != "last>short" {
+		t.Errorf("%s; nobody else takes it", got)
+	}
+}
+
 func TestAgeingLiftsTheOldest(t *testing.T) {
 	b := New(Settings{AgeStepMS: 1000})
 	old := request("old", 10)

@@ -47,7 +47,7 @@ type candidate struct {
 func (c *candidate) fits() bool { return c.blocked == 0 }
 
 // candidate says how the request would do on the worker.
-func (b *Batcher) candidate(m *member, r *Request, nowMS int64) candidate {
+func (b *Batcher) candidate(p *pool, m *member, r *Request, nowMS int64) candidate {
 	c := candidate{member: m, found: b.found(m), tokens: int64(r.Tokens)}
 	c.work = m.work(r, c.found)
 	trust := b.trust(m, nowMS)
@@ -68,7 +68,7 @@ func (b *Batcher) candidate(m *member, r *Request, nowMS int64) candidate {
 	if m.load.Unhealthy {
 		c.blocked |= Unhealthy
 	}
-	if !m.holds(r.Tokens) {
+	if !m.holds(r.Tokens) || r.Length > m.room() && r.Length <= p.longest {
 		c.blocked |= TooLong
 	}
 	if m.known {

@@ -155,9 +155,10 @@ func (b *Batcher) Explain(id string, nowMS int64) (Explanation, bool) {
 // rate scores all workers of the model for a request. The candidates are the batcher's scratch.
 func (b *Batcher) rate(p *pool, i *item, nowMS int64) []candidate {
 	b.askOnly(i, nowMS)
+	p.measure()
 	b.candidates = b.candidates[:0]
 	for _, m := range p.members {
-		b.candidates = append(b.candidates, b.candidate(m, &i.Request, nowMS))
+		b.candidates = append(b.candidates, b.candidate(p, m, &i.Request, nowMS))
 	}
 	// What the policy would choose among comes first, in the order of ids.
 	slices.SortStableFunc(b.candidates, func(x, y candidate) int {
@@ -227,7 +228,7 @@ func (c *candidate) unblock() string {
 		block Block
 		text  string
 	}{
-		{TooLong, fmt.Sprintf("another worker: this one holds sequences below %d tokens", min(c.ContextTokens, c.TotalBlocks*c.BlockTokens))},
+		{TooLong, fmt.Sprintf("another worker: this one holds sequences of %d tokens", c.room())},
 		{Draining, "another worker: this one drains"},
 		{Cordoned, "another worker, or the end of this one's cordon"},
 		{Unhealthy, "its devices' recovery"},
@@ -343,12 +344,14 @@ func (b *Batcher) Summary(nowMS int64) Summary {
 		out.add(i, nowMS)
 		count(tenants, i.Tenant).add(i, nowMS)
 		count(models, i.Model).add(i, nowMS)
+		p := b.pools[i.Model]
 		if near[i.Model] == nil {
-			near[i.Model] = b.pools[i.Model].leastLoaded(summaryWorkers)
+			p.measure()
+			near[i.Model] = p.leastLoaded(summaryWorkers)
 		}
 		var nearest candidate
 		for _, m := range near[i.Model] {
-			if c := b.candidate(m, &i.Request, nowMS); nearest.member == nil || b.nearer(&c, &nearest) {
+			if c := b.candidate(p, m, &i.Request, nowMS); nearest.member == nil || b.nearer(&c, &nearest) {
 				nearest = c
 			}
 		}

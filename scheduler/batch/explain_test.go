@@ -51,7 +51,7 @@ func TestExplainNamesEachBlock(t *testing.T) {
 		"sequences": {Sequences, "1 sequences fewer, of 8"},
 		"sick":      {Unhealthy, "its devices' recovery"},
 		"stale":     {Stale, "its next heartbeat; 1 sequences fewer, of 8; 33 more free blocks, of 256"},
-		"tiny":      {TooLong, "another worker: this one holds sequences below 64 tokens"},
+		"tiny":      {TooLong, "another worker: this one holds sequences of 64 tokens"},
 	}
 	for _, w := range e.Workers {
 		x := want[w.WorkerID]

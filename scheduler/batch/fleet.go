@@ -35,9 +35,10 @@ type Load struct {
 }
 
 // holds says whether the worker could run a request of so many tokens if it had nothing else.
-func (w *Worker) holds(tokens int) bool {
-	return tokens < w.ContextTokens && tokens < w.TotalBlocks*w.BlockTokens
-}
+func (w *Worker) holds(tokens int) bool { return tokens < w.room() }
+
+// room is the longest sequence that it can hold.
+func (w *Worker) room() int { return min(w.ContextTokens, w.TotalBlocks*w.BlockTokens) }
 
 // charge is what a dispatch takes until a heartbeat counts it.
 type charge struct {

@@ -32,6 +32,7 @@ func (b *Batcher) Plan(nowMS int64, index uint64, limits Limits) []Assignment {
 }
 
 func (b *Batcher) planPool(p *pool, nowMS int64, index uint64, limits *Limits, out []Assignment) []Assignment {
+	p.measure()
 	var stepped []*item
 	var reserved *member
 	reservedFor := false
@@ -131,7 +132,7 @@ func (b *Batcher) gather(p *pool, i *item, nowMS int64) {
 	if b.policy.wide() {
 		for _, m := range p.members {
 			if p.open.has(m) {
-				if c := b.candidate(m, &i.Request, nowMS); c.fits() {
+				if c := b.candidate(p, m, &i.Request, nowMS); c.fits() {
 					b.candidates = append(b.candidates, c)
 				}
 			}
@@ -139,7 +140,7 @@ func (b *Batcher) gather(p *pool, i *item, nowMS int64) {
 		return
 	}
 	for _, m := range b.best(p, matched, &i.Request) {
-		if c := b.candidate(m, &i.Request, nowMS); c.fits() || c.blocked == PromptTokens {
+		if c := b.candidate(p, m, &i.Request, nowMS); c.fits() || c.blocked == PromptTokens {
 			b.candidates = append(b.candidates, c)
 		}
 	}
@@ -147,7 +148,7 @@ func (b *Batcher) gather(p *pool, i *item, nowMS int64) {
 	n := 0
 	for n < triesPerRequest && p.open.len() > 0 {
 		m := p.open.top()
-		c := b.candidate(m, &i.Request, nowMS)
+		c := b.candidate(p, m, &i.Request, nowMS)
 		if c.fits() {
 			if !slices.ContainsFunc(b.candidates, func(have candidate) bool { return have.member == m }) {
 				b.candidates = append(b.candidates, c)
@@ -197,7 +198,7 @@ func (b *Batcher) nearest(p *pool, i *item, nowMS int64) *candidate {
 	var best candidate
 	var least int64
 	for _, m := range p.members {
-		c := b.candidate(m, &i.Request, nowMS)
+		c := b.candidate(p, m, &i.Request, nowMS)
 		if c.blocked&^(Sequences|Blocks|PromptTokens) != 0 {
 			continue
 		}

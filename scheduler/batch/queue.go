@@ -16,6 +16,10 @@ type Request struct {
 	ArrivalMS, DeadlineMS int64
 	// Tokens must be computed before the first new one: the prompt, and what was generated already.
 	Tokens int
+	// Length is the most tokens that it may end with, prompt and output: a worker that holds fewer would
+	// end it early. Where no worker holds so many one that has room for Tokens is good enough. 0 is
+	// unknown.
+	Length int
 	// Choices is how many sequences the request needs; 0 counts as 1.
 	Choices int
 	// Bytes is the request's encoded size.
