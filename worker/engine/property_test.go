@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/quire-serve/quire/device"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -11,9 +12,9 @@ import (
 )
 
 // TestOutputIsUndisturbed runs random requests, arrivals and aborts through random, mostly tiny,
-// engines. Properties: every request that is not aborted gives exactly the tokens that it would have
-// given alone, each once; an aborted one a prefix of them; every choice ends once; the device finds
-// no page table wrong; no block is left behind; it always comes to an end.
+// engines. Properties: every request gives exactly the tokens that it would have given alone, each once;
+// one that is aborted or given back a prefix of them; every choice ends once; the device finds no page
+// table wrong; no block is left behind; it always comes to an end.
 func TestOutputIsUndisturbed(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		bt := rapid.SampledFrom([]int{1, 4, 16}).Draw(t, "block tokens")
@@ -26,6 +27,7 @@ func TestOutputIsUndisturbed(t *testing.T) {
 			ScoreRows:    rapid.IntRange(1, 5).Draw(t, "score rows"),
 			MaxBypass:    rapid.SampledFrom([]int{-1, 1, 32}).Draw(t, "bypass"),
 			Depth:        rapid.IntRange(1, 2).Draw(t, "depth"),
+			ReturnAfter:  rapid.SampledFrom([]time.Duration{-1, time.Second, 30 * time.Second}).Draw(t, "return after"),
 		}
 		s.Speculate = rapid.SampledFrom([]int{0, 1, 4}).Draw(t, "speculate")
 		// With few tokens guesses are often right.
@@ -102,7 +104,7 @@ func TestOutputIsUndisturbed(t *testing.T) {
 		}
 		r.finish()
 		for _, q := range asked {
-			if aborted[q.Id] {
+			if aborted[q.Id] || r.returned(q) {
 				r.wantPrefix(q)
 			} else if !failing {
 				r.want(q)
@@ -179,6 +181,16 @@ func drawRequest(t *rapid.T, i, context, vocab, window int) *pb.Request {
 		scored(rapid.Int32Range(-1, 2).Draw(t, "logprobs"), rapid.Int32Range(-1, 1).Draw(t, "prompt logprobs"))(q)
 	}
 	return q
+}
+
+// returned reports whether q was given back, to go on elsewhere.
+func (r *rig) returned(q *pb.Request) bool {
+	for c := range max(1, int(q.Sampling.N)) {
+		if h := r.got[key(q.Id, c)]; h != nil && h.returned {
+			return true
+		}
+	}
+	return false
 }
 
 // wantPrefix checks a request that ended early.
