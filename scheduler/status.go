@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -50,17 +51,17 @@ func invalid(field, format string, args ...any) error {
 
 // exhausted says what is used up, and when trying again makes sense.
 func exhausted(message string, retry time.Duration) error {
-	st := status.New(codes.ResourceExhausted, message)
-	if with, err := st.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(retry)}); err == nil {
-		st = with
-	}
-	return st.Err()
+	return detailed(codes.ResourceExhausted, message, &errdetails.RetryInfo{RetryDelay: durationpb.New(retry)})
 }
 
 // late refuses a request for its own deadline. The reason tells it from a call whose time is up.
 func late(format string, args ...any) error {
-	st := status.Newf(codes.DeadlineExceeded, "request.deadline_unix_ms: %s", fmt.Sprintf(format, args...))
-	if with, err := st.WithDetails(&errdetails.ErrorInfo{Reason: "deadline", Domain: "quire"}); err == nil {
+	return detailed(codes.DeadlineExceeded, "request.deadline_unix_ms: "+fmt.Sprintf(format, args...), &errdetails.ErrorInfo{Reason: "deadline", Domain: "quire"})
+}
+
+func detailed(code codes.Code, message string, detail protoadapt.MessageV1) error {
+	st := status.New(code, message)
+	if with, err := st.WithDetails(detail); err == nil {
 		st = with
 	}
 	return st.Err()

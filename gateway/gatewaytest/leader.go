@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -22,17 +23,17 @@ const term = 1
 
 // QueueFull is the refusal of a full queue, with the wait that it asks for.
 func QueueFull(after time.Duration) error {
-	s := status.New(codes.ResourceExhausted, "the queue is full")
-	if d, err := s.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(after)}); err == nil {
-		s = d
-	}
-	return s.Err()
+	return refusal(codes.ResourceExhausted, "the queue is full", &errdetails.RetryInfo{RetryDelay: durationpb.New(after)})
 }
 
 // Late is the refusal of a request whose deadline has passed.
 func Late() error {
-	s := status.New(codes.DeadlineExceeded, "request.deadline_unix_ms: the deadline has passed")
-	if d, err := s.WithDetails(&errdetails.ErrorInfo{Reason: "deadline", Domain: "quire"}); err == nil {
+	return refusal(codes.DeadlineExceeded, "request.deadline_unix_ms: the deadline has passed", &errdetails.ErrorInfo{Reason: "deadline", Domain: "quire"})
+}
+
+func refusal(code codes.Code, message string, detail protoadapt.MessageV1) error {
+	s := status.New(code, message)
+	if d, err := s.WithDetails(detail); err == nil {
 		s = d
 	}
 	return s.Err()
