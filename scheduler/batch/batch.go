@@ -117,10 +117,11 @@ type pool struct {
 	longest int
 }
 
-func (p *pool) measure() {
+// findLongest brings longest up to date.
+func (p *pool) findLongest() {
 	p.longest = 0
 	for _, m := range p.members {
-		if !m.draining && !m.cordoned && !m.load.Unhealthy {
+		if m.welcomes() {
 			p.longest = max(p.longest, m.room())
 		}
 	}

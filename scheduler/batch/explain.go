@@ -155,7 +155,7 @@ func (b *Batcher) Explain(id string, nowMS int64) (Explanation, bool) {
 // rate scores all workers of the model for a request. The candidates are the batcher's scratch.
 func (b *Batcher) rate(p *pool, i *item, nowMS int64) []candidate {
 	b.askOnly(i, nowMS)
-	p.measure()
+	p.findLongest()
 	b.candidates = b.candidates[:0]
 	for _, m := range p.members {
 		b.candidates = append(b.candidates, b.candidate(p, m, &i.Request, nowMS))
@@ -346,7 +346,7 @@ func (b *Batcher) Summary(nowMS int64) Summary {
 		count(models, i.Model).add(i, nowMS)
 		p := b.pools[i.Model]
 		if near[i.Model] == nil {
-			p.measure()
+			p.findLongest()
 			near[i.Model] = p.leastLoaded(summaryWorkers)
 		}
 		var nearest candidate

@@ -132,9 +132,12 @@ func (m *member) size(short Shortage, stepsAhead int) int64 {
 		part(short.PromptTokens, int64(stepsAhead*m.MaxBatchTokens))
 }
 
+// welcomes says whether the worker takes new requests, if it has room.
+func (m *member) welcomes() bool { return !m.draining && !m.cordoned && !m.load.Unhealthy }
+
 // starts says whether there is a sequence and a block left for anything at all.
 func (m *member) starts() bool {
-	return m.known && !m.draining && !m.cordoned && !m.load.Unhealthy &&
+	return m.known && m.welcomes() &&
 		m.sequences() < m.MaxSequences && m.reportedBlocks() > int64(m.charged.blocks)
 }
 

@@ -32,7 +32,7 @@ func (b *Batcher) Plan(nowMS int64, index uint64, limits Limits) []Assignment {
 }
 
 func (b *Batcher) planPool(p *pool, nowMS int64, index uint64, limits *Limits, out []Assignment) []Assignment {
-	p.measure()
+	p.findLongest()
 	var stepped []*item
 	var reserved *member
 	reservedFor := false
