@@ -47,18 +47,24 @@ func TestOtherWeightsAreRefused(t *testing.T) {
 	})
 }
 
+// eastern is the only worker, in the pool east, which runs a request.
+func eastern(t *testing.T, s *Scheduler, runs string) *fakeWorker {
+	w := newWorker(t, "w")
+	w.info.Pool = "east"
+	w.join(s)
+	until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
+	mustSubmit(t, s, request(runs))
+	until(t, "it runs", func() bool { return w.times(runs) == 1 })
+	return w
+}
+
 // TestCordon: a cordoned pool gets nothing new and keeps what it has; explain says so; the cordon is in the
 // log, and lifting it lets requests come.
 func TestCordon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, Settings{})
-		w := newWorker(t, "w")
-		w.info.Pool = "east"
-		w.join(s)
+		w := eastern(t, s, "before")
 		defer w.leave()
-		until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
-		mustSubmit(t, s, request("before"))
-		until(t, "it runs", func() bool { return w.times("before") == 1 })
 		if _, err := s.Cordon(t.Context(), &pb.CordonRequest{Pool: "east"}); err != nil {
 			t.Fatal(err)
 		}
@@ -96,13 +102,8 @@ func TestCordon(t *testing.T) {
 func TestDrainPool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, Settings{})
-		w := newWorker(t, "w")
-		w.info.Pool = "east"
-		w.join(s)
+		w := eastern(t, s, "a")
 		defer w.leave()
-		until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
-		mustSubmit(t, s, request("a"))
-		until(t, "it runs", func() bool { return w.times("a") == 1 })
 		for want, in := range map[string]*pb.DrainRequest{
 			`no other worker takes requests for m`: {Pool: "east"},
 			"exactly one of worker_id and pool":    {Pool: "east", WorkerId: "w"},
