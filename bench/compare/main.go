@@ -110,8 +110,10 @@ func (o *options) needs(ctx context.Context, modules ...string) error {
 	for _, args := range steps {
 		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-		// llama.cpp's AMX kernels crash on some machines that have AMX (ggml-org/llama.cpp#20824).
-		cmd.Env = append(os.Environ(), "CMAKE_ARGS=-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8")
+		if runtime.GOARCH == "amd64" {
+			// llama.cpp's AMX kernels crash on some machines that have AMX (ggml-org/llama.cpp#20824).
+			cmd.Env = append(os.Environ(), "CMAKE_ARGS=-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8")
+		}
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("%s: %w", strings.Join(args, " "), err)
 		}
