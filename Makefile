@@ -7,6 +7,8 @@ FUZZ  ?= 60s
 LONG  ?= 100000
 PROPERTIES := Prop|Undisturbed|CacheNews$$|EveryTokenIsToldOnce|Lookup$$
 
+# No builder's paths in binaries and their traces, and a build cache that any checkout shares.
+export GOFLAGS ?= -trimpath
 # go-nvml binds deprecated calls too; their warnings would bury ours.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
