@@ -116,14 +116,10 @@ func (g *Gateway) request(id string, c *call, p *prompt) *pb.Request {
 		params = proto.Clone(params).(*pb.SamplingParams)
 		params.MaxTokens = p.maxTokens
 	}
-	r := &pb.Request{
+	return &pb.Request{
 		Id: id, Model: c.model.ID, Prompt: p.ids, Sampling: params, Tenant: c.tenant, CacheSalt: saltOf(c.tenant),
-		GatewayId: g.NodeID, ArrivalUnixMs: g.Now().UnixMilli(), Priority: c.priority,
+		GatewayId: g.NodeID, CreatedUnixMs: g.Now().UnixMilli(), Priority: c.priority, PatienceMs: c.patience.Milliseconds(),
 	}
-	if c.patience > 0 {
-		r.DeadlineUnixMs = r.ArrivalUnixMs + c.patience.Milliseconds()
-	}
-	return r
 }
 
 // saltOf keeps tenants apart in prefix caches. Requests without a tenant share.
@@ -230,7 +226,7 @@ func (g *Gateway) takeOver(ctx context.Context, l *live) {
 	}
 	l.mu.Lock()
 	l.request = proto.CloneOf(l.request)
-	l.request.ArrivalUnixMs = r.Request.GetArrivalUnixMs()
+	l.request.CreatedUnixMs = r.Request.GetCreatedUnixMs()
 	l.counted = r.FinishReason == pb.FinishReason_FINISH_REASON_UNSPECIFIED
 	l.inquiry.hear(g.Now())
 	l.mu.Unlock()

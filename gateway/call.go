@@ -105,7 +105,7 @@ func (a *answer) created() time.Time {
 	l := a.lives[0]
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return time.UnixMilli(l.request.ArrivalUnixMs)
+	return time.UnixMilli(l.request.CreatedUnixMs)
 }
 
 // next waits for news and returns it, at least one piece; nil when all choices have ended. The pieces

@@ -301,7 +301,7 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("%d %v", r.status, r.header)
 	}
 	d.Refuse(gatewaytest.Late())
-	const want = `{"error":{"message":"request.deadline_unix_ms: the deadline has passed","type":"server_error","param":null,"code":"deadline_exceeded"}}` + "\n"
+	const want = `{"error":{"message":"request.patience_ms: the deadline has passed","type":"server_error","param":null,"code":"deadline_exceeded"}}` + "\n"
 	r := d.post(textPath, streamed, "X-Request-Deadline-Ms", "5")
 	if r.status != 504 || r.body != want || r.header.Get("X-Quire-Reason") != "deadline" || r.header.Get("X-Should-Retry") != "false" {
 		t.Errorf("%d %v %s", r.status, r.header, r.body)
@@ -315,10 +315,10 @@ func TestCallerReachesLeader(t *testing.T) {
 	d.post(textPath, `{"model":"test","prompt":"x","max_tokens":1}`, "X-Quire-Tenant", "other")
 	d.post(textPath, `{"model":"test","prompt":"x","max_tokens":1}`)
 	reqs := d.State().Requests
-	if r := reqs[0]; r.Tenant != "acme" || r.Priority != -3 || r.DeadlineUnixMs != created.UnixMilli()+2500 || len(r.CacheSalt) != 16 {
+	if r := reqs[0]; r.Tenant != "acme" || r.Priority != -3 || r.PatienceMs != 2500 || len(r.CacheSalt) != 16 {
 		t.Errorf("got %v", r)
 	}
-	if string(reqs[0].CacheSalt) == string(reqs[1].CacheSalt) || reqs[2].CacheSalt != nil || reqs[2].DeadlineUnixMs != 0 {
+	if string(reqs[0].CacheSalt) == string(reqs[1].CacheSalt) || reqs[2].CacheSalt != nil || reqs[2].PatienceMs != 0 {
 		t.Errorf("salts %x %x %x", reqs[0].CacheSalt, reqs[1].CacheSalt, reqs[2].CacheSalt)
 	}
 	for _, c := range []struct{ header, value, body, want string }{

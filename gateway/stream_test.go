@@ -219,7 +219,7 @@ func TestSamplingReachesWorker(t *testing.T) {
 	if string(got) != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	if req := d.State().Requests[0]; req.GatewayId != "node-1" || req.Model != "test" || req.ArrivalUnixMs == 0 || req.Id == "" {
+	if req := d.State().Requests[0]; req.GatewayId != "node-1" || req.Model != "test" || req.CreatedUnixMs == 0 || req.Id == "" {
 		t.Errorf("request is %v", &pb.Request{Id: req.Id, Model: req.Model, GatewayId: req.GatewayId})
 	}
 }

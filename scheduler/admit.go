@@ -47,6 +47,8 @@ type live struct {
 	redirected bool
 	// source is the session in which a worker returned it; if that worker drains, it lends the KV cache.
 	source *session
+	// arrivalMS is when it came, deadlineMS when it must have been started (0 is never), in the log's time.
+	arrivalMS, deadlineMS int64
 	// attempts counts dispatches since the output last grew.
 	attempts uint32
 	// limited says that its tenant has limits: it is not queued before the log has admitted it.
@@ -130,8 +132,8 @@ func checkRequest(r *pb.Request) error {
 		return invalid("request.kv_source", "is for workers; the control plane knows who handed a request over")
 	case r.GetSampling().GetN() > maxChoices:
 		return invalid("request.sampling.n", "%d; the limit is %d", r.GetSampling().GetN(), maxChoices)
-	case r.GetDeadlineUnixMs() < 0:
-		return invalid("request.deadline_unix_ms", "%d is negative", r.GetDeadlineUnixMs())
+	case r.GetPatienceMs() < 0 || r.GetPatienceMs() > maxPatienceMS:
+		return invalid("request.patience_ms", "%d; it must be 0 to %d", r.GetPatienceMs(), maxPatienceMS)
 	case proto.Size(r) > maxRequestBytes:
 		return invalid("request", "%d bytes encoded, with %d prompt tokens; the limit is %d bytes", proto.Size(r), len(r.GetPrompt()), maxRequestBytes)
 	case proto.Size(r) > onePieceBytes && proto.Size(withPrompt(r, nil)) > bodyBytes:
@@ -197,18 +199,22 @@ func (l *leader) submit(r *pb.Request, sum []byte, hashes []kvcache.Hash, rerun 
 			}, nil
 		}
 	}
+	now := l.s.settings.now()
 	request := &live{
-		request: r, digest: sum, hashes: hashes, bytes: proto.Size(r), phase: phaseNew, rerun: known != nil,
+		request: r, arrivalMS: l.clock.ms(now), digest: sum, hashes: hashes, bytes: proto.Size(r), phase: phaseNew, rerun: known != nil,
 		admitted: make(chan struct{}), ended: make(chan struct{}),
 	}
-	if err := l.accepts(request); err != nil {
+	if r.GetPatienceMs() > 0 {
+		request.deadlineMS = request.arrivalMS + r.GetPatienceMs()
+	}
+	if err := l.accepts(request, now); err != nil {
 		return nil, nil, err
 	}
 	if known != nil {
 		request.remember(known.Whole())
 	}
 	l.live[r.GetId()] = request
-	l.own(request, time.Now())
+	l.own(request, now)
 	l.submits = append(l.submits, request)
 	l.submitBytes += int64(request.bytes)
 	l.kick()
@@ -220,7 +226,7 @@ func errOtherBody(id string) error {
 }
 
 // accepts refuses what no worker serves or could ever hold, and what the queue has no room for.
-func (l *leader) accepts(r *live) error {
+func (l *leader) accepts(r *live, now time.Time) error {
 	model := r.request.GetModel()
 	serves, ok := l.models[model]
 	switch {
@@ -231,13 +237,9 @@ func (l *leader) accepts(r *live) error {
 	case r.tokens() >= serves.maxTokens:
 		return invalid("request.prompt", "%d tokens leave no room for an answer; %q takes %d in all", r.tokens(), model, serves.maxTokens)
 	}
-	if ms := r.request.GetDeadlineUnixMs(); ms != 0 && ms <= time.Now().UnixMilli() {
-		return late("the deadline has passed")
-	}
-	now := time.Now().UnixMilli()
 	if account := l.s.store.View().Account(r.request.GetTenant()); account != nil && account.Limits != nil {
 		// The log has the word; but what it refuses by now it will not admit in a moment.
-		if refused := account.Check(now, state.Cost(r.request)); refused != nil {
+		if refused := account.Check(l.clock.ms(now), state.Cost(r.request)); refused != nil {
 			return refusal(refused)
 		}
 		r.limited = true
@@ -255,20 +257,19 @@ func (l *leader) accepts(r *live) error {
 // checkDeadline refuses a request that would still wait when its deadline comes: at the rate of the
 // last seconds, those alone that are placed before it whatever comes take longer. The rate says what
 // workers can do only if there was always something for them to start.
-func (l *leader) checkDeadline(r *live, nowMS int64) error {
-	deadline := r.request.GetDeadlineUnixMs()
-	rate := l.bindRate.perSecond(time.UnixMilli(nowMS))
-	if deadline == 0 || rate <= 0 || l.backlog.IsZero() || time.UnixMilli(nowMS).Sub(l.backlog) < rateWindow {
+func (l *leader) checkDeadline(r *live, now time.Time) error {
+	rate := l.bindRate.perSecond(now)
+	if r.deadlineMS == 0 || rate <= 0 || l.backlog.IsZero() || now.Sub(l.backlog) < rateWindow {
 		return nil
 	}
 	wait := func(requests int) time.Duration {
 		return time.Duration(float64(requests) / rate * float64(time.Second))
 	}
-	left := time.Duration(deadline-nowMS) * time.Millisecond
+	left := time.Duration(r.deadlineMS-l.clock.ms(now)) * time.Millisecond
 	if wait(l.batcher.Len()) <= left {
 		return nil // Nobody need be counted.
 	}
-	ahead := l.batcher.Ahead(r.request.GetModel(), r.request.GetTenant(), r.request.GetPriority(), deadline)
+	ahead := l.batcher.Ahead(r.request.GetModel(), r.request.GetTenant(), r.request.GetPriority(), r.deadlineMS)
 	if wait(ahead) <= left {
 		return nil
 	}
@@ -314,7 +315,7 @@ func (l *leader) revoke(r *live) {
 // retryAfter is the time in which half of the queue should be gone at the rate of the last seconds.
 func (l *leader) retryAfter(waiting int) time.Duration {
 	const least, most = 200 * time.Millisecond, 30 * time.Second
-	rate := l.bindRate.perSecond(time.Now())
+	rate := l.bindRate.perSecond(l.s.settings.now())
 	if rate <= 0 {
 		return most
 	}
@@ -388,10 +389,10 @@ func (l *leader) stop(r *live, reason string) {
 }
 
 // queued is what the batcher must know of a request.
-func (l *leader) queued(r *live, arrivalMS int64) batch.Request {
+func (l *leader) queued(r *live) batch.Request {
 	return batch.Request{
 		ID: r.request.GetId(), Model: r.request.GetModel(), Tenant: r.request.GetTenant(),
-		Priority: r.request.GetPriority(), ArrivalMS: arrivalMS, DeadlineMS: r.request.GetDeadlineUnixMs(),
+		Priority: r.request.GetPriority(), ArrivalMS: r.arrivalMS, DeadlineMS: r.deadlineMS,
 		Tokens: r.tokens(), Length: r.longest(), Choices: int(r.request.GetSampling().GetN()), Bytes: r.bytes + tokenBytes*r.held,
 		Hashes: r.hashes, Resumed: r.held > 0,
 	}

@@ -62,7 +62,7 @@ func (l *leader) adopt(a *adoption) error {
 	return nil
 }
 
-func (l *leader) composeAdopts(e *entry) {
+func (l *leader) composeAdopts(e *entry, now time.Time) {
 	l.adopts = take(l.adopts, func(a *adoption) bool {
 		r := l.live[a.id]
 		if e.bytes+commandBytes > admitBytes || r != nil && r.phase == phaseNew {
@@ -75,7 +75,7 @@ func (l *leader) composeAdopts(e *entry) {
 		if r != nil && a.gateway != "" && old != a.gateway {
 			l.disown(r)
 			r.request = state.WithGateway(r.request, a.gateway)
-			l.own(r, time.UnixMilli(e.pb.GetProposedUnixMs()))
+			l.own(r, now)
 			r.redirected = r.phase == phaseAssigned
 		}
 		e.add(&pb.Command{Command: &pb.Command_Adopt{Adopt: &pb.AdoptCommand{RequestId: a.id, GatewayId: a.gateway}}}, commandBytes, func(result state.Result) {

@@ -22,7 +22,7 @@ func backupOf(t testing.TB, requests int) (file []byte, view *state.View) {
 		if i == 0 {
 			r.Prompt = make([]int32, 100_000)
 		}
-		data, err := proto.Marshal(&pb.Entry{ProposedUnixMs: 1, Commands: []*pb.Command{{Command: &pb.Command_Submit{
+		data, err := proto.Marshal(&pb.Entry{TimeMs: 1, Commands: []*pb.Command{{Command: &pb.Command_Submit{
 			Submit: &pb.SubmitCommand{Request: r, Digest: []byte("d")},
 		}}}})
 		if err != nil {

@@ -13,22 +13,22 @@ import (
 func (l *leader) compose(now time.Time) *entry {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	nowMS := now.UnixMilli()
-	e := &entry{pb: &pb.Entry{ProposedUnixMs: nowMS}, dispatched: map[string][]string{}}
+	nowMS := l.clock.ms(now)
+	e := &entry{pb: &pb.Entry{TimeMs: nowMS}, dispatched: map[string][]string{}}
 	l.composeRegistrations(e)
 	l.composeOrders(e)
-	l.composeReturns(e, nowMS)
+	l.composeReturns(e)
 	l.composeFinishes(e)
 	l.composeCheckpoints(e)
-	l.composeSubmits(e, nowMS)
-	l.composeAdopts(e)
+	l.composeSubmits(e)
+	l.composeAdopts(e, now)
 	for _, late := range l.batcher.Expired(nowMS) {
 		l.finish(l.live[late.ID], &pb.FinishCommand{
 			FinishReason: pb.FinishReason_FINISH_REASON_ERROR,
 			Error:        "the deadline passed while the request waited for a worker",
 		})
 	}
-	l.composeAssigns(e, nowMS)
+	l.composeAssigns(e, now)
 	if l.batcher.Len() == 0 {
 		l.backlog = time.Time{}
 	} else if l.backlog.IsZero() {
@@ -55,7 +55,7 @@ func take[T any](list []T, add func(T) bool) []T {
 	return list[n:]
 }
 
-func (l *leader) composeReturns(e *entry, nowMS int64) {
+func (l *leader) composeReturns(e *entry) {
 	l.returns = take(l.returns, func(r *live) bool {
 		if r.phase != phaseReturned {
 			return true // It ended meanwhile.
@@ -68,7 +68,7 @@ func (l *leader) composeReturns(e *entry, nowMS int64) {
 			RequestId: r.request.GetId(), WorkerId: r.worker,
 		}}}, commandBytes, nil)
 		r.worker = ""
-		l.enqueue(r, min(r.request.GetArrivalUnixMs(), nowMS))
+		l.enqueue(r)
 		return true
 	})
 }
@@ -77,7 +77,7 @@ func (l *leader) composeFinishes(e *entry) {
 	l.finishes = take(l.finishes, func(f *ending) bool { return l.composeFinish(e, f) })
 }
 
-func (l *leader) composeSubmits(e *entry, nowMS int64) {
+func (l *leader) composeSubmits(e *entry) {
 	l.submits = take(l.submits, func(r *live) bool {
 		if r.bytes > onePieceBytes && len(r.request.GetPrompt())-r.logged > partTokens {
 			return l.composePart(e, r)
@@ -87,7 +87,7 @@ func (l *leader) composeSubmits(e *entry, nowMS int64) {
 			return false
 		}
 		l.submitBytes -= int64(r.bytes)
-		submit := &pb.SubmitCommand{Request: r.request, Digest: r.digest, Rerun: r.rerun, Upload: r.upload}
+		submit := &pb.SubmitCommand{Request: r.request, Digest: r.digest, Rerun: r.rerun, Upload: r.upload, DeadlineMs: r.deadlineMS}
 		if r.upload != 0 {
 			submit.Request = withPrompt(r.request, r.request.GetPrompt()[r.logged:])
 		}
@@ -99,13 +99,13 @@ func (l *leader) composeSubmits(e *entry, nowMS int64) {
 			r.submitted = result.Record.Submitted
 			close(r.admitted)
 			if r.phase == phaseAdmitting {
-				l.enqueue(r, nowMS)
+				l.enqueue(r)
 				l.kick()
 			}
 		})
 		r.phase = phaseAdmitting
 		if !r.limited {
-			l.enqueue(r, nowMS)
+			l.enqueue(r)
 		}
 		return true
 	})
@@ -130,16 +130,17 @@ func (l *leader) composePart(e *entry, r *live) bool {
 	return false
 }
 
-func (l *leader) enqueue(r *live, arrivalMS int64) {
+func (l *leader) enqueue(r *live) {
 	r.phase = phaseQueued
-	l.batcher.Push(l.queued(r, arrivalMS))
+	l.batcher.Push(l.queued(r))
 }
 
 // composeAssigns lets the batcher fill the workers, and sends each its batch.
-func (l *leader) composeAssigns(e *entry, nowMS int64) {
+func (l *leader) composeAssigns(e *entry, now time.Time) {
 	if l.batcher.Len() == 0 {
 		return
 	}
+	nowMS := l.clock.ms(now)
 	number := l.s.dispatches + 1
 	assignments := l.batcher.Plan(nowMS, number, batch.Limits{
 		Requests: (maxEntryBytes - e.bytes) / commandBytes, Bytes: dispatchBytes,
@@ -154,7 +155,7 @@ func (l *leader) composeAssigns(e *entry, nowMS int64) {
 		r.phase, r.worker, r.dispatched, r.redirected = phaseAssigned, a.WorkerID, state.Position{Term: l.term, Index: number}, false
 		r.attempts++
 		l.place(r)
-		requests[a.WorkerID] = append(requests[a.WorkerID], l.toDispatch(r))
+		requests[a.WorkerID] = append(requests[a.WorkerID], l.toDispatch(r, nowMS))
 		e.dispatched[a.WorkerID] = append(e.dispatched[a.WorkerID], a.Request.ID)
 		e.add(&pb.Command{Command: &pb.Command_Assign{Assign: &pb.AssignCommand{
 			RequestId: a.Request.ID, WorkerId: a.WorkerID, Term: l.term, Index: number,
@@ -165,7 +166,7 @@ func (l *leader) composeAssigns(e *entry, nowMS int64) {
 			Term: l.term, Index: number, Requests: batch,
 		}}})
 	}
-	l.bindRate.add(len(assignments), time.UnixMilli(nowMS))
+	l.bindRate.add(len(assignments), now)
 	if l.batcher.Len() > 0 {
 		l.kick() // The plan may have stopped at a limit.
 	}

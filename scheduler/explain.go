@@ -17,7 +17,7 @@ func (s *Scheduler) Explain(ctx context.Context, in *pb.ExplainRequest) (*pb.Exp
 	if err != nil {
 		return nil, err
 	}
-	if out := l.explain(in.GetRequestId(), time.Now()); out != nil {
+	if out := l.explain(in.GetRequestId(), s.settings.now()); out != nil {
 		return out, nil
 	}
 	r := s.store.View().Request(in.GetRequestId())
@@ -60,7 +60,7 @@ func (l *leader) explain(id string, now time.Time) *pb.ExplainResponse {
 	case phaseEnding:
 		out.Phase = pb.ExplainResponse_PHASE_ENDING
 	}
-	if why, ok := l.batcher.Explain(id, now.UnixMilli()); ok {
+	if why, ok := l.batcher.Explain(id, l.clock.ms(now)); ok {
 		out.Waiting = waiting(why)
 	}
 	return out
@@ -92,7 +92,7 @@ func (s *Scheduler) Summary(ctx context.Context, _ *pb.SummaryRequest) (*pb.Summ
 		return nil, err
 	}
 	l.mu.Lock()
-	sum := l.batcher.Summary(time.Now().UnixMilli())
+	sum := l.batcher.Summary(l.clock.ms(s.settings.now()))
 	l.mu.Unlock()
 	stats := l.stats()
 	return &pb.SummaryResponse{

@@ -476,7 +476,7 @@ func request(id string) *pb.Request {
 	seed := uint64(1)
 	return &pb.Request{
 		Id: id, Model: "m", Tenant: "t", Prompt: []int32{1, 2, 3}, GatewayId: "g",
-		Sampling: &pb.SamplingParams{Seed: &seed, MaxTokens: 16}, ArrivalUnixMs: time.Now().UnixMilli(),
+		Sampling: &pb.SamplingParams{Seed: &seed, MaxTokens: 16}, CreatedUnixMs: time.Now().UnixMilli(),
 	}
 }
 

@@ -24,8 +24,9 @@ import (
 // the outcome from the log (settle). An entry that fails ends the leadership: what it handed out is
 // revoked, and the next leader, perhaps this node, starts from the log.
 type leader struct {
-	s    *Scheduler
-	term uint64
+	s     *Scheduler
+	term  uint64
+	clock clock
 
 	kicked chan struct{}
 	// done is closed when the leadership is over.
@@ -113,7 +114,7 @@ func (s *Scheduler) lead(ctx context.Context) error {
 	if now := s.node.Term(); now != term {
 		return fmt.Errorf("the term went from %d to %d: %w", term, now, errLeadershipLost)
 	}
-	l := s.establish(term, time.Now())
+	l := s.establish(term, s.settings.now())
 	s.settings.Logger.Info("this node leads", "term", l.term, "unfinished", len(l.live))
 	s.leader.Store(l)
 	defer s.leader.Store(nil)
@@ -126,7 +127,7 @@ func (s *Scheduler) lead(ctx context.Context) error {
 // stay there for ReconnectGrace: the worker may come back running them.
 func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 	l := &leader{
-		s: s, term: term,
+		s: s, term: term, clock: *s.clock.Load(),
 		kicked: make(chan struct{}, 1), done: make(chan struct{}), failed: make(chan error, 1),
 		live:    map[string]*live{},
 		workers: map[string]*pb.WorkerInfo{}, absent: map[string]time.Time{}, attached: map[string]bool{},
@@ -156,7 +157,7 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 		r := &live{
 			request: record.Request, digest: record.Digest, bytes: proto.Size(record.Request),
 			attempts: record.Attempts, submitted: record.Submitted, redirected: record.Redirected,
-			admitted: admitted, ended: make(chan struct{}),
+			arrivalMS: record.ArrivalMS, deadlineMS: record.DeadlineMS, admitted: admitted, ended: make(chan struct{}),
 		}
 		r.remember(record.Outputs)
 		if prompt := len(record.Request.GetPrompt()); prompt <= hashing {
@@ -172,7 +173,7 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 			l.absent[r.worker] = back
 			continue
 		}
-		l.enqueue(r, min(record.Request.GetArrivalUnixMs(), now.UnixMilli()))
+		l.enqueue(r)
 	}
 	for _, id := range slices.Sorted(maps.Keys(l.onWorker)) {
 		if w := l.workers[id]; w != nil {
@@ -237,10 +238,10 @@ func (l *leader) run(ctx context.Context) error {
 		case err := <-l.failed:
 			return err
 		case <-ticker.C:
-			l.housekeep(time.Now())
+			l.housekeep(l.s.settings.now())
 		case <-l.kicked:
 		}
-		if wait := instant - time.Since(last); wait > 0 {
+		if wait := instant - l.s.settings.now().Sub(last); wait > 0 {
 			pause.Reset(wait)
 			select {
 			case <-ctx.Done():
@@ -248,7 +249,7 @@ func (l *leader) run(ctx context.Context) error {
 			case <-pause.C:
 			}
 		}
-		last = time.Now()
+		last = l.s.settings.now()
 		e := l.compose(last)
 		if e == nil {
 			continue

@@ -132,7 +132,7 @@ func (l *leader) probe(worker *pb.WorkerInfo) {
 			if l.refused(worker.GetAddress()) {
 				l.mu.Lock()
 				if _, absent := l.absent[worker.GetId()]; absent {
-					l.lose(worker.GetId(), time.Now())
+					l.lose(worker.GetId(), l.s.settings.now())
 				}
 				l.mu.Unlock()
 				return

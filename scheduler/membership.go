@@ -330,8 +330,7 @@ func (m *membership) enter(ctx context.Context, node *pb.Node) error {
 // record writes a change of the table of nodes to the log.
 func (m *membership) record(ctx context.Context, c *pb.NodeCommand) error {
 	data, err := proto.Marshal(&pb.Entry{
-		ProposedUnixMs: time.Now().UnixMilli(),
-		Commands:       []*pb.Command{{Command: &pb.Command_Node{Node: c}}},
+		Commands: []*pb.Command{{Command: &pb.Command_Node{Node: c}}},
 	})
 	if err != nil {
 		return fmt.Errorf("encode a log entry: %w", err)

@@ -172,7 +172,7 @@ func (s *Scheduler) ListWorkers(ctx context.Context, _ *pb.ListWorkersRequest) (
 	if err := s.node.Barrier(barrierTimeout); err != nil {
 		return nil, status.Error(codes.Unavailable, fmt.Sprintf("the leader could not make sure that it still leads: %v", err))
 	}
-	return l.listWorkers(s.store.View(), time.Now()), nil
+	return l.listWorkers(s.store.View(), s.settings.now()), nil
 }
 
 func (l *leader) listWorkers(view *state.View, now time.Time) *pb.ListWorkersResponse {

@@ -171,15 +171,16 @@ func (l *leader) composeCheckpoints(e *entry) {
 
 // toDispatch is the request as a worker gets it: one that goes on after what is known of the output, with
 // the KV cache of the worker that handed it over as long as that is there.
-func (l *leader) toDispatch(r *live) *pb.Request {
+func (l *leader) toDispatch(r *live, nowMS int64) *pb.Request {
 	if r.source != nil && l.sessions[r.source.info.GetId()] != r.source {
 		r.source = nil
 	}
 	lent := r.source != nil && r.source.draining
-	if r.held == 0 && !lent {
-		return r.request
-	}
 	out := state.WithGateway(r.request, r.request.GetGatewayId())
+	out.ArrivalMs = r.arrivalMS
+	if r.deadlineMS != 0 {
+		out.PatienceMs = max(1, r.deadlineMS-nowMS)
+	}
 	if lent {
 		out.KvSource = r.source.info.GetAddress()
 	}

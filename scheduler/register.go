@@ -63,7 +63,7 @@ func mismatch(why *state.Refusal) error {
 func (l *leader) enter(info *pb.WorkerInfo, logged bool) (*registration, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.taken(info, time.Now()); err != nil {
+	if err := l.taken(info, l.s.settings.now()); err != nil {
 		return nil, err
 	}
 	if logged && proto.Equal(l.workers[info.GetId()], info) {
@@ -111,7 +111,7 @@ func (l *leader) registered(r *registration, result state.Result) {
 	case r.refused == nil && s == nil:
 		l.workers[id] = r.command.GetWorker()
 		l.countModels()
-		l.absent[id] = time.Now().Add(l.s.settings.SessionGrace)
+		l.absent[id] = l.s.settings.now().Add(l.s.settings.SessionGrace)
 	}
 	close(r.done)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +25,8 @@ type Scheduler struct {
 	members  *membership
 	// leader is what this node does as the leader; nil while it is not.
 	leader atomic.Pointer[leader]
+	// clock is the node's idea of the log's time.
+	clock atomic.Pointer[clock]
 	// dispatches is the newest dispatch number; only the leader's loop touches it.
 	dispatches uint64
 
@@ -49,6 +50,7 @@ func New(settings Settings) (*Scheduler, error) {
 		return nil, err
 	}
 	s := &Scheduler{settings: settings, store: state.New()}
+	s.clock.Store(&clock{began: settings.now()})
 	peers := consensus.Settings{
 		NodeID: settings.NodeID, DataDir: settings.DataDir, Store: settings.Store, Fatal: settings.Fatal, Logger: settings.Logger,
 	}
@@ -66,7 +68,7 @@ func New(settings Settings) (*Scheduler, error) {
 	if settings.consensus != nil {
 		settings.consensus(&peers)
 	}
-	node, err := consensus.Open(peers, machine{s.store})
+	node, err := consensus.Open(peers, machine{s})
 	if err != nil {
 		return nil, fmt.Errorf("scheduler: %w", err)
 	}
@@ -91,17 +93,6 @@ func (s *Scheduler) listenRaft() (raft.StreamLayer, error) {
 	}
 	return consensus.ListenTCP(s.settings.RaftListen, s.settings.RaftAdvertise)
 }
-
-// machine drives the tables with the log.
-type machine struct{ store *state.Store }
-
-var _ consensus.StateMachine = machine{}
-
-func (m machine) Apply(index, term uint64, data []byte) (any, error) {
-	return m.store.Apply(index, term, data)
-}
-func (m machine) Snapshot() io.WriterTo     { return m.store.View() }
-func (m machine) Restore(r io.Reader) error { return m.store.Restore(r) }
 
 // watchLeadership runs one leader at a time. Gaining leadership twice in a row means that it was
 // lost between, so the leader starts anew.

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -88,7 +89,7 @@ func TestTheSameIdRunsOnce(t *testing.T) {
 			t.Errorf("another body under the same id: %v", err)
 		}
 		moved := request("a")
-		moved.GatewayId, moved.ArrivalUnixMs = "h", 5
+		moved.GatewayId, moved.CreatedUnixMs = "h", 5
 		if r := mustSubmit(t, s, moved); !r.GetDuplicate() {
 			t.Errorf("a retry through another gateway answered %v", r)
 		}
@@ -124,7 +125,8 @@ func TestRefusals(t *testing.T) {
 			{"unknown model", `no worker serves "z"; served: m`, func(r *pb.Request) { r.Model = "z" }, codes.NotFound},
 			{"longer than the context", "takes 4096", func(r *pb.Request) { r.Prompt = make([]int32, 4096) }, codes.InvalidArgument},
 			{"larger than an entry", fmt.Sprint("limit is ", maxRequestBytes), func(r *pb.Request) { r.Prompt = make([]int32, maxRequestBytes) }, codes.InvalidArgument},
-			{"deadline in the past", "deadline", func(r *pb.Request) { r.DeadlineUnixMs = time.Now().UnixMilli() }, codes.DeadlineExceeded},
+			{"negative patience", "request.patience_ms", func(r *pb.Request) { r.PatienceMs = -1 }, codes.InvalidArgument},
+			{"patience for ever", "request.patience_ms", func(r *pb.Request) { r.PatienceMs = math.MaxInt64 }, codes.InvalidArgument},
 		} {
 			r := request("r")
 			c.change(r)
@@ -208,7 +210,7 @@ func TestDeadlineInTheQueue(t *testing.T) {
 		mustSubmit(t, s, request("running"))
 		late := request("late")
 		began := time.Now()
-		late.DeadlineUnixMs = began.Add(500 * time.Millisecond).UnixMilli()
+		late.PatienceMs = 500
 		mustSubmit(t, s, late)
 		until(t, "the gateway hears of it", func() bool { return news.end("late") != nil })
 		if took := time.Since(began); took < 500*time.Millisecond || took > 600*time.Millisecond {
@@ -232,7 +234,7 @@ func TestDeadlineThatCannotBeMet(t *testing.T) {
 		until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
 		due := func(id string, d time.Duration, priority int32) error {
 			r := request(id)
-			r.DeadlineUnixMs, r.Priority = time.Now().Add(d).UnixMilli(), priority
+			r.PatienceMs, r.Priority = d.Milliseconds(), priority
 			_, err := submit(s, r)
 			return err
 		}

@@ -87,6 +87,8 @@ type Settings struct {
 	// package's.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
+	// now is the clock. Only differences between its times count: see clock. Default time.Now.
+	now func() time.Time
 	// consensus lets tests run clusters in memory.
 	consensus func(*consensus.Settings)
 }
@@ -126,6 +128,9 @@ func (s *Settings) setDefaults() {
 	set(&s.CheckpointInterval, 100*time.Millisecond)
 	set(&s.RecallGrace, 100*time.Millisecond)
 	set(&s.OrphanGrace, 60*time.Second)
+	if s.now == nil {
+		s.now = time.Now
+	}
 	if s.Dial == nil {
 		s.Dial = (&net.Dialer{}).DialContext
 	}
@@ -177,6 +182,8 @@ const (
 	maxNodes = 32
 	// maxIDBytes bounds ids of requests, workers, gateways, nodes and tenants.
 	maxIDBytes = 128
+	// maxPatienceMS bounds how long a request may say that it can wait: a day.
+	maxPatienceMS = 24 * 60 * 60 * 1000
 	// maxChoices bounds a request's choices.
 	maxChoices = 128
 	// maxModelBytes bounds a model's name.

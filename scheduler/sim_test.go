@@ -57,7 +57,7 @@ func newWorld(t testing.TB, random *rand.Rand, nodes, workers, gateways int) *wo
 	for i := range nodes {
 		memory := raft.NewInmemStore()
 		w.nodes = append(w.nodes, &simNode{
-			w: w, id: fmt.Sprint("node-", i), log: &slowLog{InmemStore: memory}, snapshots: raft.NewInmemSnapshotStore(),
+			w: w, id: fmt.Sprint("node-", i), skew: time.Duration(random.IntN(7200)-3600) * time.Second, log: &slowLog{InmemStore: memory}, snapshots: raft.NewInmemSnapshotStore(),
 		})
 	}
 	for _, n := range w.nodes {
@@ -303,6 +303,8 @@ type simNode struct {
 	id        string
 	log       *slowLog
 	snapshots *raft.InmemSnapshotStore
+	// skew is how far its clock is ahead of the others' idea of what time it is.
+	skew time.Duration
 
 	mu      sync.Mutex
 	s       *Scheduler
@@ -338,6 +340,7 @@ func (n *simNode) start() {
 	}
 	s, err := New(Settings{
 		NodeID: n.id, Peers: peers, Logger: quiet, Dial: n.w.dial(n.id),
+		now: func() time.Time { return time.Now().Add(n.skew) },
 		consensus: func(c *consensus.Settings) {
 			c.Files = &consensus.Files{Logs: n.log, Stable: n.log.InmemStore, Snapshots: n.snapshots}
 			c.Transport = &simTransport{InmemTransport: inner, w: n.w}

@@ -56,7 +56,7 @@ func exhausted(message string, retry time.Duration) error {
 
 // late refuses a request for its own deadline. The reason tells it from a call whose time is up.
 func late(format string, args ...any) error {
-	return detailed(codes.DeadlineExceeded, "request.deadline_unix_ms: "+fmt.Sprintf(format, args...), &errdetails.ErrorInfo{Reason: "deadline", Domain: "quire"})
+	return detailed(codes.DeadlineExceeded, "request.patience_ms: "+fmt.Sprintf(format, args...), &errdetails.ErrorInfo{Reason: "deadline", Domain: "quire"})
 }
 
 func detailed(code codes.Code, message string, detail protoadapt.MessageV1) error {

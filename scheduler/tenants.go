@@ -3,7 +3,6 @@ package scheduler
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -142,7 +141,7 @@ func (s *Scheduler) ListTenants(ctx context.Context, in *pb.ListTenantsRequest) 
 		}
 	}
 	out := &pb.ListTenantsResponse{}
-	now := time.Now().UnixMilli()
+	now := s.timeMS()
 	for account := range s.store.View().Accounts() {
 		requests, tokens := account.Left(now)
 		limits := account.Limits

@@ -158,7 +158,7 @@ func (l *leader) watch(gateway string) (*watcher, error) {
 			w.ended = append(w.ended, ended(r))
 		}
 	}
-	o := l.owner(gateway, time.Now())
+	o := l.owner(gateway, l.s.settings.now())
 	for _, id := range slices.Sorted(maps.Keys(o.requests)) {
 		if r := o.requests[id]; r.phase == phaseLost {
 			w.lost = append(w.lost, r.lost())
@@ -178,7 +178,7 @@ func (l *leader) unwatch(w *watcher) {
 	defer l.mu.Unlock()
 	o := l.owners[w.gateway]
 	delete(o.watchers, w)
-	o.away = time.Now()
+	o.away = l.s.settings.now()
 	l.tidyOwner(w.gateway)
 }
 

@@ -103,7 +103,7 @@ func (s *Scheduler) Work(stream pb.Control_WorkServer) error {
 	if err := l.register(stream.Context(), hello.GetWorker()); err != nil {
 		return err
 	}
-	session, err := l.attach(hello, time.Now())
+	session, err := l.attach(hello, s.settings.now())
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (s *Scheduler) Work(stream pb.Control_WorkServer) error {
 		session.close(l.receive(stream, session))
 	}()
 	err = transmit(stream.Context(), session, stream.Send)
-	l.detach(session, errors.Is(err, io.EOF), time.Now())
+	l.detach(session, errors.Is(err, io.EOF), s.settings.now())
 	switch {
 	case errors.Is(err, errLeadershipLost):
 		_, notLeading := s.leading(stream.SetTrailer)
@@ -156,12 +156,12 @@ func (l *leader) receive(stream pb.Control_WorkServer, s *session) error {
 		}
 		switch m := m.GetMessage().(type) {
 		case *pb.WorkRequest_Heartbeat:
-			l.heartbeat(s, m.Heartbeat, time.Now())
+			l.heartbeat(s, m.Heartbeat, l.s.settings.now())
 			s.send(&pb.WorkResponse{Message: &pb.WorkResponse_Heard{Heard: &pb.Heard{Sequence: m.Heartbeat.GetSequence()}}})
 		case *pb.WorkRequest_Finished:
-			l.finished(s, m.Finished, time.Now())
+			l.finished(s, m.Finished, l.s.settings.now())
 		case *pb.WorkRequest_Progress:
-			l.progress(s, m.Progress, time.Now())
+			l.progress(s, m.Progress, l.s.settings.now())
 		case *pb.WorkRequest_CacheEvents:
 			if err := l.cacheEvents(s, m.CacheEvents); err != nil {
 				return err
@@ -255,7 +255,7 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 	l.batcher.Join(batch.Worker{
 		ID: id, Model: info.GetModel(), Cache: s.cache, ContextTokens: int(info.GetContextLength()), BlockTokens: int(info.GetBlockTokens()),
 		TotalBlocks: int(info.GetTotalBlocks()), MaxSequences: int(info.GetMaxSequences()), MaxBatchTokens: int(info.GetMaxBatchTokens()),
-	}, len(running) == 0, now.UnixMilli())
+	}, len(running) == 0, l.clock.ms(now))
 	l.batcher.Cordon(id, l.s.store.View().Cordoned(info))
 	l.workers[id] = info
 	l.countModels()
@@ -313,7 +313,7 @@ func (l *leader) heartbeat(s *session, h *pb.Heartbeat, now time.Time) {
 		l.s.settings.Logger.Warn("a worker's device is unhealthy; it gets nothing new", "worker", s.info.GetId(), "devices", h.GetDevices())
 	}
 	s.unhealthy = load.Unhealthy
-	l.batcher.Report(s.info.GetId(), load, now.UnixMilli())
+	l.batcher.Report(s.info.GetId(), load, l.clock.ms(now))
 	if h.GetDraining() && !s.draining {
 		s.draining = true
 		l.batcher.Drain(s.info.GetId())
@@ -397,7 +397,7 @@ func (l *leader) housekeep(now time.Time) {
 	}
 	l.expireRecalls(now)
 	l.abortOrphans(now)
-	if deadline, ok := l.batcher.NextDeadlineMS(); ok && deadline <= now.UnixMilli() {
+	if deadline, ok := l.batcher.NextDeadlineMS(); ok && deadline <= l.clock.ms(now) {
 		l.kick()
 	}
 }

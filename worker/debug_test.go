@@ -17,7 +17,7 @@ func TestDebugSteps(t *testing.T) {
 	w := start(t, func(s *Settings) { s.Engine.Blocks = 4 }, l.address)
 	s := next(t, l.sessions, "session")
 	first, second := ask("a", 56), ask("bb", 50)
-	second.ArrivalUnixMs++
+	second.ArrivalMs++
 	s.dispatch(t, 1, 1, first, second)
 	w.gate.let(-1)
 	for range 2 {

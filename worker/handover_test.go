@@ -97,7 +97,7 @@ func (r *real) handOver(t *testing.T, q *pb.Request, tokens int) *pb.Request {
 		learn(t, accounts, (<-r.leader.progress).Choices)
 	}
 	learn(t, accounts, f.Choices)
-	onward := &pb.Request{Id: q.Id, GatewayId: q.GatewayId, Prompt: q.Prompt, ArrivalUnixMs: q.ArrivalUnixMs, Sampling: q.Sampling, KvSource: r.Address()}
+	onward := &pb.Request{Id: q.Id, GatewayId: q.GatewayId, Prompt: q.Prompt, ArrivalMs: q.ArrivalMs, Sampling: q.Sampling, KvSource: r.Address()}
 	for c := range max(1, q.Sampling.N) {
 		onward.Generated = append(onward.Generated, &pb.TokenIds{Ids: accounts[c].tokens})
 	}
@@ -192,7 +192,7 @@ func TestGoesOnWithoutTheKVCache(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := h.start(t, "next", s)
-			onward := &pb.Request{Id: q.Id, GatewayId: q.GatewayId, Prompt: q.Prompt, ArrivalUnixMs: q.ArrivalUnixMs, Sampling: q.Sampling, KvSource: source, Generated: []*pb.TokenIds{{Ids: want[0][:40]}}}
+			onward := &pb.Request{Id: q.Id, GatewayId: q.GatewayId, Prompt: q.Prompt, ArrivalMs: q.ArrivalMs, Sampling: q.Sampling, KvSource: source, Generated: []*pb.TokenIds{{Ids: want[0][:40]}}}
 			if got := w.goOn(t, 1, onward); !slices.Equal(got[0], want[0]) {
 				t.Errorf("%v\nundisturbed %v", got[0], want[0])
 			}
@@ -213,5 +213,5 @@ func random(id string, n, tokens int) *pb.Request {
 		p[i] = 1 + rng.Int32N(99)
 	}
 	seed := uint64(3)
-	return &pb.Request{Id: id, GatewayId: "g1", Prompt: p, ArrivalUnixMs: 5, Sampling: &pb.SamplingParams{MaxTokens: int32(tokens), IgnoreEos: true, Seed: &seed}}
+	return &pb.Request{Id: id, GatewayId: "g1", Prompt: p, ArrivalMs: 5, Sampling: &pb.SamplingParams{MaxTokens: int32(tokens), IgnoreEos: true, Seed: &seed}}
 }

@@ -87,7 +87,7 @@ func (o *outbox) open(r *pb.Request, term, index uint64) admission {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if old := o.outputs[r.Id]; old != nil {
-		fits := !old.revoked && !old.returned && old.arrival == r.ArrivalUnixMs && old.continues(r.Generated)
+		fits := !old.revoked && !old.returned && old.arrival == r.ArrivalMs && old.continues(r.Generated)
 		switch {
 		case !old.done && !fits:
 			// Its events would be taken for the new run's.
@@ -106,7 +106,7 @@ func (o *outbox) open(r *pb.Request, term, index uint64) admission {
 		}
 		o.drop(old)
 	}
-	out := &output{id: r.Id, gateway: r.GatewayId, term: term, index: index, arrival: r.ArrivalUnixMs}
+	out := &output{id: r.Id, gateway: r.GatewayId, term: term, index: index, arrival: r.ArrivalMs}
 	out.choices = make([]choice, max(1, r.GetSampling().GetN()))
 	for i := range out.choices {
 		if i < len(r.Generated) && !engine.Repeats(r.Sampling) {

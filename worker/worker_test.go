@@ -254,7 +254,7 @@ func outputOf(prompt []int32, n int) []int32 {
 }
 
 func ask(id string, n int) *pb.Request {
-	return &pb.Request{Id: id, GatewayId: "g1", Prompt: []int32{1, 2, 3, int32(len(id))}, ArrivalUnixMs: 5, Sampling: &pb.SamplingParams{MaxTokens: int32(n)}}
+	return &pb.Request{Id: id, GatewayId: "g1", Prompt: []int32{1, 2, 3, int32(len(id))}, ArrivalMs: 5, Sampling: &pb.SamplingParams{MaxTokens: int32(n)}}
 }
 
 // gateway is one Attach stream and all that came over it.
@@ -761,7 +761,7 @@ func TestPreemptedGoesBack(t *testing.T) {
 	s := next(t, l.sessions, "session")
 	g := attach(t, w)
 	first, second := ask("a", 56), ask("bb", 50)
-	second.ArrivalUnixMs++
+	second.ArrivalMs++
 	s.dispatch(t, 1, 1, first, second)
 	w.gate.let(-1)
 	var returned, ended bool

@@ -28,7 +28,7 @@ func QueueFull(after time.Duration) error {
 
 // Late is the refusal of a request whose deadline has passed.
 func Late() error {
-	return refusal(codes.DeadlineExceeded, "request.deadline_unix_ms: the deadline has passed", &errdetails.ErrorInfo{Reason: "deadline", Domain: "quire"})
+	return refusal(codes.DeadlineExceeded, "request.patience_ms: the deadline has passed", &errdetails.ErrorInfo{Reason: "deadline", Domain: "quire"})
 }
 
 func refusal(code codes.Code, message string, detail protoadapt.MessageV1) error {

@@ -51,7 +51,7 @@ func (s *Store) Apply(index, term uint64, data []byte) ([]Result, error) {
 	a := &application{
 		txn:      txn,
 		at:       Position{term, index},
-		nowMS:    entry.GetProposedUnixMs(),
+		nowMS:    max(before.timeMS, entry.GetTimeMs()),
 		finished: before.finished,
 		kept:     before.kept,
 		accounts: map[string]*Account{},
@@ -74,6 +74,7 @@ func (s *Store) Apply(index, term uint64, data []byte) ([]Result, error) {
 		db:        s.db.Snapshot(),
 		index:     index,
 		chainHash: chain(before.chainHash, index, term, data),
+		timeMS:    a.nowMS,
 		finished:  a.finished,
 		kept:      a.kept,
 	})
@@ -189,6 +190,8 @@ func (a *application) submit(c *pb.SubmitCommand) Result {
 		Digest:       c.GetDigest(),
 		Phase:        Queued,
 		Submitted:    a.at,
+		ArrivalMS:    a.nowMS,
+		DeadlineMS:   c.GetDeadlineMs(),
 	})
 }
 

@@ -3,7 +3,8 @@
 //
 // A Store is a function of the entries applied to it and of nothing else. Two nodes that applied
 // the same log hold the same tables, byte for byte, and the same chain hash over the entries. So
-// there is no clock here (the only time is the one that the leader wrote into the entry), no
+// there is no clock here (the only time is the log's, which leaders count on in their entries and which
+// never goes back), no
 // randomness, and no order that comes from a Go map. Commands may repeat: submitting a known id,
 // assigning what is not queued and finishing what has finished change nothing.
 //

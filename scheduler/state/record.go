@@ -47,7 +47,9 @@ type Record struct {
 	FinishReason pb.FinishReason
 	Error        string
 	Usage        *pb.Usage
-	FinishedMS   int64
+	// ArrivalMS is when it was admitted, DeadlineMS when it must have been started (0 is never), FinishedMS
+	// when it ended, all in the log's time.
+	ArrivalMS, DeadlineMS, FinishedMS int64
 }
 
 // WithGateway is the request as another gateway would have submitted it. The two share all else.
@@ -61,14 +63,13 @@ func WithGateway(r *pb.Request, gateway string) *pb.Request {
 // Slim keeps of a request what a finished record needs.
 func Slim(r *pb.Request) *pb.Request {
 	return &pb.Request{
-		Id:             r.GetId(),
-		Model:          r.GetModel(),
-		Tenant:         r.GetTenant(),
-		Sampling:       r.GetSampling(),
-		GatewayId:      r.GetGatewayId(),
-		Priority:       r.GetPriority(),
-		DeadlineUnixMs: r.GetDeadlineUnixMs(),
-		ArrivalUnixMs:  r.GetArrivalUnixMs(),
+		Id:            r.GetId(),
+		Model:         r.GetModel(),
+		Tenant:        r.GetTenant(),
+		Sampling:      r.GetSampling(),
+		GatewayId:     r.GetGatewayId(),
+		Priority:      r.GetPriority(),
+		CreatedUnixMs: r.GetCreatedUnixMs(),
 	}
 }
 
@@ -89,7 +90,9 @@ func (r *Record) toProto() *pb.RequestRecord {
 		FinishReason:   r.FinishReason,
 		Error:          r.Error,
 		Usage:          r.Usage,
-		FinishedUnixMs: r.FinishedMS,
+		FinishedMs:     r.FinishedMS,
+		ArrivalMs:      r.ArrivalMS,
+		DeadlineMs:     r.DeadlineMS,
 	}
 }
 
@@ -108,6 +111,8 @@ func fromProto(p *pb.RequestRecord) *Record {
 		FinishReason: p.GetFinishReason(),
 		Error:        p.GetError(),
 		Usage:        p.GetUsage(),
-		FinishedMS:   p.GetFinishedUnixMs(),
+		FinishedMS:   p.GetFinishedMs(),
+		ArrivalMS:    p.GetArrivalMs(),
+		DeadlineMS:   p.GetDeadlineMs(),
 	}
 }

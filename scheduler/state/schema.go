@@ -42,7 +42,7 @@ func schema() *memdb.DBSchema {
 			Name: uploadsTable,
 			Indexes: map[string]*memdb.IndexSchema{
 				"id":    {Name: "id", Unique: true, Indexer: index[*upload](func(u *upload) []byte { return stringKey(u.GetRequestId()) })},
-				"began": {Name: "began", Indexer: index[*upload](func(u *upload) []byte { return timeKey(u.GetBeganUnixMs()) })},
+				"began": {Name: "began", Indexer: index[*upload](func(u *upload) []byte { return timeKey(u.GetBeganMs()) })},
 			},
 		},
 		nodesTable: {

@@ -36,6 +36,7 @@ func (v *View) WriteTo(w io.Writer) (int64, error) {
 		Version:   snapshotVersion,
 		Index:     v.index,
 		ChainHash: v.chainHash,
+		TimeMs:    v.timeMS,
 	}}})
 	for node := range v.Nodes() {
 		if err != nil {
@@ -122,7 +123,7 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 		return nil, nil, fmt.Errorf("snapshot version %d; this version of Quire reads %d", header.GetVersion(), snapshotVersion)
 	}
 	db := newDB()
-	v := &View{index: header.GetIndex(), chainHash: header.GetChainHash()}
+	v := &View{index: header.GetIndex(), chainHash: header.GetChainHash(), timeMS: header.GetTimeMs()}
 	txn := db.Txn(true)
 	defer txn.Abort()
 	// How many requests a tenant has is counted, not written, and so is what a model has.

@@ -58,7 +58,7 @@ func leave(id string) *pb.Command {
 
 func encode(t rapid.TB, ms int64, commands ...*pb.Command) []byte {
 	t.Helper()
-	data, err := proto.Marshal(&pb.Entry{ProposedUnixMs: ms, Commands: commands})
+	data, err := proto.Marshal(&pb.Entry{TimeMs: ms, Commands: commands})
 	if err != nil {
 		t.Fatal(err)
 	}

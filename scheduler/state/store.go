@@ -63,6 +63,7 @@ type View struct {
 	db        *memdb.MemDB
 	index     uint64
 	chainHash uint64
+	timeMS    int64
 	finished  int
 	kept      int64
 }
@@ -72,6 +73,9 @@ func (v *View) Index() uint64 { return v.index }
 
 // ChainHash covers every entry applied so far, in order. Nodes at the same index must agree on it.
 func (v *View) ChainHash() uint64 { return v.chainHash }
+
+// TimeMS is the log's time: milliseconds since the cluster began, but for those in which all of it was down.
+func (v *View) TimeMS() int64 { return v.timeMS }
 
 // Finished is the number of finished requests still remembered.
 func (v *View) Finished() int { return v.finished }

@@ -54,7 +54,7 @@ func perMinute(limit int64) int64 { return min(max(0, limit), MaxRate) }
 // fraction, however often they are counted.
 const refillStepMS = 60
 
-// refill brings the buckets to nowMS. A clock that went back brings nothing.
+// refill brings the buckets to nowMS.
 func (a *Account) refill(nowMS int64) {
 	if nowMS <= a.refilledMS {
 		return
@@ -208,14 +208,14 @@ func (a *application) tenant(c *pb.TenantCommand) Result {
 func (a *Account) toProto() *pb.TenantRecord {
 	return &pb.TenantRecord{
 		Name: a.Name, Tenant: a.Limits, RequestsLeft: a.requestsLeft, TokensLeft: a.tokensLeft,
-		RefilledUnixMs: a.refilledMS, Served: a.Served,
+		RefilledMs: a.refilledMS, Served: a.Served,
 	}
 }
 
 func accountFromProto(p *pb.TenantRecord) *Account {
 	left := func(thousandths, limit int64) int64 { return min(max(0, thousandths), 1000*perMinute(limit)) }
 	return &Account{
-		Name: p.GetName(), Limits: p.GetTenant(), refilledMS: p.GetRefilledUnixMs(), Served: min(max(0, p.GetServed()), maxServed),
+		Name: p.GetName(), Limits: p.GetTenant(), refilledMS: p.GetRefilledMs(), Served: min(max(0, p.GetServed()), maxServed),
 		requestsLeft: left(p.GetRequestsLeft(), p.GetTenant().GetRequestsPerMinute()),
 		tokensLeft:   left(p.GetTokensLeft(), p.GetTenant().GetTokensPerMinute()),
 	}

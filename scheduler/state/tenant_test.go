@@ -1,10 +1,13 @@
 package state
 
 import (
+	"bytes"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -68,10 +71,12 @@ func TestLimits(t *testing.T) {
 	want(try(at+31_000, "rate", 10), "2 requests a minute", 29_040)
 	want(try(at-1000, "rate", 10), "2 requests a minute", 29_040) // The next leader's clock is behind.
 
+	// The log's time is at+31_000 from here on: it does not go back.
+	const later = at + 31_000
 	fine(try(at, "tokens", 400))
 	want(try(at, "tokens", 601), "may take 601 tokens, the limit is 600 a minute", 0)
 	want(try(at, "tokens", 300), "600 tokens a minute, and the request may take 300", 10_020)
-	fine(try(at+10_020, "tokens", 300))
+	fine(try(later+10_020, "tokens", 300))
 
 	fine(try(at, "most", 1))
 	want(try(at, "most", 1), "1 requests run or wait, the limit is 1", 1000)
@@ -159,5 +164,30 @@ func TestShares(t *testing.T) {
 	l.apply(5, finish("c", pb.FinishReason_FINISH_REASON_STOP))
 	if l.store.View().Account("light") != nil {
 		t.Error("an account outlived its last request")
+	}
+}
+
+// TestTimeNeverGoesBack: an entry that is behind the log changes no time, and a snapshot keeps the time.
+func TestTimeNeverGoesBack(t *testing.T) {
+	s := New()
+	for i, ms := range []int64{500, 200, math.MinInt64, 700} {
+		data, err := proto.Marshal(&pb.Entry{TimeMs: ms})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Apply(uint64(i+1), 1, data); err != nil {
+			t.Fatal(err)
+		}
+		if want := []int64{500, 500, 500, 700}[i]; s.View().TimeMS() != want {
+			t.Errorf("after an entry of %d the log's time is %d, want %d", ms, s.View().TimeMS(), want)
+		}
+	}
+	var file bytes.Buffer
+	if _, err := s.View().WriteTo(&file); err != nil {
+		t.Fatal(err)
+	}
+	again := New()
+	if err := again.Restore(&file); err != nil || again.View().TimeMS() != 700 {
+		t.Errorf("restored with the time %d, %v; want 700", again.View().TimeMS(), err)
 	}
 }

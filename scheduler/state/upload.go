@@ -21,7 +21,7 @@ type upload = pb.PromptUpload
 // part takes a part of a prompt in. What does not follow what is there changes nothing.
 func (a *application) part(c *pb.PromptPartCommand) Result {
 	known := first[*upload](a.txn, uploadsTable, c.GetRequestId())
-	next := &upload{RequestId: c.GetRequestId(), Upload: c.GetUpload(), Parts: 1, BeganUnixMs: a.nowMS}
+	next := &upload{RequestId: c.GetRequestId(), Upload: c.GetUpload(), Parts: 1, BeganMs: a.nowMS}
 	switch {
 	case c.GetPart() == 0:
 		if known != nil {
@@ -32,7 +32,7 @@ func (a *application) part(c *pb.PromptPartCommand) Result {
 		len(known.GetPrompt())+len(c.GetPrompt()) > maxUploadTokens:
 		return Result{}
 	default:
-		next.Parts, next.BeganUnixMs = known.GetParts()+1, known.GetBeganUnixMs()
+		next.Parts, next.BeganMs = known.GetParts()+1, known.GetBeganMs()
 		next.Prompt = append(known.GetPrompt(), c.GetPrompt()...)
 	}
 	if len(next.GetPrompt()) > maxUploadTokens {
@@ -70,7 +70,7 @@ func (a *application) forgetUploads() {
 			}
 			n++
 		}
-		if n <= uploadsKept && (oldest == nil || a.nowMS-oldest.GetBeganUnixMs() <= uploadAgeMS) {
+		if n <= uploadsKept && (oldest == nil || a.nowMS-oldest.GetBeganMs() <= uploadAgeMS) {
 			return
 		}
 		must(a.txn.Delete(uploadsTable, oldest))

@@ -330,7 +330,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		// Nothing to compute: sleep until a command, the next deadline or the end.
 		var line <-chan time.Time
 		if at := p.nextLine; at > 0 {
-			d := max(0, time.Until(time.UnixMilli(at)))
+			d := max(0, time.Until(time.UnixMicro(at)))
 			if timer == nil {
 				timer = time.NewTimer(d)
 				defer timer.Stop()

@@ -163,7 +163,7 @@ func TestAddRefuses(t *testing.T) {
 			{ask("queued", prompt(2, 5), 5), ErrDuplicate, `"queued" is running`},
 			{ask("x", prompt(1, 41), 5), ErrQueueFull, "60 prompt tokens wait, the limit is 100"},
 			{ask("x", prompt(1, 256), 5), ErrTooLong, "prompt has 256 tokens, a sequence may hold 256 with at least one generated"},
-			{ask("", prompt(1, 5), 5), ErrInvalid, "id has 0 bytes, must have 1 to 128"},
+			{ask("", prompt(1, 5), 5), ErrInvalid, "id has 0 bytes, must have 1 to 256"},
 			{ask("x", nil, 5), ErrInvalid, "prompt is empty"},
 			{ask("x", []int32{testVocab}, 5), ErrInvalid, "prompt holds token 101, must be 0 to 100"},
 			{ask("x", prompt(1, 5), -1), ErrInvalid, "max_tokens is -1, must be at least 0"},
@@ -304,7 +304,7 @@ func TestDeadlineWakesTheLoop(t *testing.T) {
 			t.Fatal(err)
 		}
 		q := ask("a", prompt(1, 10), 5)
-		q.DeadlineUnixMs = time.Now().Add(3 * time.Second).UnixMilli()
+		q.PatienceMs = 3000
 		r.ok(q)
 		time.Sleep(3*time.Second - time.Millisecond)
 		if e := r.end("a"); e.Finish != 0 {

@@ -40,7 +40,7 @@ type planner struct {
 	suspects  int // sequences that were in a step that failed
 	hold      hold
 	scoreRows int   // log-probabilities of known tokens that the step being planned may still take
-	nextLine  int64 // earliest deadline among waiting sequences, 0 none
+	nextLine  int64 // earliest deadline among waiting sequences, Unix microseconds, 0 none
 	// nextReturn is when giveBack has to look next, 0 never; now is the time of the newest plan.
 	nextReturn, now int64
 
@@ -272,8 +272,8 @@ func (p *planner) enqueue(s *sequence) {
 	p.waiting.insert(s)
 	p.load.waitingTokens += int64(len(s.tokens))
 	p.fetch(s)
-	if s.deadline > 0 && s.started == 0 && (p.nextLine == 0 || s.deadline < p.nextLine) {
-		p.nextLine = s.deadline
+	if s.patience > 0 && s.started == 0 && (p.nextLine == 0 || s.deadline() < p.nextLine) {
+		p.nextLine = s.deadline()
 	}
 }
 
@@ -552,25 +552,25 @@ func (p *planner) begin(s *sequence) (cached, below int, ok bool) {
 
 // expire ends requests that are past their deadline and have not started.
 func (p *planner) expire(now int64) {
-	if p.nextLine == 0 || now < p.nextLine*1000 {
+	if p.nextLine == 0 || now < p.nextLine {
 		return
 	}
 	p.nextLine = 0
 	for i := 0; i < len(p.waiting); {
 		s := p.waiting[i]
-		if s.deadline == 0 || s.started != 0 {
+		if s.patience == 0 || s.started != 0 {
 			i++
 			continue
 		}
-		if now >= s.deadline*1000 {
+		if now >= s.deadline() {
 			p.note(noteExpired, s, len(s.tokens))
 			// Its siblings stand behind it and leave the queue with it.
 			p.endRequest(s.request, pb.FinishReason_FINISH_REASON_ERROR, "deadline passed before the request could start")
 			p.count.expired++
 			continue
 		}
-		if p.nextLine == 0 || s.deadline < p.nextLine {
-			p.nextLine = s.deadline
+		if p.nextLine == 0 || s.deadline() < p.nextLine {
+			p.nextLine = s.deadline()
 		}
 		i++
 	}

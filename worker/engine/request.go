@@ -19,8 +19,10 @@ const (
 	maxStopTokens   = 64
 	maxBias         = 1024
 	maxLogprobs     = 20
-	maxIDBytes      = 128
+	maxIDBytes      = 256
 	tokenCapReserve = 4096
+	// maxPatienceMS is above any that the API allows, a day; more counts as this.
+	maxPatienceMS = 7 * 24 * 60 * 60 * 1000
 )
 
 // request is what the engine keeps of an admitted request. Everything above live is immutable.
@@ -28,9 +30,9 @@ type request struct {
 	id, gateway string
 	source      string // the worker that handed it over, "" none
 	priority    int32
-	arrival     int64  // Unix milliseconds, as the front door saw it
+	arrival     int64  // when the control plane admitted it
 	number      uint64 // order of Add
-	deadline    int64  // Unix milliseconds, 0 none
+	patience    int64  // microseconds after added in which it must start, 0 none
 	tenant      int    // its number, 0 without bounds
 	prompt      int    // tokens
 	limit       int    // a choice ends when it holds this many tokens
@@ -124,6 +126,9 @@ const (
 	stateParked                    // needs no further step; its last token is in flight
 	stateDone
 )
+
+// deadline is when a request with patience must have started, Unix microseconds of this worker's own.
+func (r *request) deadline() int64 { return r.added + r.patience }
 
 // before is the one order of everything: who runs first, and who is preempted last.
 func (s *sequence) before(o *sequence) bool {
@@ -286,7 +291,7 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		limit = len(r.Prompt) + int(sp.MaxTokens)
 	}
 	q := &request{
-		id: r.Id, gateway: r.GatewayId, source: r.KvSource, priority: r.Priority, arrival: r.ArrivalUnixMs, deadline: r.DeadlineUnixMs,
+		id: r.Id, gateway: r.GatewayId, source: r.KvSource, priority: r.Priority, arrival: r.ArrivalMs, patience: min(max(0, r.PatienceMs), maxPatienceMS) * 1000,
 		prompt: len(r.Prompt), limit: limit, min: int(sp.MinTokens),
 		root:      kvcache.Root(r.CacheSalt, nil),
 		penalised: repetition != 1 || sp.PresencePenalty != 0 || sp.FrequencyPenalty != 0,

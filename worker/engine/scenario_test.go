@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -340,7 +341,7 @@ func TestScenarioG1G2G3(t *testing.T) {
 		r := newRig(t, Settings{Blocks: 32, MaxSequences: 1})
 		for i := range c.priorities {
 			q := ask(fmt.Sprint(i), prompt(i, 10), 3)
-			q.Priority, q.ArrivalUnixMs = c.priorities[i], c.arrivals[i]
+			q.Priority, q.ArrivalMs = c.priorities[i], c.arrivals[i]
 			r.add(q)
 		}
 		r.finish()
@@ -695,7 +696,7 @@ func TestResumedElsewhere(t *testing.T) {
 func TestDeadline(t *testing.T) {
 	r := newRig(t, Settings{Blocks: 16, MaxSequences: 1})
 	a, b, c := ask("a", prompt(1, 10), 50), ask("b", prompt(2, 10), 5), ask("c", prompt(3, 10), 5)
-	a.DeadlineUnixMs, b.DeadlineUnixMs, c.DeadlineUnixMs = 20, 20, 10_000
+	a.PatienceMs, b.PatienceMs, c.PatienceMs = 20, 20, math.MaxInt64
 	b.Sampling.N = 2
 	r.add(a, b, c)
 	r.finish()

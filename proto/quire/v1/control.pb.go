@@ -148,9 +148,12 @@ type Request struct {
 	GatewayId string `protobuf:"bytes,6,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
 	// Lower is more urgent.
 	Priority int32 `protobuf:"varint,7,opt,name=priority,proto3" json:"priority,omitempty"`
-	// Unix milliseconds; 0 is none.
-	DeadlineUnixMs int64 `protobuf:"varint,8,opt,name=deadline_unix_ms,json=deadlineUnixMs,proto3" json:"deadline_unix_ms,omitempty"`
-	ArrivalUnixMs  int64 `protobuf:"varint,9,opt,name=arrival_unix_ms,json=arrivalUnixMs,proto3" json:"arrival_unix_ms,omitempty"`
+	// How long it may still wait to be started, in milliseconds from when the message is read; 0 is for
+	// ever. Whoever passes a request on says what is left, so that no two clocks are compared.
+	PatienceMs int64 `protobuf:"varint,8,opt,name=patience_ms,json=patienceMs,proto3" json:"patience_ms,omitempty"`
+	// When the gateway got it, by the gateway's clock, Unix milliseconds. It is shown to the client and
+	// decides nothing.
+	CreatedUnixMs int64 `protobuf:"varint,9,opt,name=created_unix_ms,json=createdUnixMs,proto3" json:"created_unix_ms,omitempty"`
 	// Isolates the prefix cache; the tenant's salt.
 	CacheSalt []byte `protobuf:"bytes,10,opt,name=cache_salt,json=cacheSalt,proto3" json:"cache_salt,omitempty"`
 	// Tokens already generated elsewhere, one list a choice: generation goes on after them. If
@@ -158,7 +161,10 @@ type Request struct {
 	Generated []*TokenIds `protobuf:"bytes,11,rep,name=generated,proto3" json:"generated,omitempty"`
 	// The address of a Worker service that handed the request over and may still have its KV cache. The
 	// leader sets it in a dispatch; it changes how the request begins, not what comes of it.
-	KvSource      string `protobuf:"bytes,12,opt,name=kv_source,json=kvSource,proto3" json:"kv_source,omitempty"`
+	KvSource string `protobuf:"bytes,12,opt,name=kv_source,json=kvSource,proto3" json:"kv_source,omitempty"`
+	// When it was admitted, in the log's time; the leader sets it in a dispatch. It tells one run under an
+	// id from another, and older requests from newer ones.
+	ArrivalMs     int64 `protobuf:"varint,13,opt,name=arrival_ms,json=arrivalMs,proto3" json:"arrival_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -242,16 +248,16 @@ func (x *Request) GetPriority() int32 {
 	return 0
 }
 
-func (x *Request) GetDeadlineUnixMs() int64 {
+func (x *Request) GetPatienceMs() int64 {
 	if x != nil {
-		return x.DeadlineUnixMs
+		return x.PatienceMs
 	}
 	return 0
 }
 
-func (x *Request) GetArrivalUnixMs() int64 {
+func (x *Request) GetCreatedUnixMs() int64 {
 	if x != nil {
-		return x.ArrivalUnixMs
+		return x.CreatedUnixMs
 	}
 	return 0
 }
@@ -275,6 +281,13 @@ func (x *Request) GetKvSource() string {
 		return x.KvSource
 	}
 	return ""
+}
+
+func (x *Request) GetArrivalMs() int64 {
+	if x != nil {
+		return x.ArrivalMs
+	}
+	return 0
 }
 
 type SubmitRequest struct {
@@ -3443,7 +3456,7 @@ var File_quire_v1_control_proto protoreflect.FileDescriptor
 
 const file_quire_v1_control_proto_rawDesc = "" +
 	"\n" +
-	"\x16quire/v1/control.proto\x12\bquire.v1\x1a\x18quire/v1/inference.proto\"\x90\x03\n" +
+	"\x16quire/v1/control.proto\x12\bquire.v1\x1a\x18quire/v1/inference.proto\"\xa6\x03\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n" +
@@ -3452,14 +3465,17 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\bsampling\x18\x05 \x01(\v2\x18.quire.v1.SamplingParamsR\bsampling\x12\x1d\n" +
 	"\n" +
 	"gateway_id\x18\x06 \x01(\tR\tgatewayId\x12\x1a\n" +
-	"\bpriority\x18\a \x01(\x05R\bpriority\x12(\n" +
-	"\x10deadline_unix_ms\x18\b \x01(\x03R\x0edeadlineUnixMs\x12&\n" +
-	"\x0farrival_unix_ms\x18\t \x01(\x03R\rarrivalUnixMs\x12\x1d\n" +
+	"\bpriority\x18\a \x01(\x05R\bpriority\x12\x1f\n" +
+	"\vpatience_ms\x18\b \x01(\x03R\n" +
+	"patienceMs\x12&\n" +
+	"\x0fcreated_unix_ms\x18\t \x01(\x03R\rcreatedUnixMs\x12\x1d\n" +
 	"\n" +
 	"cache_salt\x18\n" +
 	" \x01(\fR\tcacheSalt\x120\n" +
 	"\tgenerated\x18\v \x03(\v2\x12.quire.v1.TokenIdsR\tgenerated\x12\x1b\n" +
-	"\tkv_source\x18\f \x01(\tR\bkvSource\"R\n" +
+	"\tkv_source\x18\f \x01(\tR\bkvSource\x12\x1d\n" +
+	"\n" +
+	"arrival_ms\x18\r \x01(\x03R\tarrivalMs\"R\n" +
 	"\rSubmitRequest\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12\x14\n" +
 	"\x05rerun\x18\x02 \x01(\bR\x05rerun\"\xb2\x01\n" +

@@ -78,11 +78,13 @@ func (RequestState) EnumDescriptor() ([]byte, []int) {
 // Entry is one Raft log entry: all commands of one scheduling instant, applied in order.
 type Entry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Wall clock of the leader when it proposed, Unix milliseconds: the only time a command sees.
-	ProposedUnixMs int64      `protobuf:"varint,1,opt,name=proposed_unix_ms,json=proposedUnixMs,proto3" json:"proposed_unix_ms,omitempty"`
-	Commands       []*Command `protobuf:"bytes,2,rep,name=commands,proto3" json:"commands,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The log's time, the only one that a command sees: milliseconds since the cluster began, counted on by
+	// each leader with its steady clock from the newest entry that it applied. No node's date comes in, so
+	// none can be wrong. One that is behind the log counts as the log's.
+	TimeMs        int64      `protobuf:"varint,1,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	Commands      []*Command `protobuf:"bytes,2,rep,name=commands,proto3" json:"commands,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Entry) Reset() {
@@ -115,9 +117,9 @@ func (*Entry) Descriptor() ([]byte, []int) {
 	return file_quire_v1_log_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *Entry) GetProposedUnixMs() int64 {
+func (x *Entry) GetTimeMs() int64 {
 	if x != nil {
-		return x.ProposedUnixMs
+		return x.TimeMs
 	}
 	return 0
 }
@@ -380,7 +382,9 @@ type SubmitCommand struct {
 	// An ended request with this id and digest is run again.
 	Rerun bool `protobuf:"varint,3,opt,name=rerun,proto3" json:"rerun,omitempty"`
 	// The request's prompt follows what this upload has brought; 0 is none.
-	Upload        uint64 `protobuf:"varint,4,opt,name=upload,proto3" json:"upload,omitempty"`
+	Upload uint64 `protobuf:"varint,4,opt,name=upload,proto3" json:"upload,omitempty"`
+	// When it must have been started, in the log's time; 0 is never.
+	DeadlineMs    int64 `protobuf:"varint,5,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -439,6 +443,13 @@ func (x *SubmitCommand) GetRerun() bool {
 func (x *SubmitCommand) GetUpload() uint64 {
 	if x != nil {
 		return x.Upload
+	}
+	return 0
+}
+
+func (x *SubmitCommand) GetDeadlineMs() int64 {
+	if x != nil {
+		return x.DeadlineMs
 	}
 	return 0
 }
@@ -1595,7 +1606,7 @@ type PromptUpload struct {
 	Upload        uint64                 `protobuf:"varint,2,opt,name=upload,proto3" json:"upload,omitempty"`
 	Parts         int32                  `protobuf:"varint,3,opt,name=parts,proto3" json:"parts,omitempty"`
 	Prompt        []int32                `protobuf:"varint,4,rep,packed,name=prompt,proto3" json:"prompt,omitempty"`
-	BeganUnixMs   int64                  `protobuf:"varint,5,opt,name=began_unix_ms,json=beganUnixMs,proto3" json:"began_unix_ms,omitempty"`
+	BeganMs       int64                  `protobuf:"varint,5,opt,name=began_ms,json=beganMs,proto3" json:"began_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1658,9 +1669,9 @@ func (x *PromptUpload) GetPrompt() []int32 {
 	return nil
 }
 
-func (x *PromptUpload) GetBeganUnixMs() int64 {
+func (x *PromptUpload) GetBeganMs() int64 {
 	if x != nil {
-		return x.BeganUnixMs
+		return x.BeganMs
 	}
 	return 0
 }
@@ -1670,10 +1681,10 @@ type TenantRecord struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Name   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Tenant *Tenant                `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	// What is left of each bucket, in thousandths, at refilled_unix_ms.
-	RequestsLeft   int64 `protobuf:"varint,3,opt,name=requests_left,json=requestsLeft,proto3" json:"requests_left,omitempty"`
-	TokensLeft     int64 `protobuf:"varint,4,opt,name=tokens_left,json=tokensLeft,proto3" json:"tokens_left,omitempty"`
-	RefilledUnixMs int64 `protobuf:"varint,5,opt,name=refilled_unix_ms,json=refilledUnixMs,proto3" json:"refilled_unix_ms,omitempty"`
+	// What is left of each bucket, in thousandths, at refilled_ms.
+	RequestsLeft int64 `protobuf:"varint,3,opt,name=requests_left,json=requestsLeft,proto3" json:"requests_left,omitempty"`
+	TokensLeft   int64 `protobuf:"varint,4,opt,name=tokens_left,json=tokensLeft,proto3" json:"tokens_left,omitempty"`
+	RefilledMs   int64 `protobuf:"varint,5,opt,name=refilled_ms,json=refilledMs,proto3" json:"refilled_ms,omitempty"`
 	// Token cost served so far, for the fair share.
 	Served        int64 `protobuf:"varint,6,opt,name=served,proto3" json:"served,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1738,9 +1749,9 @@ func (x *TenantRecord) GetTokensLeft() int64 {
 	return 0
 }
 
-func (x *TenantRecord) GetRefilledUnixMs() int64 {
+func (x *TenantRecord) GetRefilledMs() int64 {
 	if x != nil {
-		return x.RefilledUnixMs
+		return x.RefilledMs
 	}
 	return 0
 }
@@ -1753,10 +1764,12 @@ func (x *TenantRecord) GetServed() int64 {
 }
 
 type SnapshotHeader struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
-	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
-	ChainHash     uint64                 `protobuf:"varint,3,opt,name=chain_hash,json=chainHash,proto3" json:"chain_hash,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Version   uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Index     uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	ChainHash uint64                 `protobuf:"varint,3,opt,name=chain_hash,json=chainHash,proto3" json:"chain_hash,omitempty"`
+	// The log's time.
+	TimeMs        int64 `protobuf:"varint,4,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1812,6 +1825,13 @@ func (x *SnapshotHeader) GetChainHash() uint64 {
 	return 0
 }
 
+func (x *SnapshotHeader) GetTimeMs() int64 {
+	if x != nil {
+		return x.TimeMs
+	}
+	return 0
+}
+
 type RequestRecord struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Request        *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
@@ -1824,8 +1844,9 @@ type RequestRecord struct {
 	FinishReason   FinishReason           `protobuf:"varint,8,opt,name=finish_reason,json=finishReason,proto3,enum=quire.v1.FinishReason" json:"finish_reason,omitempty"`
 	Error          string                 `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
 	Usage          *Usage                 `protobuf:"bytes,10,opt,name=usage,proto3" json:"usage,omitempty"`
-	FinishedUnixMs int64                  `protobuf:"varint,11,opt,name=finished_unix_ms,json=finishedUnixMs,proto3" json:"finished_unix_ms,omitempty"`
-	Digest         []byte                 `protobuf:"bytes,12,opt,name=digest,proto3" json:"digest,omitempty"`
+	// In the log's time, as all of the record's times.
+	FinishedMs int64  `protobuf:"varint,11,opt,name=finished_ms,json=finishedMs,proto3" json:"finished_ms,omitempty"`
+	Digest     []byte `protobuf:"bytes,12,opt,name=digest,proto3" json:"digest,omitempty"`
 	// How often the request was bound to a worker since its output last grew.
 	Attempts uint32 `protobuf:"varint,13,opt,name=attempts,proto3" json:"attempts,omitempty"`
 	// What the log knows of its output, a list a choice. An ended request keeps it while there is room.
@@ -1833,7 +1854,10 @@ type RequestRecord struct {
 	// Set once the prompt is dropped.
 	PromptTokens int32 `protobuf:"varint,15,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
 	// Another gateway adopted it since its dispatch.
-	Redirected    bool `protobuf:"varint,16,opt,name=redirected,proto3" json:"redirected,omitempty"`
+	Redirected bool  `protobuf:"varint,16,opt,name=redirected,proto3" json:"redirected,omitempty"`
+	ArrivalMs  int64 `protobuf:"varint,17,opt,name=arrival_ms,json=arrivalMs,proto3" json:"arrival_ms,omitempty"`
+	// 0 is none.
+	DeadlineMs    int64 `protobuf:"varint,18,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1938,9 +1962,9 @@ func (x *RequestRecord) GetUsage() *Usage {
 	return nil
 }
 
-func (x *RequestRecord) GetFinishedUnixMs() int64 {
+func (x *RequestRecord) GetFinishedMs() int64 {
 	if x != nil {
-		return x.FinishedUnixMs
+		return x.FinishedMs
 	}
 	return 0
 }
@@ -1980,13 +2004,27 @@ func (x *RequestRecord) GetRedirected() bool {
 	return false
 }
 
+func (x *RequestRecord) GetArrivalMs() int64 {
+	if x != nil {
+		return x.ArrivalMs
+	}
+	return 0
+}
+
+func (x *RequestRecord) GetDeadlineMs() int64 {
+	if x != nil {
+		return x.DeadlineMs
+	}
+	return 0
+}
+
 var File_quire_v1_log_proto protoreflect.FileDescriptor
 
 const file_quire_v1_log_proto_rawDesc = "" +
 	"\n" +
-	"\x12quire/v1/log.proto\x12\bquire.v1\x1a\x16quire/v1/control.proto\x1a\x18quire/v1/inference.proto\"`\n" +
-	"\x05Entry\x12(\n" +
-	"\x10proposed_unix_ms\x18\x01 \x01(\x03R\x0eproposedUnixMs\x12-\n" +
+	"\x12quire/v1/log.proto\x12\bquire.v1\x1a\x16quire/v1/control.proto\x1a\x18quire/v1/inference.proto\"O\n" +
+	"\x05Entry\x12\x17\n" +
+	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\x12-\n" +
 	"\bcommands\x18\x02 \x03(\v2\x11.quire.v1.CommandR\bcommands\"\xff\x04\n" +
 	"\aCommand\x121\n" +
 	"\x06submit\x18\x01 \x01(\v2\x17.quire.v1.SubmitCommandH\x00R\x06submit\x121\n" +
@@ -2003,12 +2041,14 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"promptPart\x12+\n" +
 	"\x04pool\x18\v \x01(\v2\x15.quire.v1.PoolCommandH\x00R\x04pool\x121\n" +
 	"\x06cordon\x18\f \x01(\v2\x17.quire.v1.CordonCommandH\x00R\x06cordonB\t\n" +
-	"\acommand\"\x82\x01\n" +
+	"\acommand\"\xa3\x01\n" +
 	"\rSubmitCommand\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x14\n" +
 	"\x05rerun\x18\x03 \x01(\bR\x05rerun\x12\x16\n" +
-	"\x06upload\x18\x04 \x01(\x04R\x06upload\"v\n" +
+	"\x06upload\x18\x04 \x01(\x04R\x06upload\x12\x1f\n" +
+	"\vdeadline_ms\x18\x05 \x01(\x03R\n" +
+	"deadlineMs\"v\n" +
 	"\x11PromptPartCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
@@ -2090,27 +2130,29 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x05model\x18\a \x01(\v2\x17.quire.v1.ModelIdentityH\x00R\x05model\x12$\n" +
 	"\x04pool\x18\b \x01(\v2\x0e.quire.v1.PoolH\x00R\x04pool\x12)\n" +
 	"\x0fcordoned_worker\x18\t \x01(\tH\x00R\x0ecordonedWorkerB\b\n" +
-	"\x06record\"\x97\x01\n" +
+	"\x06record\"\x8e\x01\n" +
 	"\fPromptUpload\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
 	"\x06upload\x18\x02 \x01(\x04R\x06upload\x12\x14\n" +
 	"\x05parts\x18\x03 \x01(\x05R\x05parts\x12\x16\n" +
-	"\x06prompt\x18\x04 \x03(\x05R\x06prompt\x12\"\n" +
-	"\rbegan_unix_ms\x18\x05 \x01(\x03R\vbeganUnixMs\"\xd4\x01\n" +
+	"\x06prompt\x18\x04 \x03(\x05R\x06prompt\x12\x19\n" +
+	"\bbegan_ms\x18\x05 \x01(\x03R\abeganMs\"\xcb\x01\n" +
 	"\fTenantRecord\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
 	"\x06tenant\x18\x02 \x01(\v2\x10.quire.v1.TenantR\x06tenant\x12#\n" +
 	"\rrequests_left\x18\x03 \x01(\x03R\frequestsLeft\x12\x1f\n" +
 	"\vtokens_left\x18\x04 \x01(\x03R\n" +
-	"tokensLeft\x12(\n" +
-	"\x10refilled_unix_ms\x18\x05 \x01(\x03R\x0erefilledUnixMs\x12\x16\n" +
-	"\x06served\x18\x06 \x01(\x03R\x06served\"_\n" +
+	"tokensLeft\x12\x1f\n" +
+	"\vrefilled_ms\x18\x05 \x01(\x03R\n" +
+	"refilledMs\x12\x16\n" +
+	"\x06served\x18\x06 \x01(\x03R\x06served\"x\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1d\n" +
 	"\n" +
-	"chain_hash\x18\x03 \x01(\x04R\tchainHash\"\xec\x04\n" +
+	"chain_hash\x18\x03 \x01(\x04R\tchainHash\x12\x17\n" +
+	"\atime_ms\x18\x04 \x01(\x03R\x06timeMs\"\xa3\x05\n" +
 	"\rRequestRecord\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.quire.v1.RequestStateR\x05state\x12\x1b\n" +
@@ -2122,15 +2164,20 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\rfinish_reason\x18\b \x01(\x0e2\x16.quire.v1.FinishReasonR\ffinishReason\x12\x14\n" +
 	"\x05error\x18\t \x01(\tR\x05error\x12%\n" +
 	"\x05usage\x18\n" +
-	" \x01(\v2\x0f.quire.v1.UsageR\x05usage\x12(\n" +
-	"\x10finished_unix_ms\x18\v \x01(\x03R\x0efinishedUnixMs\x12\x16\n" +
+	" \x01(\v2\x0f.quire.v1.UsageR\x05usage\x12\x1f\n" +
+	"\vfinished_ms\x18\v \x01(\x03R\n" +
+	"finishedMs\x12\x16\n" +
 	"\x06digest\x18\f \x01(\fR\x06digest\x12\x1a\n" +
 	"\battempts\x18\r \x01(\rR\battempts\x12*\n" +
 	"\aoutputs\x18\x0e \x03(\v2\x10.quire.v1.OutputR\aoutputs\x12#\n" +
 	"\rprompt_tokens\x18\x0f \x01(\x05R\fpromptTokens\x12\x1e\n" +
 	"\n" +
 	"redirected\x18\x10 \x01(\bR\n" +
-	"redirected*\x7f\n" +
+	"redirected\x12\x1d\n" +
+	"\n" +
+	"arrival_ms\x18\x11 \x01(\x03R\tarrivalMs\x12\x1f\n" +
+	"\vdeadline_ms\x18\x12 \x01(\x03R\n" +
+	"deadlineMs*\x7f\n" +
 	"\fRequestState\x12\x1d\n" +
 	"\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REQUEST_STATE_QUEUED\x10\x01\x12\x1a\n" +
