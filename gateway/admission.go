@@ -106,6 +106,9 @@ func (g *Gateway) enter(a *answer, id string, wanted *pb.Request, create func() 
 	if e.live != nil {
 		a.add(e.live)
 	}
+	if !e.fresh {
+		g.poke() // to claim it
+	}
 	return e
 }
 

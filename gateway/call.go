@@ -24,7 +24,7 @@ type call struct {
 	// scoreOnly calls want the prompt alone; the one token that must be generated is dropped.
 	scoreOnly bool
 	// marks are where the client has read the choices to; none is from the start.
-	marks []mark
+	marks marks
 }
 
 // choices is how many choices an answer to the call has, all prompts together.

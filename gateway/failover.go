@@ -56,6 +56,9 @@ type inquiry struct {
 	ended  bool // the leader says so
 	gap    bool // output is missing
 	gaps   int  // questions for that in a row
+	// claim: a reader has come to what was here. Another gateway may have adopted it since, and who came
+	// last has it. moved: another gateway has adopted it, or had before it was claimed.
+	claim, moved bool
 }
 
 func (q *inquiry) hear(now time.Time) { q.heard, q.times = now, 0 }
@@ -71,6 +74,8 @@ func (q *inquiry) due(now time.Time, silence time.Duration) bool {
 		return true
 	case q.gap:
 		return since >= firstGap<<min(q.gaps, 7)
+	case q.claim || q.moved:
+		return since >= firstGap<<min(q.times, 7)
 	}
 	if q.ended {
 		silence = silenceEnded
@@ -78,13 +83,15 @@ func (q *inquiry) due(now time.Time, silence time.Duration) bool {
 	return min(now.Sub(q.heard), since) >= silence<<min(q.times, silenceDoublings)
 }
 
-// begin notes that the question is being asked.
-func (q *inquiry) begin(now time.Time) {
+// begin notes that the question is being asked; claim says that the request is to be adopted with it.
+func (q *inquiry) begin(now time.Time) (claim bool) {
 	if q.gap {
 		q.gaps++
 	}
-	q.asking, q.asked, q.gap = true, now, false
+	claim = q.claim
+	q.asking, q.asked, q.gap, q.claim, q.moved = true, now, false, false, false
 	q.times++
+	return claim
 }
 
 // lost handles the leader's news that requests are lost with their worker: output of their dispatches
@@ -175,10 +182,14 @@ func (g *Gateway) ended(e *pb.Ended) {
 	}
 }
 
-// movedAway ends the readers of a request that another gateway has adopted: its client is there.
+// movedAway asks whose a request is that another gateway has adopted: it may be old news to a reader that
+// came since.
 func (g *Gateway) movedAway(id string) {
 	if l := g.lives.get(id); l != nil {
-		l.fail(moved())
+		l.mu.Lock()
+		l.inquiry.moved = true
+		l.mu.Unlock()
+		g.poke()
 	}
 }
 
@@ -210,18 +221,18 @@ func (g *Gateway) supervise(ctx context.Context) {
 			}
 			select {
 			case busy <- struct{}{}:
+				claim := l.asking(now)
 				g.spawn(func() {
-					g.ask(ctx, l)
+					g.ask(ctx, l, claim)
 					<-busy
 				})
-			default:
-				l.inquired() // all are asking; the next look asks
+			default: // all are asking; the next look asks
 			}
 		}
 	}
 }
 
-// inquire reports whether the leader is to be asked now, and if so notes that it is being asked.
+// inquire reports whether the leader is to be asked now.
 func (l *live) inquire(now time.Time, attached func(worker string) bool) bool {
 	select {
 	case <-l.admitted:
@@ -237,29 +248,35 @@ func (l *live) inquire(now time.Time, attached func(worker string) bool) bool {
 	case l.worker == "" && l.fence == dispatch{}:
 		silence = silenceQueued
 	}
-	if l.done || !l.inquiry.due(now, silence) {
-		return false
-	}
-	l.inquiry.begin(now)
-	return true
+	return !l.done && l.inquiry.due(now, silence)
 }
 
-func (l *live) inquired() {
+// asking notes that the leader is being asked. It reports whether the request is claimed with that.
+func (l *live) asking(now time.Time) (claim bool) {
 	l.mu.Lock()
-	l.inquiry.asking = false
-	l.mu.Unlock()
+	defer l.mu.Unlock()
+	return l.inquiry.begin(now)
 }
 
-// ask brings a live up to what the leader knows.
-func (g *Gateway) ask(ctx context.Context, l *live) {
-	defer l.inquired()
+// ask brings a live up to what the leader knows, and claims it if a reader has come.
+func (g *Gateway) ask(ctx context.Context, l *live, claim bool) {
+	defer func() {
+		l.mu.Lock()
+		l.inquiry.asking = false
+		again := l.inquiry.claim || l.inquiry.moved
+		l.mu.Unlock()
+		if again {
+			g.poke()
+		}
+	}()
 	try, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	r, err := ask(try, g.control, &pb.AdoptRequest{RequestId: l.id, GatewayId: g.NodeID, IfMine: true}, pb.ControlClient.Adopt)
+	r, err := ask(try, g.control, &pb.AdoptRequest{RequestId: l.id, GatewayId: g.NodeID, IfMine: !claim}, pb.ControlClient.Adopt)
 	now := g.Now()
 	if err != nil {
 		l.mu.Lock()
 		silent, worker := now.Sub(l.inquiry.heard), l.worker
+		l.inquiry.claim = l.inquiry.claim || claim
 		l.mu.Unlock()
 		if silent > g.RecoverTimeout && !g.attached(worker) {
 			l.fail(unavailable("the request has been silent for %v, and the control plane does not answer; ask again under the same id", silent.Round(time.Second)))
@@ -267,7 +284,7 @@ func (g *Gateway) ask(ctx context.Context, l *live) {
 		return
 	}
 	l.mu.Lock()
-	hopeless := l.inquiry.gaps > gapQuestions
+	hopeless, claimed := l.inquiry.gaps > gapQuestions, l.inquiry.claim
 	l.mu.Unlock()
 	switch {
 	case hopeless:
@@ -275,7 +292,9 @@ func (g *Gateway) ask(ctx context.Context, l *live) {
 	case !r.Found:
 		l.fail(internal("the control plane has forgotten the request"))
 	case r.Request.GetGatewayId() != g.NodeID && r.FinishReason == pb.FinishReason_FINISH_REASON_UNSPECIFIED:
-		l.fail(moved())
+		if !claimed {
+			l.fail(moved())
+		}
 	default:
 		g.catchUp(try, l, r)
 	}

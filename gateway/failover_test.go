@@ -155,9 +155,9 @@ func TestWorkerKilled(t *testing.T) {
 	d := open(t, gatewaytest.Options{Workers: 4, Manual: true})
 	var clients sync.WaitGroup
 	for name, body := range bodies {
-		want := gather(t, undisturbed.post(textPath, body).body)
+		want := gatewaytest.Gather(t, undisturbed.post(textPath, body).body)
 		clients.Go(func() {
-			if got := gather(t, d.post(textPath, body).body); got != want {
+			if got := gatewaytest.Gather(t, d.post(textPath, body).body); got != want {
 				t.Errorf("%s\ngot  %s\nwant %s", name, got, want)
 			}
 		})
@@ -186,7 +186,7 @@ func TestLogprobsGoOn(t *testing.T) {
 		"echo":    `{"model":"test","prompt":"hi","stream":true,"max_tokens":60,"seed":3,"logprobs":2,"echo":true}`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			want := gather(t, open(t, gatewaytest.Options{}).post(textPath, body).body)
+			want := gatewaytest.Gather(t, open(t, gatewaytest.Options{}).post(textPath, body).body)
 			d := open(t, gatewaytest.Options{Workers: 3, Manual: true})
 			answered := make(chan reply)
 			go func() { answered <- d.post(textPath, body, "Idempotency-Key", "k") }()
@@ -197,7 +197,7 @@ func TestLogprobsGoOn(t *testing.T) {
 				d.KillWorker(d.WorkerOf("k"))
 			}
 			d.Step(tokens)
-			if got := gather(t, (<-answered).body); got != want {
+			if got := gatewaytest.Gather(t, (<-answered).body); got != want {
 				t.Errorf("got  %s\nwant %s", got, want)
 			}
 			// A step or two before a kill may have reached neither the gateway nor the log.
@@ -215,7 +215,7 @@ func TestEndedWithItsWorker(t *testing.T) {
 		"logprobs": `{"model":"test","prompt":"hi","stream":true,"max_tokens":9,"seed":3,"logprobs":2}`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			want := gather(t, open(t, gatewaytest.Options{}).post(textPath, body).body)
+			want := gatewaytest.Gather(t, open(t, gatewaytest.Options{}).post(textPath, body).body)
 			d := open(t, gatewaytest.Options{Workers: 2, Manual: true})
 			d.Step(3)
 			s := d.stream(textPath, body)
@@ -228,7 +228,7 @@ func TestEndedWithItsWorker(t *testing.T) {
 			for data := s.next(); data != ""; data = s.next() {
 				got += "data: " + data + "\n\n"
 			}
-			if got := gather(t, "data: "+got); got != want {
+			if got := gatewaytest.Gather(t, "data: "+got); got != want {
 				t.Errorf("got  %s\nwant %s", got, want)
 			}
 		})

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"iter"
 
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -62,7 +63,20 @@ func (a *answer) send(ctx context.Context, stream grpc.ServerStreamingServer[pb.
 			}
 			return e
 		}
-		ended := a.ended()
+		for m := range a.messages(pieces) {
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		}
+		if a.ended() {
+			return nil
+		}
+	}
+}
+
+// messages are what a client that speaks gRPC is sent for a look's pieces; the last has the usage.
+func (a *answer) messages(pieces []piece) iter.Seq[*pb.GenerateResponse] {
+	return func(yield func(*pb.GenerateResponse) bool) {
 		for i := range pieces {
 			p := &pieces[i]
 			if p.skip {
@@ -70,15 +84,12 @@ func (a *answer) send(ctx context.Context, stream grpc.ServerStreamingServer[pb.
 			}
 			m := &pb.GenerateResponse{RequestId: a.call.id, Model: a.call.model.ID, Index: int32(p.index), Text: p.text,
 				TokenIds: p.ids, Logprobs: p.logprobs, FinishReason: p.finish, StopReason: p.stopped}
-			if ended && i == len(pieces)-1 {
+			if a.ended() && i == len(pieces)-1 {
 				m.Usage = a.usage()
 			}
-			if err := stream.Send(m); err != nil {
-				return err
+			if !yield(m) {
+				return
 			}
-		}
-		if ended {
-			return nil
 		}
 	}
 }

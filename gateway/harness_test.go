@@ -132,21 +132,9 @@ func (d *door) post(path, body string, headers ...string) reply {
 	return d.do(http.MethodPost, path, body, headers...)
 }
 
-// events splits a stream into its data.
 func events(t testing.TB, body string) []string {
 	t.Helper()
-	var list []string
-	for _, block := range strings.Split(strings.TrimSuffix(body, "\n\n"), "\n\n") {
-		if id, rest, ok := strings.Cut(block, "\n"); ok && strings.HasPrefix(id, "id: ") {
-			block = rest
-		}
-		data, ok := strings.CutPrefix(block, "data: ")
-		if !ok || strings.Contains(data, "\n") {
-			t.Fatalf("not an event: %q", block)
-		}
-		list = append(list, data)
-	}
-	return list
+	return gatewaytest.Events(t, body)
 }
 
 // stream is an open SSE answer, read event by event.

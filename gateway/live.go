@@ -317,6 +317,7 @@ func (t *table) enter(id string, r *reader, named bool, wanted *pb.Request, crea
 		default:
 			l.readers = append(l.readers, r)
 			l.named = l.named || named
+			l.inquiry.claim = true
 			e.live = l
 			return e
 		}

@@ -246,32 +246,6 @@ func longest(text string, stops []string) int {
 	return n
 }
 
-// FuzzMarks reads ids of events: what it takes is within the limits, and is written as it was read.
-func FuzzMarks(f *testing.F) {
-	for _, s := range []string{"17", "17+", "17,12!", "0", "", ",", "+", "1!+", "-1", "99999999999999999999", "007,1"} {
-		f.Add(s, 2)
-	}
-	f.Fuzz(func(t *testing.T, s string, choices int) {
-		marks, e := parseMarks(s, choices, 1000)
-		if e != nil {
-			return
-		}
-		p := newPen(choices)
-		var b []byte
-		for i, m := range marks {
-			if m.tokens < 0 || m.tokens > 1000 || m.ended && !m.text {
-				t.Fatalf("%q became %+v", s, m)
-			}
-			b = p.append(nil, i, m)
-		}
-		written := strings.TrimSuffix(strings.TrimPrefix(string(b), "id: "), "\n")
-		again, e := parseMarks(written, choices, 1000)
-		if e != nil || !slices.Equal(again, marks) {
-			t.Fatalf("%q became %+v, written %q", s, marks, written)
-		}
-	})
-}
-
 // FuzzAppendString compares our JSON strings with encoding/json's reading of them.
 func FuzzAppendString(f *testing.F) {
 	for _, s := range []string{"", "plain", "\"\\\n\r\t\x00\x1f\x7f", "é€😀", "a\xffb", "\u2028"} {

@@ -2,7 +2,6 @@ package gateway_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,85 +16,6 @@ import (
 	"github.com/quire-serve/quire/gateway/gatewaytest"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
-
-// gather adds a stream's events, or a whole answer, up: every choice's text, log-probabilities and
-// finish, and the usage. Something after a choice's finish fails the test.
-func gather(t testing.TB, body string) string {
-	t.Helper()
-	type parts struct {
-		Text, Finish     string
-		Tokens, Logprobs []string
-		Offsets          []int
-	}
-	choices := map[int]*parts{}
-	var last *usage
-	ended := false
-	list := []string{strings.TrimSpace(body)}
-	if !strings.HasPrefix(body, "{") {
-		list = events(t, body)
-	}
-	for _, data := range list {
-		if data == "[DONE]" {
-			ended = true
-			continue
-		}
-		c := decode[struct {
-			Choices []struct {
-				Index        int
-				Text         string
-				Message      struct{ Content string }
-				Delta        struct{ Content string }
-				FinishReason *string `json:"finish_reason"`
-				Logprobs     *struct {
-					Content       []json.RawMessage
-					Tokens        []string          `json:"tokens"`
-					TokenLogprobs []json.RawMessage `json:"token_logprobs"`
-					TextOffset    []int             `json:"text_offset"`
-				}
-			}
-			Usage *usage
-			Error json.RawMessage
-		}](t, data)
-		if c.Error != nil {
-			t.Fatalf("an error: %s", data)
-		}
-		if c.Usage != nil {
-			last = c.Usage
-		}
-		for _, x := range c.Choices {
-			p := choices[x.Index]
-			if p == nil {
-				p = &parts{}
-				choices[x.Index] = p
-			}
-			if p.Finish != "" {
-				t.Errorf("choice %d goes on after its finish: %s", x.Index, data)
-			}
-			p.Text += x.Text + x.Message.Content + x.Delta.Content
-			if x.FinishReason != nil {
-				p.Finish = *x.FinishReason
-			}
-			if x.Logprobs != nil {
-				for _, lp := range append(x.Logprobs.Content, x.Logprobs.TokenLogprobs...) {
-					p.Logprobs = append(p.Logprobs, string(lp))
-				}
-				p.Tokens = append(p.Tokens, x.Logprobs.Tokens...)
-				p.Offsets = append(p.Offsets, x.Logprobs.TextOffset...)
-			}
-		}
-	}
-	if !strings.HasPrefix(body, "{") && !ended {
-		t.Errorf("the stream has no end: %s", body)
-	}
-	out, err := json.Marshal(struct {
-		Choices map[int]*parts
-		Usage   *usage
-	}{choices, last})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(out)
-}
 
 // resumable are requests of every kind that a stream can be.
 var resumable = map[string]struct{ path, body string }{
@@ -112,8 +32,9 @@ var resumable = map[string]struct{ path, body string }{
 // speech has characters of several bytes, which steps cut, and ends in the middle of one stop string.
 const speech = "Hé\"\n\\x €uro w\U0001F600nd o"
 
-// TestResumeAnywhere cuts streams of every kind after each of their events, resumes them through
-// another gateway, and wants what the two parts add up to be the undisturbed stream.
+// TestResumeAnywhere cuts streams of every kind after each number of events, again after one more, and so
+// on, resumes them at one gateway and the other in turn, and wants what the parts add up to be the
+// undisturbed stream.
 func TestResumeAnywhere(t *testing.T) {
 	o := gatewaytest.Options{Workers: 2, TokensPerStep: 2, Reply: gatewaytest.Say(speech)}
 	here := open(t, o, frozen)
@@ -121,31 +42,31 @@ func TestResumeAnywhere(t *testing.T) {
 	for name, c := range resumable {
 		t.Run(name, func(t *testing.T) {
 			whole := here.post(c.path, c.body).body
-			want := gather(t, whole)
+			want := gatewaytest.Gather(t, whole)
 			for cut := range len(events(t, whole)) {
 				key := fmt.Sprint(strings.ReplaceAll(name, " ", "-"), cut)
-				s := here.stream(c.path, c.body, "Idempotency-Key", key)
 				var got strings.Builder
-				for range cut {
-					if data := s.next(); data != "" { // events are fewer where steps came together
-						got.WriteString("data: " + data + "\n\n")
+				headers := []string{"Idempotency-Key", key}
+				for turn, ended := 0, false; !ended; turn++ {
+					s := []*door{here, there}[turn%2].stream(c.path, c.body, headers...)
+					if s.resp.StatusCode != 200 {
+						t.Fatalf("cut %d at %q: status %d, %s", cut, s.id, s.resp.StatusCode, s.next())
+					}
+					for range cut + turn { // events are fewer where steps came together
+						if data := s.next(); data != "" {
+							got.WriteString("data: " + data + "\n\n")
+							ended = data == "[DONE]"
+						}
+					}
+					s.close()
+					if s.id != "" {
+						headers = []string{"Idempotency-Key", key, "Last-Event-ID", s.id}
+					} else if len(headers) == 2 && !ended {
+						got.Reset() // nothing to go on from
 					}
 				}
-				last := s.id
-				s.close()
-				headers := []string{"Idempotency-Key", key}
-				if last != "" {
-					headers = append(headers, "Last-Event-ID", last)
-				} else {
-					got.Reset() // nothing to go on from
-				}
-				r := there.post(c.path, c.body, headers...)
-				if r.status != 200 {
-					t.Fatalf("cut %d at %q: %d %s", cut, last, r.status, r.body)
-				}
-				got.WriteString(r.body)
-				if got := gather(t, got.String()); got != want {
-					t.Fatalf("cut %d at %q\ngot  %s\nwant %s\nin %s", cut, last, got, want, r.body)
+				if got := gatewaytest.Gather(t, got.String()); got != want {
+					t.Fatalf("cuts after each %d\ngot  %s\nwant %s", cut, got, want)
 				}
 			}
 		})
@@ -162,7 +83,7 @@ func TestResumeRunning(t *testing.T) {
 		`{"model":"test","prompt":"hi","stream":true,"max_tokens":60,"seed":3,"n":2}`,
 		`{"model":"test","prompt":"hi","stream":true,"max_tokens":60,"seed":3,"n":2,"logprobs":1}`,
 	} {
-		want := gather(t, open(t, gatewaytest.Options{}).post(textPath, body).body)
+		want := gatewaytest.Gather(t, open(t, gatewaytest.Options{}).post(textPath, body).body)
 		here := open(t, o)
 		there := join(t, here.Cluster, o, "node-2")
 		here.Step(10)
@@ -188,7 +109,7 @@ func TestResumeRunning(t *testing.T) {
 		for data := resumed.next(); data != ""; data = resumed.next() {
 			got.WriteString("data: " + data + "\n\n")
 		}
-		if got := gather(t, got.String()); got != want {
+		if got := gatewaytest.Gather(t, got.String()); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
 		if s := here.State(); len(s.Aborts) != 0 || len(s.Wrong) != 0 || s.Live != 0 {

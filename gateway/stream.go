@@ -10,7 +10,9 @@ import (
 
 // writer puts an answer into one API's words.
 type writer interface {
-	// event appends the server-sent events for a piece, those that bring a client further with an id.
+	// event appends the server-sent events for a piece, those that bring a client further with an id. All
+	// that is new to the client in the piece goes in one of them, and the finish in it or after it: an id
+	// says that everything up to it has come.
 	event(b []byte, p *piece, ids *pen) []byte
 	// last appends what follows all pieces: the usage chunk, if asked for, and [DONE].
 	last(b []byte, u *pb.Usage) []byte
@@ -66,7 +68,7 @@ func (g *Gateway) respondStream(w http.ResponseWriter, ctx context.Context, a *a
 	var buf []byte
 	var deadline time.Time
 	begun := false
-	ids := newPen(a.call.choices())
+	ids := newPen(a.call)
 	for done := false; !done; {
 		pieces, e := a.next(ctx)
 		buf = buf[:0]
@@ -78,18 +80,8 @@ func (g *Gateway) respondStream(w http.ResponseWriter, ctx context.Context, a *a
 			buf = append(e.appendBody(append(buf, "data: "...)), "\n\n"...)
 			done = true
 		default:
-			for i := range pieces {
-				p := &pieces[i]
-				ids.mute = p.skip
-				if had := len(buf); p.skip {
-					buf = out.event(buf, p, ids)[:had]
-				} else {
-					buf = out.event(buf, p, ids)
-				}
-			}
-			if done = a.ended(); done {
-				buf = out.last(buf, a.usage())
-			}
+			buf = a.word(buf, pieces, out, ids)
+			done = a.ended()
 		}
 		if len(buf) == 0 {
 			continue // the text so far may be part of a character or of a stop string
@@ -113,6 +105,22 @@ func (g *Gateway) respondStream(w http.ResponseWriter, ctx context.Context, a *a
 			return
 		}
 	}
+}
+
+// word appends what the client is sent for a look's pieces. Pieces that it has are worded too, because
+// writers count on (the offsets of log-probabilities), and are not sent.
+func (a *answer) word(b []byte, pieces []piece, out writer, ids *pen) []byte {
+	for i := range pieces {
+		if p := &pieces[i]; p.skip {
+			b = out.event(b, p, nil)[:len(b)]
+		} else {
+			b = out.event(b, p, ids)
+		}
+	}
+	if a.ended() {
+		b = out.last(b, a.usage())
+	}
+	return b
 }
 
 // wording is what all chunks and bodies of one OpenAI answer share.

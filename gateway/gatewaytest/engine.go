@@ -185,6 +185,28 @@ func (ch *runChoice) take(vocab *tokenizer.Tokenizer, p *pb.SamplingParams, id i
 	}
 }
 
+// Answer is the whole output of a request, a choice each, as the workers give it.
+func Answer(req *pb.Request, reply func(req *pb.Request, choice, position int) int32) []*pb.Output {
+	var list []*pb.Output
+	for i := range int(max(req.Sampling.GetN(), 1)) {
+		ch := &runChoice{text: Tokenizer().NewStream(true), stops: tokenizer.NewStopMatcher(req.Sampling.GetStop())}
+		for ch.finish == pb.FinishReason_FINISH_REASON_UNSPECIFIED {
+			ch.take(Tokenizer(), req.Sampling, reply(req, i, len(ch.tokens)))
+		}
+		list = append(list, &pb.Output{TokenIds: ch.tokens, FinishReason: ch.finish, StopReason: ch.stopped})
+	}
+	return list
+}
+
+// Logprobs are the made-up probabilities of some tokens, with the top likeliest.
+func Logprobs(ids []int32, top int) []*pb.Logprobs {
+	list := make([]*pb.Logprobs, len(ids))
+	for i, id := range ids {
+		list[i] = logprobs(id, top)
+	}
+	return list
+}
+
 // logprobs makes up probabilities: the chosen token is likeliest at -0.25, the next ids follow, each
 // half as likely, the last one never.
 func logprobs(id int32, top int) *pb.Logprobs {
@@ -216,18 +238,14 @@ func (r *run) events(m *mark) []*pb.TokenEvent {
 		}
 		ev := &pb.TokenEvent{RequestId: r.req.Id, Choice: int32(i), First: int32(from), TokenIds: slices.Clone(ch.tokens[from:to]), Term: term, Index: r.index}
 		if p.Logprobs != nil {
-			for _, id := range ev.TokenIds {
-				ev.Logprobs = append(ev.Logprobs, logprobs(id, int(*p.Logprobs)))
-			}
+			ev.Logprobs = Logprobs(ev.TokenIds, int(*p.Logprobs))
 		}
 		if i == 0 && from == 0 {
 			queue, prefill := int64(1000), int64(2000)
 			ev.QueueUs, ev.PrefillUs = &queue, &prefill
 			ev.CachedTokens = r.cached()
 			if p.PromptLogprobs != nil {
-				for _, id := range r.req.Prompt[1:] {
-					ev.PromptLogprobs = append(ev.PromptLogprobs, logprobs(id, int(*p.PromptLogprobs)))
-				}
+				ev.PromptLogprobs = Logprobs(r.req.Prompt[1:], int(*p.PromptLogprobs))
 			}
 		}
 		if ended {
