@@ -195,6 +195,9 @@ func (e *cExecutor) build(p *plan, kv []byte) error {
 		if i < 0 {
 			return nil
 		}
+		if w := p.weights[i]; w.free != nil {
+			return floats(w.vector) // in C's memory as long as the device is open
+		}
 		if vectors[i] == nil {
 			v := table[float32](e, len(p.weights[i].vector))
 			copy(v, p.weights[i].vector)
@@ -308,6 +311,17 @@ func gatedPhases(p *plan) []bool {
 	}
 	return gated
 }
+
+// C reads a slice of device.Seq as qc_seq: these do not compile unless both have the same fields, all of
+// them int32, in the same places.
+var (
+	_ [0]struct{} = [unsafe.Sizeof(device.Seq{}) - unsafe.Sizeof(C.qc_seq{})]struct{}{}
+	_ [0]struct{} = [unsafe.Sizeof(C.qc_seq{}) - unsafe.Sizeof(device.Seq{})]struct{}{}
+	_             = [1]struct{}{}[unsafe.Offsetof(device.Seq{}.Rows)-unsafe.Offsetof(C.qc_seq{}.rows)]
+	_             = [1]struct{}{}[unsafe.Offsetof(device.Seq{}.Table)-unsafe.Offsetof(C.qc_seq{}.table)]
+	_             = [1]struct{}{}[unsafe.Offsetof(device.Seq{}.WindowTable)-unsafe.Offsetof(C.qc_seq{}.table)-4]
+	_             = [1]struct{}{}[unsafe.Offsetof(device.Seq{}.Context)-unsafe.Offsetof(C.qc_seq{}.context)]
+)
 
 func (e *cExecutor) run(s *step) {
 	e.k.mu.Lock()

@@ -41,6 +41,9 @@ var _ device.Device = (*Device)(nil)
 // maxThreads bounds Options.Threads.
 const maxThreads = 1024
 
+// pageFormat names the order of a page's bytes, which doc.go states.
+const pageFormat = "cpu, K tiles of 16 tokens transposed"
+
 // Open starts the device. An unknown path, or one that this machine or build does not have, is an
 // error that names those it has.
 func Open(opts Options) (*Device, error) {
@@ -72,7 +75,7 @@ func Open(opts Options) (*Device, error) {
 		arithmetic = "cpu, exact float"
 	}
 	return &Device{opts: opts, kern: kern, info: device.Info{
-		Name: "cpu", Arithmetic: arithmetic, Description: processorName(), Path: kern.path(), Threads: opts.Threads, MemoryBytes: opts.MemoryBytes,
+		Name: "cpu", Arithmetic: arithmetic, PageFormat: pageFormat, Description: processorName(), Path: kern.path(), Threads: opts.Threads, MemoryBytes: opts.MemoryBytes,
 	}}, nil
 }
 

@@ -259,7 +259,7 @@ func TestPhilox(t *testing.T) {
 			t.Errorf("philox(%x, %x) = %x, want %x", c.counter, c.key, got, c.want)
 		}
 	}
-	if u := uniform(1, 2); u < 0 || u >= 1 || u == uniform(2, 2) || u == uniform(1, 3) || u != uniform(1, 2) {
-		t.Errorf("uniform(1, 2) = %v", u)
+	if u := uniform(1, 0, 2); u < 0 || u >= 1 || u == uniform(2, 0, 2) || u == uniform(1, 0, 3) || u == uniform(1, 1, 2) || u != uniform(1, 0, 2) {
+		t.Errorf("uniform(1, 0, 2) = %v", u)
 	}
 }

@@ -15,8 +15,8 @@ func philox(counter [4]uint32, key [2]uint32) [4]uint32 {
 	return counter
 }
 
-// uniform returns the number in [0, 1) that belongs to a seed and a position, with 53 bits.
-func uniform(seed uint64, position int32) float64 {
-	r := philox([4]uint32{uint32(position)}, [2]uint32{uint32(seed), uint32(seed >> 32)})
+// uniform returns the number in [0, 1) that belongs to a seed, a choice and a position, with 53 bits.
+func uniform(seed uint64, choice, position int32) float64 {
+	r := philox([4]uint32{uint32(position), uint32(choice)}, [2]uint32{uint32(seed), uint32(seed >> 32)})
 	return float64((uint64(r[1])<<32|uint64(r[0]))>>11) * 0x1p-53
 }

@@ -433,3 +433,51 @@ func TestPagesAndCompileErrors(t *testing.T) {
 		t.Error("closed pages were accepted")
 	}
 }
+
+// TestMatricesAreHeldOnce: a matrix of F32 is held as it is until a program multiplies by it, and packed
+// from then on, never both; one that is a table to one program stays.
+func TestMatricesAreHeldOnce(t *testing.T) {
+	for _, path := range Paths() {
+		d := openPathFor(t, Options{Path: path})
+		m := newTestModel(3, llama(testModel{hidden: 64, ffn: 64}), func() device.Type { return device.F32 })
+		p := m.program(t, d)
+		limits := device.Limits{Rows: 4, Sequences: 1, Samples: 1, Depth: 1}
+		for range 2 { // a second program finds all that the first has packed
+			pages, err := d.NewPages(m.kv(1, 16, device.F32))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := d.Compile(p, pages, limits)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var held, matrices int64
+			seen := map[*weight]bool{}
+			for _, op := range p.Ops {
+				for _, dw := range []device.Weight{op.W, op.Bias, op.Table} {
+					w, _ := dw.(*weight)
+					if w == nil || seen[w] {
+						continue
+					}
+					seen[w] = true
+					held += w.Bytes()
+					if w.rows > 1 {
+						matrices++
+						if (w.vector == nil) == (w.packed == nil) {
+							t.Errorf("%s: %s is held as rows and packed: %t, %t", path, w.name, w.vector != nil, w.packed != nil)
+						}
+					}
+				}
+			}
+			if matrices < 3 {
+				t.Fatalf("%d matrices in the model", matrices)
+			}
+			if rest := d.used - held - pages.Layout().Bytes() - r.(*runner).bytes; rest != 0 {
+				t.Errorf("%s: %d bytes are accounted for beyond weights, pages and buffers", path, rest)
+			}
+			r.Close()
+			pages.Close()
+		}
+		d.Close()
+	}
+}

@@ -169,7 +169,7 @@ func (m *sampler) draw(sp *device.Sample, x []float32, top float32) int32 {
 	m.weights = resize(m.weights, len(x))
 	w := m.weights
 	total := m.kern.expRow(w, x, top, 1/sp.Temperature)
-	u := uniform(sp.Seed, sp.Position)
+	u := uniform(sp.Seed, sp.Choice, sp.Position)
 	k := int(sp.TopK)
 	if k >= len(x) {
 		k = 0
@@ -193,8 +193,9 @@ func (m *sampler) draw(sp *device.Sample, x []float32, top float32) int32 {
 	return m.kept[len(m.kept)-1]
 }
 
-// candidates sets kept to the tokens that the filters may keep, in order of id, and returns the
-// weight that top-p is a share of if there is no top-k: that of all tokens that min-p keeps.
+// candidates sets kept to the tokens that the filters may keep, in order of id, and returns the weight
+// of what is kept: by min-p, and, if that leaves k tokens or fewer, by top-k. Top-p is a share of it, so
+// without top-k it includes the unlikely tokens that were left out of kept.
 //
 // Nearly all of a vocabulary is unlikely, so a first look leaves that out; a second is needed if
 // the k likeliest, or the likeliest that reach top-p, might be beyond.
@@ -202,7 +203,10 @@ func (m *sampler) candidates(w []float32, total float64, sp *device.Sample, k in
 	floor := min(sp.MinP, 1)
 	if floor == 0 {
 		sum := m.collect(w, unlikely)
-		if k > 0 && len(m.kept) >= k || k == 0 && sum >= float64(float64(sp.TopP)*total) {
+		if k > 0 && len(m.kept) >= k {
+			return sum
+		}
+		if k == 0 && sum >= float64(float64(sp.TopP)*total) {
 			return total
 		}
 		floor = math.SmallestNonzeroFloat32

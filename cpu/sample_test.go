@@ -249,6 +249,188 @@ func nearCut(b *device.Batch, x []float32, token int32) bool {
 	return expected(&wide, x)[token] > 0
 }
 
+// naive draws from x with everything sorted and summed: what draw must give, for its own weights.
+func naive(sp *device.Sample, x []float32, u, topP float64) int32 {
+	w := make([]float32, len(x))
+	kern := newGoKernels(1)
+	kern.expRow(w, x, x[kern.argmax(x)], 1/sp.Temperature)
+	var order []int32
+	for i, v := range w {
+		if v > 0 && v >= min(sp.MinP, 1) {
+			order = append(order, int32(i))
+		}
+	}
+	slices.SortStableFunc(order, byWeight(w))
+	if k := int(sp.TopK); k > 0 && k < len(order) {
+		order = order[:k]
+	}
+	sum := func() (total float64) {
+		for _, i := range order {
+			total += float64(w[i])
+		}
+		return total
+	}
+	if sp.TopP < 1 {
+		target, cum := topP*sum(), 0.0
+		for n, i := range order {
+			if cum += float64(w[i]); cum >= target {
+				order = order[:n+1]
+				break
+			}
+		}
+	}
+	slices.Sort(order)
+	target, cum := u*sum(), 0.0
+	for _, i := range order {
+		if cum += float64(w[i]); cum > target {
+			return i
+		}
+	}
+	return order[len(order)-1]
+}
+
+// vocabularies are logits in the shapes that models give, of the sizes that they have. leaders are the
+// tokens that weigh at least unlikely at temperature 1, where that is a number to try as top-k.
+func vocabularies(rng *rand.Rand) map[string]struct {
+	x       []float32
+	leaders int32
+} {
+	type shape = struct {
+		x       []float32
+		leaders int32
+	}
+	fill := func(n int, f func(i int) float64) []float32 {
+		x := make([]float32, n)
+		for i := range x {
+			x[i] = float32(f(i))
+		}
+		return x
+	}
+	put := func(x []float32, values ...float32) []float32 {
+		for _, v := range values {
+			x[rng.IntN(len(x))] = v
+		}
+		return x
+	}
+	inf := float32(math.Inf(-1))
+	flat := func(n int, v float64) []float32 { return fill(n, func(int) float64 { return v }) }
+	return map[string]shape{
+		"two leaders, flat tail":          {append([]float32{0, -1}, flat(151934, -13.9)...), 2},
+		"one leader, flat tail":           {put(flat(50257, -15), 0), 1},
+		"tail that is unlikely by a hair": {append([]float32{0, -2, -2}, flat(128256-3, -13.87)...), 3},
+		"ties everywhere":                 {fill(65536, func(int) float64 { return math.Round(2 * rng.NormFloat64()) }), 0},
+		"all equal":                       {flat(50000, 3), 0},
+		"normal":                          {fill(151936, func(int) float64 { return 3 * rng.NormFloat64() }), 0},
+		"peaked":                          {put(fill(128256, func(int) float64 { return -12 + 2*rng.NormFloat64() }), 8, 7.5, 7, 3), 4},
+		"mostly forbidden":                {put(flat(256000, float64(inf)), 1, 1, 0.5, -20), 3},
+		"one allowed":                     {put(flat(100000, float64(inf)), -5), 1},
+	}
+}
+
+// TestLargeVocabularies compares every filter with sorting, token by token, over logits of the sizes and
+// shapes that models give: small vocabularies never have more unlikely tokens than likely ones.
+func TestLargeVocabularies(t *testing.T) {
+	rng := rand.New(rand.NewPCG(11, 3))
+	m := newSampler()
+	for name, v := range vocabularies(rng) {
+		for _, topK := range []int32{0, 1, 2, v.leaders, v.leaders + 1, 50, int32(len(v.x))} {
+			sp := plain([]float32{1, 1, 0.7, 1.3}[rng.IntN(4)])
+			sp.TopK = topK
+			for _, topP := range []float32{1, 0.7, 0.95} {
+				sp.TopP = topP
+				sp.MinP = []float32{0, 0, 0.05, 1e-7}[rng.IntN(4)]
+				for range 2 {
+					sp.Seed, sp.Choice, sp.Position = rng.Uint64(), rng.Int32N(128), rng.Int32N(1<<17)
+					got := drawOne(m, device.Batch{Samples: []device.Sample{sp}}, v.x)
+					u, p := uniform(sp.Seed, sp.Choice, sp.Position), float64(sp.TopP)
+					// Sums in another order differ by some bits, which matter where they meet the share exactly.
+					if got != naive(&sp, v.x, u, p) && got != naive(&sp, v.x, u, p*(1+1e-12)) && got != naive(&sp, v.x, u, p*(1-1e-12)) {
+						t.Errorf("%s: drew %d (logit %v), want %d: %+v", name, got, v.x[got], naive(&sp, v.x, u, p), sp)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestTopPAfterTopK: the tokens that top-k leaves are what top-p is a share of, also if exactly k tokens
+// are not unlikely. The leader alone has 73 % of the two.
+func TestTopPAfterTopK(t *testing.T) {
+	x := make([]float32, 151936)
+	for i := range x {
+		x[i] = -13.9
+	}
+	x[0], x[1] = 0, -1
+	b := device.Batch{Samples: []device.Sample{plain(1)}}
+	b.Samples[0].TopK, b.Samples[0].TopP = 2, 0.7
+	m := newSampler()
+	for pos := range int32(300) {
+		b.Samples[0].Position = pos
+		if got := drawOne(m, b, x); got != 0 {
+			t.Fatalf("position %d: drew %d, which top-p excludes", pos, got)
+		}
+	}
+}
+
+// TestNeighbouringDraws: neighbouring seeds, choices and positions have nothing to do with each other.
+// Frequencies agree with the probabilities along each of them, draws of neighbours are independent (by
+// chi-squared statistics), and no choice of one seed repeats as another's.
+func TestNeighbouringDraws(t *testing.T) {
+	const seeds, choices, positions, cells = 96, 64, 8, 8
+	bin := func(seed uint64, choice, position int32) int {
+		return int(cells * uniform(seed, choice, position))
+	}
+	// Of n draws into equal cells the statistic has mean cells-1 and variance 2·(cells-1).
+	check := func(what string, counts []int) {
+		t.Helper()
+		n := 0
+		for _, c := range counts {
+			n += c
+		}
+		e, chi := float64(n)/float64(len(counts)), 0.0
+		for _, c := range counts {
+			chi += (float64(c) - e) * (float64(c) - e) / e
+		}
+		if free := float64(len(counts) - 1); chi > free+5*math.Sqrt(2*free)+8 {
+			t.Errorf("%s: chi² %.1f of %.0f degrees of freedom", what, chi, free)
+		}
+	}
+	first := map[[3]float64]string{}
+	all := make([]int, cells)
+	steps := map[string][]int{}
+	for _, s := range []string{"next seed", "next choice", "next position", "next seed, last choice", "next choice, last position", "all next"} {
+		steps[s] = make([]int, cells*cells)
+	}
+	for seed := range uint64(seeds) {
+		bySeed := make([]int, cells)
+		for c := range int32(choices) {
+			name := fmt.Sprintf("choice %d of seed %d", c, seed)
+			start := [3]float64{uniform(seed, c, 0), uniform(seed, c, 1), uniform(seed, c, 2)}
+			if other, ok := first[start]; ok {
+				t.Errorf("%s draws as %s does", name, other)
+			}
+			first[start] = name
+			for pos := range int32(positions) {
+				b := bin(seed, c, pos)
+				all[b]++
+				bySeed[b]++
+				pair := func(step string, other int) { steps[step][b*cells+other]++ }
+				pair("next seed", bin(seed+1, c, pos))
+				pair("next choice", bin(seed, c+1, pos))
+				pair("next position", bin(seed, c, pos+1))
+				pair("next seed, last choice", bin(seed+1, c-1, pos))
+				pair("next choice, last position", bin(seed, c+1, pos-1))
+				pair("all next", bin(seed+1, c+1, pos+1))
+			}
+		}
+		check(fmt.Sprintf("seed %d", seed), bySeed)
+	}
+	check("all draws", all)
+	for step, counts := range steps {
+		check("draws and those of the "+step, counts)
+	}
+}
+
 func TestTopKOfEqualsKeepsLowIDs(t *testing.T) {
 	x := make([]float32, 100)
 	b := device.Batch{Samples: []device.Sample{plain(1)}}

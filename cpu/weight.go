@@ -2,18 +2,22 @@ package cpu
 
 import (
 	"fmt"
+	"slices"
+	"unsafe"
 
 	"github.com/quire-serve/quire/device"
 )
 
 // weight is a matrix or a table. A single F32 tensor, or a single row of any float type, is kept as
 // plain rows, for it may be a norm's weight, a bias or a RoPE table; it is packed when a program
-// multiplies by it. All else is packed at once.
+// multiplies by it, and if it has more than one row the plain ones are given back then. All else is
+// packed at once.
 type weight struct {
 	dev        *Device
 	name       string
 	rows, cols int
-	vector     []float32 // [rows, cols]; nil if packed at once
+	vector     []float32 // [rows, cols]; nil if packed, unless it is one row
+	free       func()    // of vector, if it lies in the kernels' memory: when it has more than one row
 	packed     packed    // nil until needed
 }
 
@@ -58,7 +62,10 @@ func (d *Device) Load(name string, parts ...device.Tensor) (device.Weight, error
 		if err := d.reserve("weight "+name, int64(w.rows)*int64(w.cols)*4); err != nil {
 			return nil, err
 		}
-		w.vector = make([]float32, w.rows*w.cols)
+		if err := w.makeVector(); err != nil {
+			d.release(int64(w.rows) * int64(w.cols) * 4)
+			return nil, fmt.Errorf("cpu: load %s: %w", name, err)
+		}
 		dequantize(t, parts[0].Data, w.vector)
 		return w, nil
 	}
@@ -66,6 +73,32 @@ func (d *Device) Load(name string, parts ...device.Tensor) (device.Weight, error
 		parts = exactFloat(parts)
 	}
 	return w, d.packWeight(w, parts)
+}
+
+// makeVector allocates the plain rows.
+func (w *weight) makeVector() error {
+	n := w.rows * w.cols
+	if w.rows == 1 {
+		w.vector = make([]float32, n)
+		return nil
+	}
+	mem, free, err := w.dev.kern.alloc(int64(n) * 4)
+	if err != nil {
+		return err
+	}
+	w.vector, w.free = unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(mem))), n), free
+	w.dev.mu.Lock()
+	defer w.dev.mu.Unlock()
+	w.dev.frees = append(w.dev.frees, w.dropVector)
+	return nil
+}
+
+// dropVector gives the plain rows back, once.
+func (w *weight) dropVector() {
+	if w.free != nil {
+		w.free()
+	}
+	w.vector, w.free = nil, nil
 }
 
 // packWeight packs parts as w and accounts for their memory.
@@ -112,7 +145,18 @@ func (p *plan) pack(d *Device) error {
 			if err := d.packWeight(w, []device.Tensor{part}); err != nil {
 				return err
 			}
+			if w.rows > 1 && !p.reads(w) {
+				d.release(int64(len(w.vector)) * 4)
+				w.dropVector()
+			}
 		}
 	}
 	return nil
+}
+
+// reads reports whether a phase reads w's plain rows.
+func (p *plan) reads(w *weight) bool {
+	return slices.ContainsFunc(p.phases, func(ph phase) bool {
+		return slices.ContainsFunc([]int32{ph.bias, ph.norm, ph.table}, func(i int32) bool { return i >= 0 && p.weights[i] == w })
+	})
 }

@@ -31,6 +31,7 @@ type Info struct {
 	Description string // the processor's own name
 	Path        string // which kernels run: "avx512", "avx2", "generic" or "go" on processors
 	Arithmetic  string // how results are rounded: devices that say the same give the same bits
+	PageFormat  string // how a page's bytes are ordered: of the same layout they mean the same wherever it is the same
 	Threads     int
 	MemoryBytes int64 // what the device may use in total
 }
@@ -157,8 +158,9 @@ func (l KVLayout) PageBytes() int64 {
 	return int64(l.BlockTokens) * int64(l.Layers) * 2 * int64(l.KVHeads) * l.HeadBytes()
 }
 
-// Pages is a paged KV cache on a device. Its bytes mean the same on every device of one kind with
-// the same layout, so that pages can move between tiers and machines.
+// Pages is a paged KV cache on a device. Its bytes mean the same on every device with the same layout and
+// [Info.PageFormat], so that pages can move between tiers and machines; where [Info.Arithmetic] is the same
+// too, and the model, they are the same.
 type Pages interface {
 	Layout() KVLayout
 	// Read copies page, of the first group, into dst, Write the other way; both are
@@ -257,8 +259,11 @@ type Sample struct {
 	BiasStart, BiasEnd int32
 	Mask               int32 // index of the mask in Batch.Masks, -1 for none
 
-	// The draw is a function of these two alone (and the logits).
+	// The draw is a function of these three alone (and the logits): of word 0 and 1 of Philox4x32-10 with
+	// Seed for its key and (Position, Choice, 0, 0) for its counter. So draws of neighbouring seeds,
+	// choices or positions have nothing to do with each other.
 	Seed     uint64
+	Choice   int32
 	Position int32
 
 	// Logprobs: -1 none, 0 the chosen token's, n also the n likeliest tokens'.

@@ -112,12 +112,14 @@ func (g *Gateway) enter(a *answer, id string, wanted *pb.Request, create func() 
 	return e
 }
 
-// request builds what the worker gets. The seed is always set.
+// request builds what the worker gets. The seed is always set: without one of the client's it follows from
+// id, so that equal prompts of one call are sampled apart.
 func (g *Gateway) request(id string, c *call, p *prompt) *pb.Request {
-	params := c.params
-	if params.MaxTokens != p.maxTokens {
-		params = proto.Clone(params).(*pb.SamplingParams)
-		params.MaxTokens = p.maxTokens
+	params := proto.Clone(c.params).(*pb.SamplingParams)
+	params.MaxTokens = p.maxTokens
+	if params.Seed == nil {
+		seed := seedOf(id)
+		params.Seed = &seed
 	}
 	return &pb.Request{
 		Id: id, Model: c.model.ID, Prompt: p.ids, Sampling: params, Tenant: c.tenant, CacheSalt: saltOf(c.tenant),

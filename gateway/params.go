@@ -347,10 +347,6 @@ func (g *Gateway) settle(c *call, param string, explicit bool) *apiError {
 	if e := c.model.checkConstraint(c.params.Constraint, c.constraint); e != nil {
 		return e
 	}
-	if c.params.Seed == nil {
-		seed := seedOf(c.id)
-		c.params.Seed = &seed
-	}
 	_, context := g.serving(c.model)
 	if context == 0 {
 		context = c.model.ContextLength

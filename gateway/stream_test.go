@@ -200,6 +200,16 @@ func TestSeeds(t *testing.T) {
 	if *reqs[2].Sampling.Seed == *reqs[1].Sampling.Seed {
 		t.Error("two ids have one seed")
 	}
+	// Equal prompts of one call are sampled apart, unless the client has said how.
+	d.post(textPath, `{"model":"test","prompt":["x","x"],"max_tokens":1}`)
+	d.post(textPath, `{"model":"test","prompt":["x","x"],"max_tokens":1,"seed":5}`)
+	reqs = d.State().Requests[3:]
+	if len(reqs) != 4 || *reqs[0].Sampling.Seed == *reqs[1].Sampling.Seed {
+		t.Errorf("equal prompts have one seed: %v", reqs)
+	}
+	if *reqs[2].Sampling.Seed != 5 || *reqs[3].Sampling.Seed != 5 {
+		t.Errorf("the client's seed 5 became %d and %d", *reqs[2].Sampling.Seed, *reqs[3].Sampling.Seed)
+	}
 }
 
 // TestSamplingReachesWorker sends every parameter and looks at what the worker gets.

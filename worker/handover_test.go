@@ -29,7 +29,13 @@ type host struct {
 
 func newHost(t *testing.T, open func() (*model.Spec, error)) host {
 	t.Helper()
-	dev, err := cpu.Open(cpu.Options{Threads: 2})
+	return newHostOn(t, cpu.Paths()[0], open)
+}
+
+// newHostOn is newHost with kernels of the path given.
+func newHostOn(t *testing.T, path string, open func() (*model.Spec, error)) host {
+	t.Helper()
+	dev, err := cpu.Open(cpu.Options{Threads: 2, Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,6 +170,60 @@ func TestKVCacheMovesWithARequest(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestKVCacheMovesBetweenKernels: workers whose kernels give the same bits in the same order take each
+// other's pages, whatever instructions compute them.
+func TestKVCacheMovesBetweenKernels(t *testing.T) {
+	for _, path := range cpu.Paths() {
+		t.Run(path, func(t *testing.T) {
+			s := Settings{costs: &engine.Costs{}, HandOverTimeout: time.Hour}
+			h := newHost(t, openTiny)
+			q := random("a", 200, 60)
+			want := h.start(t, "calm", s).goOn(t, 1, q)
+			first, second := h.start(t, "first", s), newHostOn(t, path, openTiny).start(t, "second", s)
+			got := second.goOn(t, 1, first.handOver(t, q, 20))
+			if !slices.Equal(got[0], want[0]) {
+				t.Errorf("%v\nundisturbed %v", got[0], want[0])
+			}
+			if n := second.computed(); n > 16 {
+				t.Errorf("%d known tokens were computed again, want less than a block", n)
+			}
+		})
+	}
+}
+
+// TestLayoutDigest: pages are told apart by all that their bytes depend on, and by nothing else.
+func TestLayoutDigest(t *testing.T) {
+	info := device.Info{Name: "cuda:0", Description: "one", Path: "sm_90", Arithmetic: "a", PageFormat: "f", Threads: 1, MemoryBytes: 1}
+	layout := device.KVLayout{Pages: 1, BlockTokens: 16, Layers: 2, KVHeads: 3, HeadDim: 64, Type: device.F16}
+	base := layoutDigest(info, "w", layout)
+	alike := func(what string, i device.Info, weights string, l device.KVLayout, want bool) {
+		t.Helper()
+		if got := layoutDigest(i, weights, l) == base; got != want {
+			t.Errorf("another %s: alike is %t", what, got)
+		}
+	}
+	other := device.Info{Name: "cuda:1", Description: "two", Path: "sm_90a", Arithmetic: "a", PageFormat: "f", Threads: 2, MemoryBytes: 2}
+	alike("device of the same arithmetic and order", other, "w", layout, true)
+	more := layout
+	more.Pages = 100
+	alike("number of pages", info, "w", more, true)
+	exact := info
+	exact.Arithmetic = "a, exact float"
+	alike("arithmetic", exact, "w", layout, false)
+	ordered := info
+	ordered.PageFormat = "g"
+	alike("order of bytes", ordered, "w", layout, false)
+	alike("model", info, "v", layout, false)
+	for i, change := range []func(*device.KVLayout){
+		func(l *device.KVLayout) { l.BlockTokens = 32 }, func(l *device.KVLayout) { l.Layers = 3 }, func(l *device.KVLayout) { l.KVHeads = 2 },
+		func(l *device.KVLayout) { l.HeadDim = 32 }, func(l *device.KVLayout) { l.Type = device.I8 },
+	} {
+		l := layout
+		change(&l)
+		alike([]string{"block size", "number of layers", "number of heads", "head size", "type"}[i], info, "w", l, false)
 	}
 }
 

@@ -94,9 +94,11 @@ func (w *Worker) lend(ctx context.Context) {
 // FetchBlocks sends blocks of requests that were handed over; see the service's definition.
 func (w *Worker) FetchBlocks(in *pb.FetchBlocksRequest, stream grpc.ServerStreamingServer[pb.FetchBlocksResponse]) error {
 	l := w.lender
-	switch {
-	case l == nil:
+	if l == nil {
 		return status.Error(codes.FailedPrecondition, "this worker lends no blocks")
+	}
+	defer l.served(in.GetRequestId()) // one that is refused will not come back
+	switch {
 	case len(in.GetHashes())%len(kvcache.Hash{}) != 0:
 		return status.Errorf(codes.InvalidArgument, "hashes: %d bytes; a hash has %d", len(in.GetHashes()), len(kvcache.Hash{}))
 	case string(in.GetLayout()) != string(l.layout[:]):
@@ -106,7 +108,6 @@ func (w *Worker) FetchBlocks(in *pb.FetchBlocksRequest, stream grpc.ServerStream
 	if lending == nil {
 		return status.Error(codes.FailedPrecondition, "this worker has handed nothing over")
 	}
-	defer l.served(in.GetRequestId())
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	defer context.AfterFunc(lending, cancel)()

@@ -60,7 +60,7 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 	if window > 0 {
 		s.FetchKVBytes = -1 // blocks behind the window are gone
 	}
-	digest := layoutDigest(dev, m, layout)
+	digest := layoutDigest(dev.Info(), m.Digest, layout)
 	tiers, disk, err := openTiers(s, digest, m, pages, runner)
 	if err != nil {
 		_ = runner.Close()

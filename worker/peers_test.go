@@ -280,8 +280,8 @@ func TestLends(t *testing.T) {
 	for range 2 {
 		handsOver(t, w, s)
 	}
-	refused(of("a", tier.Layout{8}, hashes...), codes.FailedPrecondition, "this worker's is 0900")
-	refused(&pb.FetchBlocksRequest{RequestId: "a", Layout: layout[:], Hashes: make([]byte, 17)}, codes.InvalidArgument, "17 bytes")
+	refused(of("other", tier.Layout{8}, hashes...), codes.FailedPrecondition, "this worker's is 0900")
+	refused(&pb.FetchBlocksRequest{RequestId: "other", Layout: layout[:], Hashes: make([]byte, 17)}, codes.InvalidArgument, "17 bytes")
 	asked := append(slices.Clone(hashes), kvcache.Hash{1})
 	slices.Reverse(asked)
 	if blocks, err := fetchFrom(t, w, of("a", layout, asked...)); err.Error() != "EOF" || !slices.Equal(blocks, []int32{1, 2}) {
@@ -303,6 +303,31 @@ func TestLends(t *testing.T) {
 	}
 	if _, err := fetchFrom(t, w, of("b", layout)); err.Error() != "EOF" {
 		t.Error(err)
+	}
+	if err := next(t, w.ended, "end of Run"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRefusedFetchEndsLending: a worker that cannot use the blocks of a request, because its pages mean
+// something else, is the one that has the request now: nobody is waited for any more.
+func TestRefusedFetchEndsLending(t *testing.T) {
+	layout := tier.Layout{9}
+	l := newLeader(t, 1)
+	w := startLender(t, Settings{DrainTimeout: time.Hour, HandOverTimeout: time.Hour}, layout, l.address)
+	s := next(t, l.sessions, "session")
+	g := attach(t, w)
+	a := random("a", 40, 300)
+	s.dispatch(t, 1, 1, a)
+	w.gate.let(1)
+	next(t, g.events, "event")
+	if err := s.stream.Send(&pb.WorkResponse{Message: &pb.WorkResponse_Drain{Drain: &pb.Drain{HandOver: true}}}); err != nil {
+		t.Fatal(err)
+	}
+	handsOver(t, w, s)
+	other := tier.Layout{8}
+	if _, err := fetchFrom(t, w, &pb.FetchBlocksRequest{RequestId: "a", Layout: other[:]}); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("another layout: %v", err)
 	}
 	if err := next(t, w.ended, "end of Run"); err != nil {
 		t.Error(err)

@@ -69,11 +69,11 @@ func openTiers(s Settings, layout tier.Layout, m *model.Model, pages device.Page
 // lends reports whether blocks may move from worker to worker.
 func (s Settings) lends() bool { return s.Engine.PrefixCache && s.FetchKVBytes > 0 }
 
-// layoutDigest tells apart pages whose bytes do not mean the same: of other weights, another shape,
-// another device, or kernels that round otherwise.
-func layoutDigest(dev device.Device, m *model.Model, l device.KVLayout) (d tier.Layout) {
-	i := dev.Info()
-	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s %q %q %d %d %d %d %v", kvNumbers, m.Digest, i.Name, i.Path,
+// layoutDigest tells apart pages of the same tokens whose bytes are not the same: of other weights, another
+// shape, another order of bytes, or another rounding. Which device holds them, and which kernels computed
+// them, says nothing of the bytes.
+func layoutDigest(i device.Info, weights string, l device.KVLayout) (d tier.Layout) {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %q %q %q %d %d %d %d %v", kvNumbers, weights, i.PageFormat, i.Arithmetic,
 		l.BlockTokens, l.Layers, l.KVHeads, l.HeadDim, l.Type))
 	copy(d[:], sum[:])
 	return d

@@ -52,6 +52,8 @@ type Cache struct {
 	reads    []*item // to be read from disk, in order
 	reading  int     // reads that have not ended
 	closing  bool
+	last     []*item // when closing: what may not be on disk yet
+	looked   int     // pages looked at for one that is not on disk; a test bounds it
 	changes  []Change
 	overflow bool
 	stats    Stats
@@ -398,12 +400,15 @@ func (c *Cache) run() {
 // unwritten returns a page that should be on disk and is not: one of those that are next to go once
 // memory, or the tenant's share of it, runs short, or any when closing.
 func (c *Cache) unwritten() *item {
+	if c.closing {
+		return c.rest()
+	}
 	for tenant, q := range c.shelf.tenants {
-		if c.room() > c.ahead && !c.shelf.nearlyFull(tenant, c.ahead) && !c.closing {
+		if c.room() > c.ahead && !c.shelf.nearlyFull(tenant, c.ahead) {
 			continue
 		}
 		looked := 0
-		for it := q.head; it != nil && (looked < c.ahead || c.closing); it = it.next {
+		for it := q.head; it != nil && looked < c.ahead; it = it.next {
 			if it.dirty {
 				return it
 			}
@@ -411,6 +416,31 @@ func (c *Cache) unwritten() *item {
 		}
 	}
 	return nil
+}
+
+// rest returns any page that is not on disk. Nothing new comes when closing, so that one list of all pages
+// serves until it is empty; it is made again for those that were being filled.
+func (c *Cache) rest() *item {
+	for {
+		for len(c.last) > 0 {
+			it := c.last[0]
+			c.last = c.last[1:]
+			c.looked++
+			if it.dirty && it.page != nil { // it may have been dropped meanwhile
+				return it
+			}
+		}
+		for _, q := range c.shelf.tenants {
+			for it := q.head; it != nil; it = it.next {
+				if c.looked++; it.dirty {
+					c.last = append(c.last, it)
+				}
+			}
+		}
+		if len(c.last) == 0 {
+			return nil
+		}
+	}
 }
 
 // write puts a page on disk. It holds the lock, but not meanwhile.

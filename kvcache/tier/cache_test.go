@@ -191,6 +191,25 @@ func TestBehindAndAhead(t *testing.T) {
 	})
 }
 
+// TestCloseLooksAtEachPageOnce: what Close costs grows with the pages, not with their square.
+func TestCloseLooksAtEachPageOnce(t *testing.T) {
+	const pages = 300
+	disk := openDisk(t, t.TempDir(), pages)
+	c := newCache(t, Settings{Pages: 2 * pages, Disk: disk})
+	for i := range pages {
+		if !store(c, i%3, i) {
+			t.Fatalf("page %d was refused", i)
+		}
+	}
+	c.Close()
+	if n := disk.Stats().Pages; n != pages {
+		t.Errorf("%d pages on disk, want %d", n, pages)
+	}
+	if c.looked > 4*pages {
+		t.Errorf("looked at %d pages to write %d", c.looked, pages)
+	}
+}
+
 func TestSettingsErrors(t *testing.T) {
 	for says, s := range map[string]Settings{
 		"PageBytes is 0": {Pages: 1},

@@ -103,7 +103,7 @@ func (p *planner) sample(s *sequence, row, position int, mask []uint32) device.S
 	x := s.sample
 	x.Row = int32(row)
 	x.Position = int32(position)
-	x.Seed += uint64(s.choice)
+	x.Choice = int32(s.choice)
 	bias := s.bias
 	if position-s.prompt < s.min && !s.mustEnd(mask) {
 		bias = s.early

@@ -366,7 +366,7 @@ func TestEveryFeatureIdentity(t *testing.T) {
 				}))
 			}
 			reqs = append(reqs,
-				m.ask("other", conversation("Hello!"), c.tokens),
+				m.ask("other", conversation("Hello! Of all the animals that sit on mats, which one would you like to hear a story about?"), c.tokens),
 				m.ask("constrained", text, c.tokens, matching("( the cat sat on the mat,)*")),
 				m.ask("constrained and sampled", text, c.tokens, matching("[a-z ]{30}"), func(q *pb.Request) {
 					q.Sampling.Temperature = ptr(float32(1))

@@ -420,7 +420,7 @@ func undisturbed(q *pb.Request, c int, m *Model, context int) (out []int32, fini
 		}
 	}
 	for {
-		x := device.Sample{Temperature: *sp.Temperature, Seed: sp.GetSeed() + uint64(c), Position: int32(len(tokens))}
+		x := device.Sample{Temperature: *sp.Temperature, Seed: sp.GetSeed(), Choice: int32(c), Position: int32(len(tokens))}
 		b := bias
 		var mask []uint32
 		if sp.Constraint != nil {

@@ -414,6 +414,7 @@ func Predict(seen []int32, s device.Sample, history []int32, prompt int, bias []
 	}
 	if s.Temperature > 0 {
 		add(s.Seed)
+		add(uint64(uint32(s.Choice)))
 		add(uint64(s.Position))
 	}
 	if len(history) > 0 {
