@@ -63,6 +63,7 @@ func (m *served) checkConstraint(c *pb.Constraint, param string) *apiError {
 	default:
 		return invalid(param, "%s must be one of json_object, json_schema and regex", param)
 	}
+	spec.Whitespace = c.Whitespace
 	// The limits of grammars bound how long this takes.
 	if err := m.compile(context.Background(), spec); err != nil {
 		return invalid(param, "%s: %v", param, err)
@@ -90,15 +91,36 @@ func (f *fields) constrained(p *pb.SamplingParams) (param string) {
 	}
 	f.refuse("guided_grammar")
 	read(f, "guided_", "json", "regex", "choice")
+	if pattern, ok := f.text("guided_whitespace_pattern"); ok && pattern != "" {
+		f.whitespace(p, "guided_whitespace_pattern", pattern)
+	}
 	if inner, ok := f.object("structured_outputs"); ok {
 		inner.refuse("grammar")
 		inner.refuse("structural_tag")
 		read(inner, "", "json", "regex", "choice", "json_object")
+		if pattern, ok := inner.text("whitespace_pattern"); ok && pattern != "" {
+			f.whitespace(p, inner.path+"whitespace_pattern", pattern)
+		}
+		if inner.boolean("disable_any_whitespace", false) {
+			f.whitespace(p, inner.path+"disable_any_whitespace", "(|)")
+		}
 		if inner.err != nil {
 			f.fail(inner.err)
 		}
 	}
 	return param
+}
+
+// whitespace sets what may stand between the tokens of the JSON that the output must be.
+func (f *fields) whitespace(p *pb.SamplingParams, param, pattern string) {
+	switch {
+	case p.Constraint == nil || p.Constraint.GetRegex() != "":
+		f.fail(invalid(param, "%s needs an output that is restricted to JSON", param))
+	case p.Constraint.Whitespace != "":
+		f.fail(invalid(param, "%s: white space is restricted already", param))
+	default:
+		p.Constraint.Whitespace = pattern
+	}
 }
 
 // restriction reads one of vLLM's kinds, found under name.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 	"unsafe"
 )
@@ -27,16 +28,31 @@ type automaton struct {
 	frames     map[frameKey]*frame
 	ids        map[string]int32
 	states     []state
-	next       []int32 // [state][class]: the state after it, unknown if not yet worked out
+	next       []transition // [state][class]
 	bytes      int
 
-	// Scratch of add and intern, and the work that the operation under way may still do.
-	todo    []config
-	seen    map[config]struct{}
-	set     []config
-	ended   bool
-	key     []byte
-	allowed int
+	// Scratch of add and intern.
+	todo  []config
+	seen  map[config]struct{}
+	set   []config
+	ended bool
+	key   []byte
+
+	// operation numbers the operations (one mask, one accepted token), and allowed is the work that
+	// the one under way may still do. A step that it needs costs what working it out costs, whether
+	// it is in the table or not, and each costs once: so whether an operation ends with ErrLimit is
+	// a function of the text alone, and not of what others have asked for before.
+	operation uint64
+	allowed   int
+	worked    int64 // what was really worked out, since the beginning
+}
+
+// A transition is the step from a state by a class of bytes.
+type transition struct {
+	to   int32 // unknown if not yet worked out
+	cost int32
+	// used is the newest operation that needed it.
+	used uint64
 }
 
 type config struct {
@@ -106,15 +122,24 @@ func (a *automaton) reset() {
 // full says that the tables should be emptied before the next operation.
 func (a *automaton) full() bool { return a.bytes > a.limits.StateBytes }
 
+// operate begins an operation.
+func (a *automaton) operate() {
+	a.operation++
+	a.allowed = a.limits.Work
+}
+
 // initial returns the state before the first byte.
 func (a *automaton) initial() (int32, error) {
+	a.operate()
 	a.begin()
 	a.add(config{a.start, nil})
 	return a.finish()
 }
 
-// restore enters a state of an earlier generation.
+// restore enters a state of an earlier generation. It is no operation: it follows no more ways than
+// were followed when the state was first met, so it cannot fail where that did not.
 func (a *automaton) restore(configs []config, accepting bool) (int32, error) {
+	a.allowed = math.MaxInt
 	a.begin()
 	a.ended = accepting
 	for _, c := range configs {
@@ -138,27 +163,43 @@ func depth(f *frame) int32 {
 	return f.depth
 }
 
-// step returns the state after a byte of the class.
+// step returns the state after a byte of the class, and charges the operation for it.
 func (a *automaton) step(from int32, class uint8) (int32, error) {
 	at := int(from)*a.classes + int(class)
-	if to := a.next[at]; to != unknown {
-		return to, nil
+	t := a.next[at]
+	switch {
+	case t.used == a.operation:
+		return t.to, nil
+	case t.to != unknown:
+		if a.allowed -= int(t.cost); a.allowed < 0 {
+			return dead, a.overworked()
+		}
+		a.next[at].used = a.operation
+		return t.to, nil
 	}
+	before := a.allowed
 	a.begin()
 	b := a.sample[class]
 	for _, c := range a.states[from].configs {
-		for _, e := range a.nodes[c.node].edges {
+		edges := a.nodes[c.node].edges
+		a.allowed -= len(edges)
+		for _, e := range edges {
 			if e.lo <= b && b <= e.hi {
 				a.add(config{e.to, c.stack})
 			}
 		}
 	}
 	to, err := a.finish()
+	a.worked += int64(before - a.allowed)
 	if err != nil {
 		return dead, err
 	}
-	a.next[at] = to
+	a.next[at] = transition{to: to, cost: int32(before - a.allowed), used: a.operation}
 	return to, nil
+}
+
+func (a *automaton) overworked() error {
+	return fmt.Errorf("%w: one token takes more than %d operations", ErrLimit, a.limits.Work)
 }
 
 func (a *automaton) begin() {
@@ -190,7 +231,9 @@ func (a *automaton) finish() (int32, error) {
 			return dead, fmt.Errorf("%w: more than %d ways to read the text at once", ErrLimit, a.limits.Ways)
 		}
 		a.seen[c] = struct{}{}
-		a.allowed--
+		if a.allowed -= 1 + len(n.empty) + len(n.calls); a.allowed < 0 {
+			return dead, a.overworked()
+		}
 		if n.end {
 			if c.stack == nil {
 				a.ended = true
@@ -215,8 +258,9 @@ func (a *automaton) finish() (int32, error) {
 			a.set = append(a.set, c)
 		}
 	}
-	if a.allowed < 0 {
-		return dead, fmt.Errorf("%w: one step takes more than %d operations", ErrLimit, a.limits.Work)
+	// A set that is new is charged for as one that is not.
+	if a.allowed -= a.classes/2 + len(a.set); a.allowed < 0 {
+		return dead, a.overworked()
 	}
 	slices.SortFunc(a.set, func(x, y config) int {
 		return cmp.Or(cmp.Compare(x.node, y.node), cmp.Compare(frameID(x.stack), frameID(y.stack)))
@@ -267,15 +311,14 @@ func (a *automaton) intern() int32 {
 	a.ids[string(a.key)] = id
 	a.states = append(a.states, state{configs: slices.Clone(a.set), accepting: a.ended})
 	for range a.classes {
-		a.next = append(a.next, unknown)
+		a.next = append(a.next, transition{to: unknown})
 	}
 	if id == dead {
 		for i := range a.next {
-			a.next[i] = dead
+			a.next[i].to = dead
 		}
 	}
-	cost := len(a.key) + len(a.set)*int(unsafe.Sizeof(config{})) + 4*a.classes + int(unsafe.Sizeof(state{})) + 48
+	cost := len(a.key) + len(a.set)*int(unsafe.Sizeof(config{})) + int(unsafe.Sizeof(transition{}))*a.classes + int(unsafe.Sizeof(state{})) + 48
 	a.bytes += cost
-	a.allowed -= a.classes / 8
 	return id
 }

@@ -49,7 +49,7 @@ const orderText = `{"name": "Ada Lovelace", "kind": "order", "email": "ada@examp
 func TestSmolLM2(t *testing.T) {
 	tok, v := smolLM2(t)
 	ids := append(tok.Encode(nil, orderText, false), tok.EOS())
-	for _, spec := range []Spec{{JSONSchema, orderSchema}, {JSONObject, ""}} {
+	for _, spec := range []Spec{{Kind: JSONSchema, Source: orderSchema}, {Kind: JSONObject}} {
 		g := compile(t, spec.Kind, spec.Source, v)
 		s := g.NewState()
 		for i, id := range ids {
@@ -103,15 +103,15 @@ func BenchmarkColdMask(b *testing.B) {
 		name, before string
 		spec         Spec
 	}{
-		{"object/start", ``, Spec{JSONObject, ""}},
-		{"object/string", `{"a": "b`, Spec{JSONObject, ""}},
-		{"object/deep", `{"a": [{"b": [{"c": [{"d": "b`, Spec{JSONObject, ""}},
-		{"object/value", `{"a": `, Spec{JSONObject, ""}},
-		{"schema/string", `{"name": "Ada`, Spec{JSONSchema, orderSchema}},
-		{"schema/pattern", `{"name": "Ada", "kind": "order", "email": "ada`, Spec{JSONSchema, orderSchema}},
-		{"schema/number", `{"name": "Ada", "kind": "order", "lines": [{"sku": "AB-12345", "count": 1`, Spec{JSONSchema, orderSchema}},
-		{"regex/words", `two words`, Spec{Regex, `(\w+[ ,.]*)+`}},
-		{"regex/letters", `é`, Spec{Regex, `\p{L}+`}},
+		{"object/start", ``, Spec{Kind: JSONObject, Source: ""}},
+		{"object/string", `{"a": "b`, Spec{Kind: JSONObject, Source: ""}},
+		{"object/deep", `{"a": [{"b": [{"c": [{"d": "b`, Spec{Kind: JSONObject, Source: ""}},
+		{"object/value", `{"a": `, Spec{Kind: JSONObject, Source: ""}},
+		{"schema/string", `{"name": "Ada`, Spec{Kind: JSONSchema, Source: orderSchema}},
+		{"schema/pattern", `{"name": "Ada", "kind": "order", "email": "ada`, Spec{Kind: JSONSchema, Source: orderSchema}},
+		{"schema/number", `{"name": "Ada", "kind": "order", "lines": [{"sku": "AB-12345", "count": 1`, Spec{Kind: JSONSchema, Source: orderSchema}},
+		{"regex/words", `two words`, Spec{Kind: Regex, Source: `(\w+[ ,.]*)+`}},
+		{"regex/letters", `é`, Spec{Kind: Regex, Source: `\p{L}+`}},
 	} {
 		ids := tok.Encode(nil, c.before, false)
 		g := compile(b, c.spec.Kind, c.spec.Source, v)

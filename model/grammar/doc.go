@@ -18,8 +18,9 @@
 //     anywhere gives the same masks.
 //   - Nothing that a schema says is passed over in silence: what is outside the subset that
 //     docs/structured-output.md states is refused, with its place.
-//   - Everything is bounded: the source's size, the network, the time to compile, the states kept,
-//     the work of one mask, the masks kept.
+//   - Everything is bounded: the source's size, the network, the work of compiling, the states kept,
+//     the work of one mask, the masks kept. Work is counted and not timed, and the same whether its
+//     outcome was kept or not: a limit is met everywhere or nowhere, whatever else runs.
 //
 // It must not import the engine, the device or gRPC: it knows of no request and no batch.
 package grammar

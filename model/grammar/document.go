@@ -16,6 +16,25 @@ type object struct {
 	values map[string]any
 }
 
+// without is the object without one member.
+func (o *object) without(name string) *object {
+	out := &object{values: make(map[string]any, len(o.values))}
+	for _, n := range o.names {
+		if n != name {
+			out.set(n, o.values[n])
+		}
+	}
+	return out
+}
+
+// set adds a member, or gives it another value.
+func (o *object) set(name string, v any) {
+	if _, ok := o.values[name]; !ok {
+		o.names = append(o.names, name)
+	}
+	o.values[name] = v
+}
+
 // maxSchemaDepth bounds how deep a schema's own text nests.
 const maxSchemaDepth = 100
 
@@ -106,7 +125,8 @@ func spell(v any) string {
 	panic(fmt.Sprintf("grammar: %T is no JSON value", v))
 }
 
-// typeOf names a value's type as the keyword type does; a number without fraction is an integer.
+// typeOf names a value's type as the keyword type does; a number without fraction is an integer,
+// 5.0 too.
 func typeOf(v any) string {
 	switch v := v.(type) {
 	case nil:
@@ -114,7 +134,7 @@ func typeOf(v any) string {
 	case bool:
 		return "boolean"
 	case json.Number:
-		if strings.ContainsAny(v.String(), ".eE") {
+		if x, ok := number(v); strings.ContainsAny(v.String(), ".eE") && (!ok || !x.IsInt()) {
 			return "number"
 		}
 		return "integer"

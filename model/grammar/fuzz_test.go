@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"time"
 )
 
 func fuzzCompile(t *testing.T, v *Vocabulary, spec Spec) {
-	g, err := Compile(context.Background(), spec, v, Limits{Nodes: 1 << 14, CompileTime: 5 * time.Second, Work: 1 << 17, Ways: 500})
+	g, err := Compile(context.Background(), spec, v, Limits{Nodes: 1 << 14, Steps: 1 << 17, Work: 1 << 17, Ways: 500})
 	if err != nil {
 		if !errors.Is(err, ErrLimit) && !errors.Is(err, ErrUnsupported) {
 			t.Fatalf("neither of the errors that a client is told: %v", err)
@@ -24,7 +23,7 @@ func FuzzRegex(f *testing.F) {
 		f.Add(s)
 	}
 	v := vocabulary(f, common)
-	f.Fuzz(func(t *testing.T, source string) { fuzzCompile(t, v, Spec{Regex, source}) })
+	f.Fuzz(func(t *testing.T, source string) { fuzzCompile(t, v, Spec{Kind: Regex, Source: source}) })
 }
 
 // FuzzSchema: the same for schemas.
@@ -37,5 +36,5 @@ func FuzzSchema(f *testing.F) {
 		f.Add(s)
 	}
 	v := vocabulary(f, common)
-	f.Fuzz(func(t *testing.T, source string) { fuzzCompile(t, v, Spec{JSONSchema, source}) })
+	f.Fuzz(func(t *testing.T, source string) { fuzzCompile(t, v, Spec{Kind: JSONSchema, Source: source}) })
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 )
 
 var (
@@ -48,21 +47,22 @@ func (k Kind) String() string {
 type Spec struct {
 	Kind   Kind
 	Source string
+	// Whitespace is a regular expression of what may stand where a pretty-printer puts white space in
+	// JSON; "" is at most one blank.
+	Whitespace string
 }
 
 // Limits bound what a grammar may cost. Zero fields have the values of DefaultLimits.
 type Limits struct {
 	// SourceBytes bounds the source text.
 	SourceBytes int
-	// CompileTime bounds Compile.
-	CompileTime time.Duration
-	// Nodes bounds the network.
-	Nodes int
+	// Nodes bounds the network, and Steps the operations that building it takes.
+	Nodes, Steps int
 	// Nesting bounds how deep JSON values nest that the source does not spell out: free-form
 	// values, and references to definitions.
 	Nesting int
 	// Ways bounds in how many ways a text may be read at once (the size of a state), Work the
-	// operations of one mask or one accepted token.
+	// operations of one mask or one accepted token. Neither depends on what was worked out before.
 	Ways, Work int
 	// StateBytes and MaskBytes bound what is kept of states and masks, for each grammar.
 	StateBytes, MaskBytes int
@@ -71,16 +71,16 @@ type Limits struct {
 // DefaultLimits suit a worker that serves strangers.
 func DefaultLimits() Limits {
 	return Limits{
-		SourceBytes: 128 << 10, CompileTime: 2 * time.Second, Nodes: 1 << 17, Nesting: 64,
-		Ways: 2048, Work: 1 << 20, StateBytes: 16 << 20, MaskBytes: 16 << 20,
+		SourceBytes: 128 << 10, Nodes: 1 << 17, Steps: 1 << 21, Nesting: 64,
+		Ways: 2048, Work: 1 << 21, StateBytes: 16 << 20, MaskBytes: 16 << 20,
 	}
 }
 
 func (l Limits) withDefaults() Limits {
 	d := DefaultLimits()
 	return Limits{
-		SourceBytes: cmp.Or(l.SourceBytes, d.SourceBytes), CompileTime: cmp.Or(l.CompileTime, d.CompileTime),
-		Nodes: cmp.Or(l.Nodes, d.Nodes), Nesting: cmp.Or(l.Nesting, d.Nesting),
+		SourceBytes: cmp.Or(l.SourceBytes, d.SourceBytes),
+		Nodes:       cmp.Or(l.Nodes, d.Nodes), Steps: cmp.Or(l.Steps, d.Steps), Nesting: cmp.Or(l.Nesting, d.Nesting),
 		Ways: cmp.Or(l.Ways, d.Ways), Work: cmp.Or(l.Work, d.Work),
 		StateBytes: cmp.Or(l.StateBytes, d.StateBytes), MaskBytes: cmp.Or(l.MaskBytes, d.MaskBytes),
 	}
@@ -110,15 +110,14 @@ func Check(ctx context.Context, spec Spec, limits Limits) error {
 	if err != nil {
 		return err
 	}
-	a := newAutomaton(n, limits)
-	a.allowed = limits.Work
-	_, err = a.initial()
+	_, err = newAutomaton(n, limits).initial()
 	return err
 }
 
 // Compile makes a grammar and its first mask. It is the slow part (milliseconds for usual schemas,
-// never much more than limits.CompileTime), so call it before the request is scheduled. Errors are
-// ErrUnsupported, ErrLimit, or the context's cause.
+// at most what limits.Steps and limits.Work allow), so call it before the request is scheduled.
+// Errors are ErrUnsupported and ErrLimit, which depend on the spec, the vocabulary and the limits
+// alone, or the context's cause.
 func Compile(ctx context.Context, spec Spec, v *Vocabulary, limits Limits) (*Grammar, error) {
 	limits = limits.withDefaults()
 	n, err := build(ctx, spec, &v.spelled, limits)
@@ -127,7 +126,6 @@ func Compile(ctx context.Context, spec Spec, v *Vocabulary, limits Limits) (*Gra
 	}
 	g := &Grammar{vocabulary: v, a: newAutomaton(n, limits), path: make([]int32, v.all.deep+1)}
 	g.masks.reset()
-	g.a.allowed = limits.Work
 	id, err := g.a.initial()
 	if err != nil {
 		return nil, err
@@ -144,9 +142,6 @@ func build(ctx context.Context, spec Spec, spelled *[256]bool, limits Limits) (*
 	if len(spec.Source) > limits.SourceBytes {
 		return nil, fmt.Errorf("%w: the %s has %d bytes, more than %d", ErrLimit, spec.Kind, len(spec.Source), limits.SourceBytes)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limits.CompileTime,
-		fmt.Errorf("%w: compiling takes more than %v", ErrLimit, limits.CompileTime))
-	defer cancel()
 	b := newBuilder(ctx, limits)
 	b.place = spec.Kind.String()
 	start, end := b.node(), b.node()
@@ -154,6 +149,12 @@ func build(ctx context.Context, spec Spec, spelled *[256]bool, limits Limits) (*
 		return nil, b.err
 	}
 	b.nodes[end].end = true
+	if spec.Whitespace != "" {
+		if spec.Kind == Regex {
+			return nil, fmt.Errorf("%w: whitespace is of JSON, and not of a regex", ErrUnsupported)
+		}
+		b.whitespace(spec.Whitespace)
+	}
 	switch spec.Kind {
 	case JSONObject:
 		if spec.Source != "" {
@@ -175,6 +176,13 @@ func (g *Grammar) Vocabulary() *Vocabulary { return g.vocabulary }
 
 // NewState is the state of a request that has written nothing yet.
 func (g *Grammar) NewState() State { return g.first }
+
+// Worked is how many operations were spent on states and masks so far, look-ups not counted.
+func (g *Grammar) Worked() int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.a.worked
+}
 
 // Bytes is about what the grammar holds in memory.
 func (g *Grammar) Bytes() int {

@@ -46,7 +46,7 @@ func vocabulary(tb testing.TB, t Tokens) *Vocabulary {
 
 func compile(tb testing.TB, kind Kind, source string, v *Vocabulary) *Grammar {
 	tb.Helper()
-	g, err := Compile(context.Background(), Spec{kind, source}, v, Limits{})
+	g, err := Compile(context.Background(), Spec{Kind: kind, Source: source}, v, Limits{})
 	if err != nil {
 		tb.Fatalf("%s %s: %v", kind, source, err)
 	}
@@ -80,7 +80,7 @@ func TestTexts(t *testing.T) {
 	}{
 		{JSONObject, "", []string{
 			`{}`, `{"a":1}`, `{"a": [1, 2.5, -0e+10, true, false, null, "x\n\u00e9\ud83d\ude00日"]}`, `{ }`,
-			"{\n  \"a\": {\n    \"b\": []\n  }\n}", `{"":{"":{}}}`, deep,
+			`{"a": {"b": []}}`, `{"":{"":{}}}`, deep,
 		}, []string{
 			``, `[]`, `1`, `{`, `{"a"}`, `{"a":}`, `{"a":1,}`, `{'a':1}`, `{"a":01}`, `{"a":1.}`, `{"a":+1}`, `{"a":.5}`, `{"a":tru}`,
 			"{\"a\":\"\n\"}", `{"a":"\x"}`, `{"a":"\ud800"}`, `{"a":"\udc00"}`, "{\"a\":\"\xff\"}", "{\"a\":\"\xed\xa0\x80\"}",
@@ -97,7 +97,7 @@ func TestTexts(t *testing.T) {
 		{JSONSchema, `{}`, []string{`1`, `{}`}, nil},
 		{JSONSchema, `{"title":"x","description":"y","$schema":"z","default":1,"examples":[1],"format":"email","type":"string"}`, []string{`"a"`}, []string{`1`}},
 		{JSONSchema, `{"type":"object","properties":{"b":{"type":"integer"},"a":{"type":"string"}},"required":["b"],"additionalProperties":false}`,
-			[]string{`{"b":1}`, `{"b": 12, "a": "x"}`, "{\n\t\"b\": 1,\n\t\"a\": \"\"\n}"},
+			[]string{`{"b":1}`, `{"b": 12, "a": "x"}`, `{ "b":1, "a":"" }`},
 			[]string{`{}`, `{"a":"x","b":1}`, `{"a":"x"}`, `{"b":1,"c":1}`, `{"b":1,"b":1}`, `{"b":1.5}`, `{"b":1,}`}},
 		{JSONSchema, `{"properties":{"a":{"type":"null"},"b":{"type":"null"},"c":{"type":"null"}}}`,
 			[]string{`{}`, `{ }`, `{"a":null}`, `{"b":null}`, `{"c":null}`, `{"a":null,"c":null}`, `{"a":null,"b":null,"c":null}`},
@@ -107,7 +107,7 @@ func TestTexts(t *testing.T) {
 			[]string{`{"ab":null,"a":true}`, `{"ab":true}`, `{"ab":null,"":true}`, `{"ab":null,"\u0061":true}`, `{"ab":null,"x":null}`, `{"x":true,"ab":null}`}},
 		{JSONSchema, `{"type":"object","additionalProperties":{"type":"integer"}}`, []string{`{}`, `{"x":1}`, `{"x":1,"\u0061":2}`}, []string{`{"x":"y"}`, `{"x":1,}`}},
 		{JSONSchema, `{"type":"array","items":{"type":"integer","minimum":-12,"maximum":103},"minItems":1,"maxItems":3}`,
-			[]string{`[1]`, `[-12, 103]`, `[0,9,10]`, "[\n  1,\n  2\n]"}, []string{`[]`, `[1,2,3,4]`, `[-13]`, `[104]`, `[-0]`, `[007]`, `[1.0]`, `[1`}},
+			[]string{`[1]`, `[-12, 103]`, `[0,9,10]`, `[ 1, 2 ]`}, []string{`[]`, `[1,2,3,4]`, `[-13]`, `[104]`, `[-0]`, `[007]`, `[1.0]`, `[1`}},
 		{JSONSchema, `{"type":"array","items":{"type":"boolean"},"maxItems":0}`, []string{`[]`, `[ ]`}, []string{`[true]`}},
 		{JSONSchema, `{"type":"array","items":{"type":"boolean"},"minItems":2}`, []string{`[true,false]`, `[true,true,true]`}, []string{`[]`, `[true]`}},
 		{JSONSchema, `{"type":"array"}`, []string{`[]`, `[1,"a",{}]`}, []string{`{}`}},
@@ -118,6 +118,27 @@ func TestTexts(t *testing.T) {
 		{JSONSchema, `{"type":"string","pattern":"^[a-c]+$"}`, []string{`"abc"`}, []string{`""`, `"abcd"`, `"\u0061"`}},
 		{JSONSchema, `{"type":"string","pattern":"b\"\\n"}`, []string{`"b\"\n"`, `"xxb\"\n\\yy"`}, []string{`"b\""`, `"xb"`}},
 		{JSONSchema, `{"pattern":"^a$|^b|c$"}`, []string{`"a"`, `"bxx"`, `"xxc"`, `"c"`}, []string{`"ab"`, `"xb"`, `"cx"`, `"xa"`}},
+		{JSONSchema, `{"type":"string","minimum":1,"properties":{"a":{}},"items":{},"x-order":1}`, []string{`"a"`}, []string{`1`, `{}`}},
+		{JSONSchema, `{"type":"number","minimum":-1.25,"maximum":12.5}`, []string{`-1.25`, `-1.250`, `-1`, `-0.5`, `0`, `0.0`, `7.999`, `12.5`, `12.50`, `12.4999`},
+			[]string{`-1.26`, `-1.251`, `-2`, `12.51`, `12.501`, `13`, `1e1`, `01`, `1.`, `.5`, `0.000000000000000001`}},
+		{JSONSchema, `{"type":"number","exclusiveMinimum":0,"exclusiveMaximum":1}`, []string{`0.5`, `0.00000000000000001`, `0.99999999999999999`}, []string{`0`, `0.0`, `1`, `1.0`, `-0.5`}},
+		{JSONSchema, `{"type":"number","minimum":0.01,"multipleOf":0.01}`, []string{`0.01`, `19.99`, `5`, `5.1`}, []string{`0`, `0.001`, `1.999`}},
+		{JSONSchema, `{"type":"integer","minimum":-20,"maximum":100,"multipleOf":7}`, []string{`-14`, `0`, `7`, `98`}, []string{`-21`, `1`, `99`, `105`, `007`}},
+		{JSONSchema, `{"type":"string","pattern":"^[a-z]+$","minLength":2,"maxLength":3}`, []string{`"ab"`, `"abc"`}, []string{`"a"`, `"abcd"`, `"A1"`}},
+		{JSONSchema, `{"type":"string","pattern":"^[0-9]{4}-[0-9]{2}$","minLength":1,"maxLength":10}`, []string{`"2026-11"`}, []string{`"2026"`}},
+		{JSONSchema, `{"type":"array","prefixItems":[{"type":"integer"},{"type":"string"}],"items":{"type":"null"},"minItems":1}`,
+			[]string{`[1]`, `[1,"a"]`, `[1, "a", null,null]`}, []string{`[]`, `["a"]`, `[1,1]`, `[1,"a",1]`}},
+		{JSONSchema, `{"type":"array","items":[{"type":"integer"},{"type":"string"}],"additionalItems":false}`, []string{`[]`, `[1]`, `[1,"a"]`}, []string{`[1,"a",1]`, `["a"]`}},
+		{JSONSchema, `{"type":"object","required":["x"]}`, []string{`{"x":1}`, `{"x":[{}]}`}, []string{`{}`, `{"y":1}`}},
+		{JSONSchema, `{"type":"object","propertyNames":{"pattern":"^[a-c]$"},"additionalProperties":{"type":"integer"}}`, []string{`{}`, `{"a":1, "b":2}`}, []string{`{"d":1}`, `{"a":"x"}`}},
+		{JSONSchema, `{"type":"object","patternProperties":{"^[a-c]$":{"type":"null"}}}`, []string{`{}`, `{"a":null}`}, []string{`{"d":null}`, `{"a":1}`}},
+		{JSONSchema, `{"allOf":[{"properties":{"a":{"type":"integer"}},"required":["a"]},{"properties":{"a":{"minimum":3},"b":{"type":"null"}}}]}`,
+			[]string{`{"a":3}`, `{"a":4,"b":null}`}, []string{`{"a":2}`, `{}`, `{"b":null}`}},
+		{JSONSchema, `{"type":"object","properties":{"k":{"type":"integer"}},"anyOf":[{"required":["k"]},{"properties":{"z":{"type":"null"}},"required":["z"]}]}`,
+			[]string{`{"k":1}`, `{"k":1,"z":null}`, `{"z":null}`}, []string{`{}`}},
+		{JSONSchema, `{"$ref":"#/$defs/n","maximum":3,"$defs":{"n":{"type":"integer","minimum":1}}}`, []string{`1`, `3`}, []string{`0`, `4`}},
+		{JSONSchema, `{"const":5.0,"type":"integer"}`, []string{`5.0`}, []string{`5`}},
+		{JSONSchema, `{"enum":["a","abc",4],"type":["string","integer"],"minLength":2,"minimum":4}`, []string{`"abc"`, `4`}, []string{`"a"`}},
 		{JSONSchema, `{"type":"number","minimum":0}`, []string{`1.5`, `0`, `1e10`}, []string{`-1`, `1e100`}},
 		{JSONSchema, `{"type":["integer","null"],"exclusiveMinimum":1.5,"exclusiveMaximum":1e1}`, []string{`2`, `9`, `null`}, []string{`1`, `10`}},
 		{JSONSchema, `{"type":"integer","maximum":-5}`, []string{`-5`, `-99`, `-999999999999999999`}, []string{`-4`, `0`, `5`, `-1000000000000000000`}},
@@ -167,10 +188,13 @@ func TestRefusals(t *testing.T) {
 		{JSONSchema, `[]`, ErrUnsupported, "a schema is an object"},
 		{JSONSchema, `false`, ErrUnsupported, "allows nothing"},
 		{JSONSchema, `{"properties":{"a/b":{"not":{}}}}`, ErrUnsupported, `"/properties/a~1b/not"`},
-		{JSONSchema, `{"type":"array","items":{"type":"string","uniqueItems":true}}`, ErrUnsupported, `"/items/uniqueItems"`},
+		{JSONSchema, `{"items":{"type":"array","uniqueItems":true}}`, ErrUnsupported, `"/items/uniqueItems"`},
 		{JSONSchema, `{"type":"array","uniqueItems":true}`, ErrUnsupported, `"/uniqueItems"`},
-		{JSONSchema, `{"type":"number","minimum":1}`, ErrUnsupported, `"/minimum"`},
-		{JSONSchema, `{"type":"number","multipleOf":1}`, ErrUnsupported, `"/multipleOf"`},
+		{JSONSchema, `{"type":"number","minimum":1,"maximum":0.5}`, ErrUnsupported, "no number"},
+		{JSONSchema, `{"type":"number","multipleOf":0.3}`, ErrUnsupported, `"/multipleOf"`},
+		{JSONSchema, `{"type":"integer","multipleOf":1001}`, ErrUnsupported, `"/multipleOf"`},
+		{JSONSchema, `{"type":"integer","multipleOf":0}`, ErrUnsupported, `"/multipleOf"`},
+		{JSONSchema, `{"type":"integer","multipleOf":7,"minimum":8,"maximum":13}`, ErrUnsupported, "no text"},
 		{JSONSchema, `{"type":"integer","minimum":5,"maximum":4}`, ErrUnsupported, "no integer"},
 		{JSONSchema, `{"type":"integer","minimum":1e999999999}`, ErrUnsupported, `"/minimum"`},
 		{JSONSchema, `{"type":"integer","minimum":1e30}`, ErrUnsupported, "no integer"},
@@ -181,25 +205,31 @@ func TestRefusals(t *testing.T) {
 		{JSONSchema, `{"type":"string","maxLength":131072}`, ErrLimit, "131072 automaton nodes"},
 		{JSONSchema, `{"type":"string","pattern":"a","maxLength":3}`, ErrUnsupported, `"/pattern"`},
 		{JSONSchema, `{"type":"string","pattern":"("}`, ErrUnsupported, `"/pattern"`},
-		{JSONSchema, `{"type":"object","required":["x"]}`, ErrUnsupported, `"/required/0"`},
+		{JSONSchema, `{"type":"object","required":["x"],"additionalProperties":false}`, ErrUnsupported, `"/required/0"`},
+		{JSONSchema, `{"properties":{"x":false},"required":["x"]}`, ErrUnsupported, `"/properties/x"`},
+		{JSONSchema, `{"type":"object","minProperties":1}`, ErrUnsupported, `"/minProperties"`},
+		{JSONSchema, `{"properties":{"a":{}},"propertyNames":{"maxLength":3}}`, ErrUnsupported, `"/propertyNames"`},
+		{JSONSchema, `{"type":"array","prefixItems":[{},{}],"items":false,"minItems":3}`, ErrUnsupported, "at least 3"},
 		{JSONSchema, `{"type":"texts"}`, ErrUnsupported, `"/type"`},
 		{JSONSchema, `{"type":null}`, ErrUnsupported, `"/type"`},
 		{JSONSchema, `{"type":[]}`, ErrUnsupported, `"/type"`},
 		{JSONSchema, `{"enum":[]}`, ErrUnsupported, `"/enum"`},
 		{JSONSchema, `{"type":"string","enum":[1]}`, ErrUnsupported, "of the type"},
-		{JSONSchema, `{"enum":[1],"minimum":0}`, ErrUnsupported, `"/minimum"`},
-		{JSONSchema, `{"anyOf":[{}],"properties":{}}`, ErrUnsupported, `"/properties"`},
-		{JSONSchema, `{"allOf":[{},{}]}`, ErrUnsupported, `"/allOf"`},
+		{JSONSchema, `{"enum":[1],"minimum":2}`, ErrUnsupported, "within the bounds"},
+		{JSONSchema, `{"enum":[[1]],"items":{}}`, ErrUnsupported, `"/items"`},
+		{JSONSchema, `{"anyOf":[{"pattern":"a"}],"type":"string","pattern":"b"}`, ErrUnsupported, "pattern"},
+		{JSONSchema, `{"allOf":[{"type":"string"},{"type":"null"}]}`, ErrUnsupported, `type`},
+		{JSONSchema, `{"allOf":[{"anyOf":[{}]},{"anyOf":[{"type":"null"}]}]}`, ErrUnsupported, `anyOf`},
 		{JSONSchema, `{"$ref":"other.json"}`, ErrUnsupported, `"/$ref"`},
 		{JSONSchema, `{"$ref":"#/$defs/x"}`, ErrUnsupported, "not in the schema"},
 		{JSONSchema, `{"$ref":"#"}`, ErrUnsupported, "refers to itself"},
 		{JSONSchema, `{"$ref":"#/$defs/a","$defs":{"a":{"anyOf":[{"$ref":"#/$defs/b"}]},"b":{"$ref":"#/$defs/a"}}}`, ErrUnsupported, "refers to itself"},
 		{JSONSchema, `{"type":"object","properties":{"a":{"$ref":"#"}},"required":["a"]}`, ErrUnsupported, "no text"},
-		{JSONSchema, `{"type":"object","patternProperties":{"a":{}}}`, ErrUnsupported, `"/patternProperties"`},
-		{JSONSchema, `{"type":"string","x-thing":1}`, ErrUnsupported, `"/x-thing"`},
+		{JSONSchema, `{"type":"object","patternProperties":{"a":{},"b":{}}}`, ErrUnsupported, `"/patternProperties"`},
+		{JSONSchema, `{"type":"string","thing":1}`, ErrUnsupported, `"/thing"`},
 	} {
-		_, err := Compile(context.Background(), Spec{c.kind, c.source}, v, Limits{})
-		if early := Check(context.Background(), Spec{c.kind, c.source}, Limits{}); fmt.Sprint(early) != fmt.Sprint(err) {
+		_, err := Compile(context.Background(), Spec{Kind: c.kind, Source: c.source}, v, Limits{})
+		if early := Check(context.Background(), Spec{Kind: c.kind, Source: c.source}, Limits{}); fmt.Sprint(early) != fmt.Sprint(err) {
 			t.Errorf("%s %.60s: checked: %v, compiled: %v", c.kind, c.source, early, err)
 		}
 		if c.err == nil {

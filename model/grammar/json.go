@@ -1,11 +1,17 @@
 package grammar
 
+import (
+	"fmt"
+	"regexp/syntax"
+	"slices"
+	"strings"
+)
+
 // JSON, as the networks write it (RFC 8259, with these bounds so that a model that has nothing to
 // say cannot fill the context with it): between tokens, where a pretty-printer would put white
-// space, one blank, or a line break and up to 40 blanks or tabs; numbers of at most 18 digits
-// before the point, 17 after it and 2 of exponent, which every reader holds without overflow.
+// space, at most one blank, or what Spec.Whitespace says; numbers of at most 18 digits before the
+// point, 17 after it and 2 of exponent, which every reader holds without overflow.
 const (
-	maxIndent     = 40
 	maxDigits     = 18
 	maxFraction   = 17
 	maxExponent   = 2
@@ -15,17 +21,48 @@ const (
 // space adds optional white space.
 func (b *builder) space(from, to int32) {
 	start := b.rule("space", func(from, to int32) {
+		if b.blanks != nil {
+			(&expression{b: b, spelling: plain, start: from, end: to}).add(b.blanks, from, to, true, true)
+			return
+		}
 		b.empty(from, to)
 		b.bytes(from, to, ' ', ' ')
-		line := b.node()
-		b.bytes(from, line, '\n', '\n')
-		blank := b.automaton(func(from, to int32) {
-			b.bytes(from, to, ' ', ' ')
-			b.bytes(from, to, '\t', '\t')
-		})
-		b.repeat(line, to, blank, 0, maxIndent)
 	})
 	b.call(from, start, to, false)
+}
+
+// whitespace sets what space adds: what an expression matches, which must be JSON's white space.
+func (b *builder) whitespace(source string) {
+	place := b.place
+	b.place = "whitespace"
+	defer func() { b.place = place }()
+	r := b.parseRegex(source)
+	if r == nil {
+		return
+	}
+	var blank func(r *syntax.Regexp) bool
+	blank = func(r *syntax.Regexp) bool {
+		switch r.Op {
+		case syntax.OpNoMatch, syntax.OpAnyChar, syntax.OpAnyCharNotNL:
+			return false
+		case syntax.OpLiteral:
+			return strings.Trim(string(r.Rune), " \t\r\n") == ""
+		case syntax.OpCharClass:
+			for i := 0; i < len(r.Rune); i += 2 {
+				for c := r.Rune[i]; c <= r.Rune[i+1]; c++ {
+					if !strings.ContainsRune(" \t\r\n", c) {
+						return false
+					}
+				}
+			}
+		}
+		return !slices.ContainsFunc(r.Sub, func(sub *syntax.Regexp) bool { return !blank(sub) })
+	}
+	if !blank(r) {
+		b.fail(fmt.Errorf("%w: whitespace: the expression %.100q matches more than blanks, tabs and line breaks, and the rest would not be JSON", ErrUnsupported, source))
+		return
+	}
+	b.blanks = r
 }
 
 // digits adds min to max decimal digits.

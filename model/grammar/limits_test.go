@@ -4,16 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 )
 
 func TestAmbiguityEndsWithItsLimit(t *testing.T) {
 	v := vocabulary(t, common)
 	// The states of this one are sets of where the a's were: 2^1000 of them, of up to 1,000 ways.
-	g, err := Compile(context.Background(), Spec{Regex, `[ab]*a[ab]{1000}`}, v, Limits{Ways: 300})
+	g, err := Compile(context.Background(), Spec{Kind: Regex, Source: `[ab]*a[ab]{1000}`}, v, Limits{Ways: 300})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +43,7 @@ func TestAmbiguityEndsWithItsLimit(t *testing.T) {
 		t.Errorf("after the limit: %v", err)
 	}
 	// The work of one operation is bounded too.
-	if _, err := Compile(context.Background(), Spec{Regex, `a*b*c*d*`}, v, Limits{Work: 3}); !errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), "3 operations") {
+	if _, err := Compile(context.Background(), Spec{Kind: Regex, Source: `a*b*c*d*`}, v, Limits{Work: 3}); !errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), "3 operations") {
 		t.Errorf("work: %v", err)
 	}
 }
@@ -52,10 +55,10 @@ func TestCompileLimits(t *testing.T) {
 		limits Limits
 		want   string
 	}{
-		{Spec{Regex, `aaaa`}, Limits{SourceBytes: 3}, "4 bytes, more than 3"},
-		{Spec{Regex, `aaaaaaaaaaaa`}, Limits{Nodes: 8}, "more than 8 automaton nodes"},
-		{Spec{JSONSchema, `{"type":"array","items":{"type":"string","maxLength":5000}}`}, Limits{CompileTime: time.Nanosecond}, "takes more than 1ns"},
-		{Spec{JSONSchema, `{"$ref":"#/$defs/a","$defs":{"a":{"type":"array","minItems":1,"items":{"$ref":"#/$defs/b"}},"b":{"const":1}}}`}, Limits{Nesting: 1}, "nests 2 deep, more than 1"},
+		{Spec{Kind: Regex, Source: `aaaa`}, Limits{SourceBytes: 3}, "4 bytes, more than 3"},
+		{Spec{Kind: Regex, Source: `aaaaaaaaaaaa`}, Limits{Nodes: 8}, "more than 8 automaton nodes"},
+		{Spec{Kind: JSONSchema, Source: `{"type":"array","items":{"type":"string","maxLength":5000}}`}, Limits{Steps: 3000}, "takes more than 3000 operations"},
+		{Spec{Kind: JSONSchema, Source: `{"$ref":"#/$defs/a","$defs":{"a":{"type":"array","minItems":1,"items":{"$ref":"#/$defs/b"}},"b":{"const":1}}}`}, Limits{Nesting: 1}, "nests 2 deep, more than 1"},
 	} {
 		_, err := Compile(context.Background(), c.spec, v, c.limits)
 		if !errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), c.want) {
@@ -65,7 +68,7 @@ func TestCompileLimits(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	gone := errors.New("client gone")
 	cancel(gone)
-	if _, err := Compile(ctx, Spec{JSONSchema, `{"type":"string","maxLength":5000}`}, v, Limits{}); !errors.Is(err, gone) || errors.Is(err, ErrLimit) {
+	if _, err := Compile(ctx, Spec{Kind: JSONSchema, Source: `{"type":"string","maxLength":5000}`}, v, Limits{}); !errors.Is(err, gone) || errors.Is(err, ErrLimit) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
@@ -81,17 +84,17 @@ func TestHostileSources(t *testing.T) {
 		props = append(props, fmt.Sprintf(`"p%d":{"type":"null"}`, i))
 	}
 	for name, spec := range map[string]Spec{
-		"nested stars":   {Regex, strings.Repeat("(", 500) + "a" + strings.Repeat("*)", 500) + "*"},
-		"nested counts":  {Regex, `((((a{10}){10}){10}){10}){10}`},
-		"many classes":   {Regex, strings.Repeat(`\pL`, 5000)},
-		"empty loops":    {Regex, strings.Repeat(`(|a*)*`, 2000)},
-		"doubling refs":  {JSONSchema, `{"$ref":"#/$defs/d0","$defs":{` + strings.Join(defs, ",") + `,"d40":{"const":1}}}`},
-		"many optional":  {JSONSchema, `{"properties":{` + strings.Join(props, ",") + `},"additionalProperties":{"type":"null"}}`},
-		"wide enum":      {JSONSchema, `{"enum":[` + strings.Repeat(`"aaaaaaaa",`, 10000) + `1]}`},
-		"deep names":     {JSONSchema, `{"properties":{"` + strings.Repeat("x", 50000) + `":{}},"additionalProperties":true}`},
-		"large counts":   {JSONSchema, `{"type":"array","minItems":40000,"maxItems":40000,"items":{"type":"array","minItems":40000}}`},
-		"many surfaces":  {JSONSchema, `{"anyOf":[` + strings.Repeat(`{"type":"array","items":{"$ref":"#"}},`, 2000) + `{"$ref":"#/anyOf/0"}]}`},
-		"pattern counts": {JSONSchema, `{"type":"string","pattern":"(.{1,30}x){1,30}"}`},
+		"nested stars":   {Kind: Regex, Source: strings.Repeat("(", 500) + "a" + strings.Repeat("*)", 500) + "*"},
+		"nested counts":  {Kind: Regex, Source: `((((a{10}){10}){10}){10}){10}`},
+		"many classes":   {Kind: Regex, Source: strings.Repeat(`\pL`, 5000)},
+		"empty loops":    {Kind: Regex, Source: strings.Repeat(`(|a*)*`, 2000)},
+		"doubling refs":  {Kind: JSONSchema, Source: `{"$ref":"#/$defs/d0","$defs":{` + strings.Join(defs, ",") + `,"d40":{"const":1}}}`},
+		"many optional":  {Kind: JSONSchema, Source: `{"properties":{` + strings.Join(props, ",") + `},"additionalProperties":{"type":"null"}}`},
+		"wide enum":      {Kind: JSONSchema, Source: `{"enum":[` + strings.Repeat(`"aaaaaaaa",`, 10000) + `1]}`},
+		"deep names":     {Kind: JSONSchema, Source: `{"properties":{"` + strings.Repeat("x", 50000) + `":{}},"additionalProperties":true}`},
+		"large counts":   {Kind: JSONSchema, Source: `{"type":"array","minItems":40000,"maxItems":40000,"items":{"type":"array","minItems":40000}}`},
+		"many surfaces":  {Kind: JSONSchema, Source: `{"anyOf":[` + strings.Repeat(`{"type":"array","items":{"$ref":"#"}},`, 2000) + `{"$ref":"#/anyOf/0"}]}`},
+		"pattern counts": {Kind: JSONSchema, Source: `{"type":"string","pattern":"(.{1,30}x){1,30}"}`},
 	} {
 		start := time.Now()
 		g, err := Compile(context.Background(), spec, v, Limits{})
@@ -143,7 +146,7 @@ func explore(t testing.TB, g *Grammar, steps int) {
 
 // TestNestingWithEmptiedTables: the nesting limit counts the levels of states entered again.
 func TestNestingWithEmptiedTables(t *testing.T) {
-	g, err := Compile(context.Background(), Spec{JSONSchema, `{}`}, vocabulary(t, common), Limits{Nesting: 5, StateBytes: 1})
+	g, err := Compile(context.Background(), Spec{Kind: JSONSchema, Source: `{}`}, vocabulary(t, common), Limits{Nesting: 5, StateBytes: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +163,7 @@ func TestUnspelledBytes(t *testing.T) {
 	lacking.texts['z'] = "zz"
 	lacking.texts[0x9F] = ""
 	v := vocabulary(t, lacking)
-	if _, err := Compile(context.Background(), Spec{JSONSchema, `{"const":"z"}`}, v, Limits{}); !errors.Is(err, ErrUnsupported) {
+	if _, err := Compile(context.Background(), Spec{Kind: JSONSchema, Source: `{"const":"z"}`}, v, Limits{}); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("a constant that cannot be written: %v", err)
 	}
 	g := compile(t, JSONSchema, `{"enum":["az","ab",1]}`, v)
@@ -247,7 +250,7 @@ func TestCache(t *testing.T) {
 	c := NewCache(v, Limits{}, 2, 1<<30)
 	get := func(source string) *Grammar {
 		t.Helper()
-		g, err := c.Compile(context.Background(), Spec{Regex, source})
+		g, err := c.Compile(context.Background(), Spec{Kind: Regex, Source: source})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -257,7 +260,7 @@ func TestCache(t *testing.T) {
 	got := make([]*Grammar, 16)
 	for i := range got {
 		wg.Go(func() {
-			g, err := c.Compile(context.Background(), Spec{Regex, `a[bc]{100}`})
+			g, err := c.Compile(context.Background(), Spec{Kind: Regex, Source: `a[bc]{100}`})
 			if err != nil {
 				t.Error(err)
 				return
@@ -291,16 +294,120 @@ func TestCache(t *testing.T) {
 	}
 	small := NewCache(v, Limits{}, 100, 1)
 	for _, source := range []string{"a", "b", "c"} {
-		if _, err := small.Compile(context.Background(), Spec{Regex, source}); err != nil || len(small.order) != 1 {
+		if _, err := small.Compile(context.Background(), Spec{Kind: Regex, Source: source}); err != nil || len(small.order) != 1 {
 			t.Errorf("%d grammars within a byte (%v)", len(small.order), err)
 		}
 	}
 	for range 2 {
-		if _, err := c.Compile(context.Background(), Spec{Regex, "("}); !errors.Is(err, ErrUnsupported) {
+		if _, err := c.Compile(context.Background(), Spec{Kind: Regex, Source: "("}); !errors.Is(err, ErrUnsupported) {
 			t.Errorf("a failure: %v", err)
 		}
 	}
 	if len(c.order) != 2 || len(c.entries) != 2 {
 		t.Error("a failure was kept")
 	}
+}
+
+// TestLimitsAreOfTheTextAlone: whether a text runs into a limit, and where, does not depend on what
+// the grammar was used for before, nor on what its tables have kept; what a look-up finds costs what
+// working it out costs.
+func TestLimitsAreOfTheTextAlone(t *testing.T) {
+	v := vocabulary(t, common)
+	rapid.Check(t, func(t *rapid.T) {
+		source := rapid.SampledFrom([]string{
+			`[ab]*a[ab]{60}`, `.*([aeiou].{40}|[st].{60})`, `(a?b?){30}c`, `([ab]{1,9}x){1,9}`, `\p{L}*\d{1,9}`,
+		}).Draw(t, "source")
+		spec := Spec{Kind: Regex, Source: source}
+		limits := Limits{Work: rapid.IntRange(2_000, 60_000).Draw(t, "work"), Ways: rapid.IntRange(20, 400).Draw(t, "ways")}
+		emptied := limits
+		emptied.StateBytes, emptied.MaskBytes = 1, 1
+		cold, err := Compile(t.Context(), spec, v, limits)
+		warm, err2 := Compile(t.Context(), spec, v, limits)
+		never, err3 := Compile(t.Context(), spec, v, emptied)
+		if fmt.Sprint(err) != fmt.Sprint(err2) || fmt.Sprint(err) != fmt.Sprint(err3) {
+			t.Fatalf("compiled three times: %v, %v, %v", err, err2, err3)
+		}
+		if err != nil {
+			return
+		}
+		text := rapid.SliceOfN(rapid.RuneFrom([]rune("abestx1")), 0, 90).Draw(t, "text")
+		others := rapid.SliceOfN(rapid.SliceOfN(rapid.RuneFrom([]rune("abestx1")), 0, 90), 0, 4).Draw(t, "others")
+		run := func(g *Grammar, text []rune) string {
+			s := g.NewState()
+			for i, c := range text {
+				if _, err := s.Mask(); err != nil {
+					return fmt.Sprintf("mask %d: %v", i, err)
+				}
+				if err := s.Accept(c); err != nil {
+					return fmt.Sprintf("token %d: %v", i, err)
+				}
+			}
+			return "end"
+		}
+		for _, other := range append(others, text) {
+			run(warm, other)
+		}
+		want := run(cold, text)
+		if got := run(warm, text); got != want {
+			t.Fatalf("%q: cold %q, warm %q", source, want, got)
+		}
+		if got := run(never, text); got != want {
+			t.Fatalf("%q: cold %q, with emptied tables %q", source, want, got)
+		}
+	})
+}
+
+// TestTriesCostNothing: TryAccept and TryMask never work anything out, and where they answer they
+// answer as Accept and Mask do.
+func TestTriesCostNothing(t *testing.T) {
+	v := vocabulary(t, common)
+	rapid.Check(t, func(t *rapid.T) {
+		room := rapid.SampledFrom([]int{1, 1 << 20}).Draw(t, "bytes")
+		g := compileRapid(t, Spec{Kind: JSONObject}, v, Limits{StateBytes: room})
+		plain := compileRapid(t, Spec{Kind: JSONObject}, v, Limits{})
+		s, want := g.NewState(), plain.NewState()
+		for range 40 {
+			before := g.Worked()
+			mask, hit := s.TryMask()
+			if g.Worked() != before {
+				t.Fatal("TryMask works")
+			}
+			m, err := want.Mask()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if hit && !slices.Equal(mask, m) {
+				t.Fatal("TryMask gives another mask")
+			}
+			if !hit && rapid.Bool().Draw(t, "work") {
+				if _, err := s.Mask(); err != nil {
+					t.Fatal(err)
+				}
+				if _, hit := s.TryMask(); !hit && room > 1 {
+					t.Fatal("TryMask does not find what Mask has just worked out")
+				}
+			}
+			token := rapid.Int32Range(0, int32(v.Size()-1)).Draw(t, "token")
+			for !allowed(m, token) {
+				token = (token + 1) % int32(v.Size())
+			}
+			before = g.Worked()
+			ok, err := s.TryAccept(token)
+			if g.Worked() != before {
+				t.Fatal("TryAccept works")
+			}
+			if !ok {
+				err = s.Accept(token)
+			}
+			if want := want.Accept(token); fmt.Sprint(err) != fmt.Sprint(want) {
+				t.Fatalf("accepts %d with %v, want %v", token, err, want)
+			}
+			if s.Accepting() != want.Accepting() || s.Done() != want.Done() {
+				t.Fatal("the states differ")
+			}
+			if s.Done() {
+				return
+			}
+		}
+	})
 }

@@ -69,8 +69,9 @@ func (a *automaton) walk(words []uint32, t *trie, id int32, path []int32) error 
 		n := &t.nodes[i]
 		class := a.class[n.char]
 		from := path[n.depth]
-		to := a.next[int(from)*a.classes+int(class)]
-		if to == unknown {
+		step := &a.next[int(from)*a.classes+int(class)]
+		to := step.to
+		if step.used != a.operation {
 			var err error
 			if to, err = a.step(from, class); err != nil {
 				return err
@@ -101,11 +102,9 @@ func (a *automaton) plainRun(id int32) (n int, ok bool, err error) {
 				continue
 			}
 			last = int(class)
-			to := a.next[int(id)*a.classes+last]
-			if to == unknown {
-				if to, err = a.step(id, class); err != nil {
-					return 0, false, err
-				}
+			var to int32
+			if to, err = a.step(id, class); err != nil {
+				return 0, false, err
 			}
 			if after != unknown && to != after {
 				return 0, false, nil

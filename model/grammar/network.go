@@ -3,6 +3,7 @@ package grammar
 import (
 	"context"
 	"fmt"
+	"regexp/syntax"
 )
 
 // A network is a set of byte automata that call each other, as the diagrams of a language's syntax
@@ -46,10 +47,12 @@ type builder struct {
 	ctx    context.Context
 	limits Limits
 	nodes  []node
+	steps  int // operations so far
 	err    error
 	// place says what is being built, for the messages of limits.
-	place string
-	rules map[string]int32
+	place  string
+	rules  map[string]int32
+	blanks *syntax.Regexp // Spec.Whitespace, nil without
 }
 
 func newBuilder(ctx context.Context, limits Limits) *builder {
@@ -70,28 +73,38 @@ func (b *builder) node() int32 {
 		b.fail(fmt.Errorf("%w: %s: more than %d automaton nodes", ErrLimit, b.place, b.limits.Nodes))
 		return 0
 	}
-	if len(b.nodes)%1024 == 0 {
-		if b.ctx.Err() != nil {
-			b.fail(fmt.Errorf("%s: %w", b.place, context.Cause(b.ctx)))
-			return 0
-		}
-	}
+	b.spend(1)
 	b.nodes = append(b.nodes, node{})
 	return int32(len(b.nodes) - 1)
 }
 
+// spend counts operations. Loops over what a source says must call it, or something that does.
+func (b *builder) spend(steps int) {
+	before := b.steps
+	b.steps += steps
+	switch {
+	case b.steps > b.limits.Steps:
+		b.fail(fmt.Errorf("%w: %s: compiling takes more than %d operations", ErrLimit, b.place, b.limits.Steps))
+	case before/1024 != b.steps/1024 && b.ctx.Err() != nil:
+		b.fail(fmt.Errorf("%s: %w", b.place, context.Cause(b.ctx)))
+	}
+}
+
 func (b *builder) bytes(from, to int32, lo, hi byte) {
+	b.spend(1)
 	n := &b.nodes[from]
 	n.edges = append(n.edges, edge{lo, hi, to})
 }
 
 func (b *builder) empty(from, to int32) {
+	b.spend(1)
 	if from != to {
 		b.nodes[from].empty = append(b.nodes[from].empty, to)
 	}
 }
 
 func (b *builder) call(from, start, to int32, nests bool) {
+	b.spend(1)
 	b.nodes[from].calls = append(b.nodes[from].calls, call{start, to, nests})
 }
 
@@ -211,6 +224,9 @@ func (b *builder) network(start int32, spelled *[256]bool) (*network, error) {
 		n.edges = kept
 	}
 	b.findNeeds()
+	if b.err != nil {
+		return nil, b.err
+	}
 	if b.nodes[start].need > int32(b.limits.Nesting) {
 		if b.nodes[start].need < unreachable {
 			return nil, fmt.Errorf("%w: the shortest text nests %d deep, more than %d", ErrLimit, b.nodes[start].need, b.limits.Nesting)
@@ -228,7 +244,16 @@ func (b *builder) network(start int32, spelled *[256]bool) (*network, error) {
 // Needs only fall, and no further than to the number of nested calls, so the queue empties.
 func (b *builder) findNeeds() {
 	before := make([][]int32, len(b.nodes))
+	waits := make([]bool, len(b.nodes))
 	var queue []int32
+	push := func(ids []int32) {
+		for _, id := range ids {
+			if !waits[id] {
+				waits[id] = true
+				queue = append(queue, id)
+			}
+		}
+	}
 	for i := range b.nodes {
 		n, id := &b.nodes[i], int32(i)
 		n.need = unreachable
@@ -248,13 +273,15 @@ func (b *builder) findNeeds() {
 	}
 	for i := range b.nodes {
 		if b.nodes[i].end {
-			queue = append(queue, before[i]...)
+			push(before[i])
 		}
 	}
-	for len(queue) > 0 {
+	for len(queue) > 0 && b.err == nil {
 		id := queue[len(queue)-1]
 		queue = queue[:len(queue)-1]
+		waits[id] = false
 		n := &b.nodes[id]
+		b.spend(1 + (len(n.edges)+len(n.empty)+len(n.calls))/4)
 		need := n.need
 		for _, e := range n.edges {
 			need = min(need, b.nodes[e.to].need)
@@ -267,7 +294,7 @@ func (b *builder) findNeeds() {
 		}
 		if need < n.need {
 			n.need = need
-			queue = append(queue, before[id]...)
+			push(before[id])
 		}
 	}
 }

@@ -21,9 +21,19 @@ func (s *schemas) object(from, to int32, o *object, place string) {
 		return
 	}
 	additional, said := o.values["additionalProperties"]
-	if len(names) == 0 && (!said || additional == true) {
+	wording, value, ok := s.wording(o, names, place)
+	if !ok {
+		return
+	}
+	if value != nil {
+		additional, said = value, true
+	}
+	if len(names) == 0 && (!said || additional == true) && wording == nil {
 		s.b.anyObject(from, to)
 		return
+	}
+	if len(names) == 0 && !said {
+		additional, said = true, true
 	}
 	b := s.b
 	open, empty, closing := b.node(), b.node(), b.node()
@@ -58,12 +68,28 @@ func (s *schemas) object(from, to int32, o *object, place string) {
 		b.bytes(empty, to, '}', '}')
 	}
 	properties, _ := o.values["properties"].(*object)
+	if properties == nil {
+		properties = &object{}
+	}
 	for i, name := range names {
+		if properties.values[name] == false {
+			if required[name] {
+				s.refuse(join(place+"/properties", name), "required, and false allows nothing")
+				return
+			}
+			continue
+		}
 		rule := b.automaton(func(from, to int32) {
 			colon, value := b.node(), b.node()
 			b.literal(from, colon, quote(name))
 			b.colon(colon, value)
-			s.value(value, to, properties.values[name], join(place+"/properties", name), nil)
+			sub, at := additional, join(place, "additionalProperties")
+			if v, ok := properties.values[name]; ok {
+				sub, at = v, join(place+"/properties", name)
+			} else if !said {
+				sub = true
+			}
+			s.value(value, to, sub, at, nil)
 		})
 		if b.err != nil {
 			return
@@ -89,9 +115,12 @@ func (s *schemas) object(from, to int32, o *object, place string) {
 	}
 	rule := b.automaton(func(from, to int32) {
 		colon, value := b.node(), b.node()
-		if len(names) == 0 {
+		switch {
+		case wording != nil:
+			s.value(from, colon, wording, join(place, "propertyNames"), nil)
+		case len(names) == 0:
 			b.anyText(from, colon)
-		} else {
+		default:
 			b.otherText(from, colon, names)
 		}
 		b.colon(colon, value)
@@ -131,14 +160,84 @@ func (s *schemas) propertyNames(o *object, place string) (names []string, requir
 		}
 		for i, v := range list {
 			name, isText := v.(string)
-			if _, known := required[name]; !isText || !known {
-				s.refuse(fmt.Sprintf("%s/required/%d", place, i), "not one of the properties")
+			at := fmt.Sprintf("%s/required/%d", place, i)
+			if !isText {
+				s.refuse(at, "not a name")
 				return nil, nil, false
+			}
+			if _, known := required[name]; !known {
+				if o.values["additionalProperties"] == false {
+					s.refuse(at, "%q is not one of the properties, and there are no others", name)
+					return nil, nil, false
+				}
+				names = append(slices.Clip(names), name)
 			}
 			required[name] = true
 		}
 	}
+	least, most, ok := s.counts(o, "minProperties", "maxProperties", place)
+	if !ok {
+		return nil, nil, false
+	}
+	sure := 0
+	for _, name := range names {
+		if required[name] {
+			sure++
+		}
+	}
+	_, open := o.values["additionalProperties"]
+	open = open && o.values["additionalProperties"] != false || len(names) == 0
+	switch {
+	case least > sure:
+		s.refuse(join(place, "minProperties"), "%d, and %d are required; only as many as are required are supported", least, sure)
+		return nil, nil, false
+	case most >= 0 && (open || most < len(names)):
+		s.refuse(join(place, "maxProperties"), "supported only where no more are named, and no others allowed")
+		return nil, nil, false
+	}
 	return names, required, true
+}
+
+// wording returns the schema of additional properties' names, nil if any will do: that is what
+// propertyNames says, or the expression of patternProperties, with the schema of such values. Both
+// are supported where no property is named.
+func (s *schemas) wording(o *object, names []string, place string) (name, value any, ok bool) {
+	text := &object{names: []string{"type"}, values: map[string]any{"type": "string"}}
+	if v, said := o.values["patternProperties"]; said {
+		list, isObject := v.(*object)
+		if !isObject || len(list.names) != 1 || len(names) > 0 || o.values["propertyNames"] != nil {
+			s.refuse(join(place, "patternProperties"), "only one expression, and nothing beside it that names properties, is supported")
+			return nil, nil, false
+		}
+		text.set("pattern", list.names[0])
+		value = list.values[list.names[0]]
+		if more, said := o.values["additionalProperties"]; said && more != false && more != true {
+			s.refuse(join(place, "additionalProperties"), "a schema together with patternProperties")
+			return nil, nil, false
+		}
+		return text, value, true
+	}
+	switch v := o.values["propertyNames"].(type) {
+	case nil:
+		return nil, nil, true
+	case bool:
+		if v {
+			return nil, nil, true
+		}
+	case *object:
+		used := s.keywords(v, join(place, "propertyNames"))
+		if s.b.err != nil {
+			return nil, nil, false
+		}
+		if len(used) == 0 || len(used) == 1 && v.values["type"] == "string" {
+			return nil, nil, true
+		}
+		if len(names) == 0 {
+			return s.merge(text, v, join(place, "propertyNames")), nil, s.b.err == nil
+		}
+	}
+	s.refuse(join(place, "propertyNames"), "only where no property is named, or as {\"type\":\"string\"}, is it supported")
+	return nil, nil, false
 }
 
 // otherText adds the strings that are none of the names, each character in its shortest spelling:

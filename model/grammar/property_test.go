@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/big"
 	"math/rand/v2"
 	"regexp"
 	"slices"
@@ -37,9 +38,13 @@ func drawName(t *rapid.T) string {
 
 // drawSchema draws a schema of at most depth levels. Within a definition, self refers to it.
 func drawSchema(t *rapid.T, depth int, self string) sample {
-	kinds := []string{"string", "length", "pattern", "integer", "number", "boolean", "null", "enum", "const"}
+	return idle(t, drawKind(t, depth, self))
+}
+
+func drawKind(t *rapid.T, depth int, self string) sample {
+	kinds := []string{"string", "length", "pattern", "integer", "number", "boolean", "null", "enum", "const", "bounded", "cents", "multiple", "counted"}
 	if depth > 0 {
-		kinds = append(kinds, "object", "object", "object", "map", "array", "array", "any", "anyOf", "types", "recursion")
+		kinds = append(kinds, "tuple", "allOf", "beside", "object", "object", "object", "map", "array", "array", "any", "anyOf", "types", "recursion")
 	}
 	literal := func(r *rand.Rand) string {
 		return spell([]any{"x y", json.Number("12.50"), nil, true, &object{names: []string{"k"}, values: map[string]any{"k": []any{json.Number("1")}}}}[r.IntN(5)])
@@ -63,6 +68,57 @@ func drawSchema(t *rapid.T, depth int, self string) sample {
 		return sample{`{"type":"number"}`, func(r *rand.Rand, _ int) string {
 			return []string{"0", "-0.5", "12", "1e10", "-9.25E-3", fmt.Sprint(r.IntN(1 << 30))}[r.IntN(6)]
 		}}
+	case "bounded":
+		// In units of 10^-places, so that the test knows which numbers are within the bounds.
+		places := rapid.IntRange(0, 4).Draw(t, "places")
+		lo := rapid.Int64Range(-20_000, 20_000).Draw(t, "minimum")
+		hi := lo + rapid.Int64Range(0, 30_000).Draw(t, "more")
+		return sample{fmt.Sprintf(`{"type":"number","minimum":%s,"maximum":%s}`, decimal(lo, places), decimal(hi, places)),
+			func(r *rand.Rand, _ int) string {
+				return decimal(lo*100+r.Int64N((hi-lo)*100+1), places+2)
+			}}
+	case "cents":
+		hi := rapid.Int64Range(1, 100_000).Draw(t, "maximum")
+		return sample{fmt.Sprintf(`{"type":"number","multipleOf":0.01,"exclusiveMinimum":0,"maximum":%s}`, decimal(hi, 2)),
+			func(r *rand.Rand, _ int) string { return decimal(1+r.Int64N(hi), 2) }}
+	case "multiple":
+		of := rapid.Int64Range(1, 120).Draw(t, "of")
+		lo := rapid.Int64Range(-300, 300).Draw(t, "minimum")
+		return sample{fmt.Sprintf(`{"type":"integer","multipleOf":%d,"minimum":%d,"maximum":%d}`, of, lo*of, (lo+50)*of),
+			func(r *rand.Rand, _ int) string { return fmt.Sprint((lo + r.Int64N(51)) * of) }}
+	case "counted":
+		lo := rapid.IntRange(0, 3).Draw(t, "min")
+		return sample{fmt.Sprintf(`{"type":"string","pattern":"^[a-c]+$","minLength":%d,"maxLength":%d}`, lo, lo+2),
+			func(r *rand.Rand, _ int) string { return quote("abcab"[:max(lo, 1)+r.IntN(min(lo, 1)+2)]) }}
+	case "tuple":
+		x, y := drawSchema(t, depth-1, self), drawSchema(t, depth-1, self)
+		rest := rapid.SampledFrom([]string{"", `,"items":false`, `,"items":{"type":"null"}`, `,"maxItems":2`}).Draw(t, "rest")
+		return sample{`{"type":"array","prefixItems":[` + x.source + `,` + y.source + `]` + rest + `,"minItems":1}`,
+			func(r *rand.Rand, depth int) string {
+				items := []string{x.write(r, depth-1), y.write(r, depth-1), "null"}
+				if n := len(rest); n > 0 && rest[n-1] != '}' {
+					items = items[:2]
+				}
+				return "[" + strings.Join(items[:1+r.IntN(len(items))], ",") + "]"
+			}}
+	case "allOf":
+		x := drawSchema(t, depth-1, self)
+		return sample{`{"allOf":[{"type":"object","properties":{"a":` + x.source + `,"b":{}}},{"required":["b"]},{"properties":{"b":{"type":["integer","null"],"maximum":7}}}]}`,
+			func(r *rand.Rand, depth int) string {
+				if r.IntN(2) == 0 {
+					return `{"b":7}`
+				}
+				return `{"a":` + x.write(r, depth-1) + `, "b":null}`
+			}}
+	case "beside":
+		x := drawSchema(t, depth-1, self)
+		return sample{`{"type":["object","string"],"properties":{"k":` + x.source + `},"anyOf":[{"required":["k"]},{"type":"string","maxLength":2}]}`,
+			func(r *rand.Rand, depth int) string {
+				if r.IntN(2) == 0 {
+					return `"ab"`
+				}
+				return `{"k": ` + x.write(r, depth-1) + `}`
+			}}
 	case "boolean":
 		return sample{`{"type":"boolean"}`, func(r *rand.Rand, _ int) string { return []string{"true", "false"}[r.IntN(2)] }}
 	case "null":
@@ -124,6 +180,33 @@ func drawSchema(t *rapid.T, depth int, self string) sample {
 		return sample{source, func(r *rand.Rand, _ int) string { return []string{"null", "[]"}[r.IntN(2)] }}
 	}
 	return sample{`{"type":"string"}`, func(r *rand.Rand, _ int) string { return randomText(r, r.IntN(8)) }}
+}
+
+// decimal writes n units of 10^-places.
+func decimal(n int64, places int) string {
+	text := new(big.Rat).SetFrac(big.NewInt(n), new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(places)), nil)).FloatString(places)
+	return text
+}
+
+// idle is s with keywords beside it that its type has nothing to do with, and annotations.
+func idle(t *rapid.T, s sample) sample {
+	var o map[string]json.RawMessage
+	if json.Unmarshal([]byte(s.source), &o) != nil || o["type"] == nil || o["type"][0] != '"' {
+		return s
+	}
+	for name, v := range map[string]string{
+		"minimum": "3", "maximum": "2.5", "multipleOf": "4", "minLength": "2", "pattern": `"^x$"`, "minItems": "2",
+		"items": `{"type":"null"}`, "required": `["zz"]`, "properties": `{"zz":{}}`, "title": `"T"`, "default": "1", "format": `"date"`,
+	} {
+		of := keywords[name]
+		if kind := strings.Trim(string(o["type"]), `"`); of == kind || of == "number" && kind == "integer" || o[name] != nil {
+			continue
+		}
+		if rapid.IntRange(0, 3).Draw(t, name) == 0 {
+			s.source = strings.TrimSuffix(s.source, "}") + `,"` + name + `":` + v + "}"
+		}
+	}
+	return s
 }
 
 func boolInt(b bool) int {
@@ -280,7 +363,7 @@ func TestWalksAreValid(t *testing.T) {
 	v := vocabulary(t, common)
 	rapid.Check(t, func(t *rapid.T) {
 		doc := drawDocument(t)
-		g := compileRapid(t, Spec{JSONSchema, doc.source}, v, Limits{Nesting: 6})
+		g := compileRapid(t, Spec{Kind: JSONSchema, Source: doc.source}, v, Limits{Nesting: 6})
 		validator := oracle(t, doc.source)
 		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
 		machine := newNaive(g.a.network, 6)
@@ -339,13 +422,13 @@ func compileRapid(t *rapid.T, spec Spec, v *Vocabulary, limits Limits) *Grammar 
 	return g
 }
 
-// TestDocumentsAreAccepted: documents written from a schema are accepted, compact and indented,
+// TestDocumentsAreAccepted: documents written from a schema are accepted, compact and with blanks,
 // however they are cut into tokens.
 func TestDocumentsAreAccepted(t *testing.T) {
 	v := vocabulary(t, common)
 	rapid.Check(t, func(t *rapid.T) {
 		doc := drawDocument(t)
-		g := compileRapid(t, Spec{JSONSchema, doc.source}, v, Limits{})
+		g := compileRapid(t, Spec{Kind: JSONSchema, Source: doc.source}, v, Limits{})
 		validator := oracle(t, doc.source)
 		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 2))
 		for range 4 {
@@ -410,8 +493,8 @@ func TestRegexesAgree(t *testing.T) {
 		anchored := rapid.SampledFrom([]string{"%s", "^(%s)", "(%s)$", "^%s$", "^(%s)|a$"}).Draw(t, "anchors")
 		search := fmt.Sprintf(anchored, source)
 		found := regexp.MustCompile(search)
-		g := compileRapid(t, Spec{Regex, source}, v, Limits{})
-		p := compileRapid(t, Spec{JSONSchema, `{"type":"string","pattern":` + quote(search) + `}`}, v, Limits{})
+		g := compileRapid(t, Spec{Kind: Regex, Source: source}, v, Limits{})
+		p := compileRapid(t, Spec{Kind: JSONSchema, Source: `{"type":"string","pattern":` + quote(search) + `}`}, v, Limits{})
 		for _, text := range rapid.SliceOfN(rapid.StringOfN(rapid.RuneFrom([]rune("ab1é日\n\"\\A")), 0, 6, -1), 12, 12).Draw(t, "texts") {
 			if want, got := whole.MatchString(text), acceptsRapid(t, g, text); got != want {
 				t.Fatalf("%q matches %q: %v, want %v", source, text, got, want)
@@ -447,7 +530,7 @@ func TestTablesEmptied(t *testing.T) {
 	v := vocabulary(t, common)
 	rapid.Check(t, func(t *rapid.T) {
 		doc := drawDocument(t)
-		spec := Spec{JSONSchema, doc.source}
+		spec := Spec{Kind: JSONSchema, Source: doc.source}
 		wide := compileRapid(t, spec, v, Limits{})
 		tight := compileRapid(t, spec, v, Limits{StateBytes: 1, MaskBytes: 1})
 		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 4))

@@ -19,17 +19,119 @@ func (b *builder) regex(from, to int32, source string) {
 }
 
 // pattern adds strings (without their quotes) in which the expression matches somewhere, as the
-// keyword pattern has it: anything may stand before it and after it, unless ^ and $ forbid.
-func (b *builder) pattern(from, to int32, source string) {
+// keyword pattern has it: anything may stand before it and after it, unless ^ and $ forbid. The
+// strings have min to max characters, max < 0 for any number: where the expression is one character
+// repeated that is its count; others must keep to the lengths by themselves.
+func (b *builder) pattern(from, to int32, source string, min, max int) {
 	r := b.parseRegex(source)
 	if r == nil {
 		return
+	}
+	if min > 0 || max >= 0 {
+		if sub, lo, hi := runOf(r); sub != nil {
+			if lo = atLeast(lo, min); hi < 0 || max >= 0 && max < hi {
+				hi = max
+			}
+			if hi >= 0 && lo > hi {
+				b.fail(fmt.Errorf("%w: %s: no text has %d characters or more, and %d or less", ErrUnsupported, b.place, lo, hi))
+				return
+			}
+			(&expression{b: b, spelling: quoted, start: from, end: to}).repeat(sub, from, to, lo, hi)
+			return
+		}
+		lo, hi, begins, ends := lengths(r)
+		if lo < min || max >= 0 && (hi < 0 || hi > max || !begins || !ends) {
+			b.fail(fmt.Errorf("%w: %s: pattern together with minLength or maxLength that it does not imply: count in the pattern, as in ^[a-z]{2,8}$", ErrUnsupported, b.place))
+			return
+		}
 	}
 	before, after := b.node(), b.node()
 	char := b.automaton(func(from, to int32) { b.chars(from, to, []rune{0, unicode.MaxRune}, quoted) })
 	b.repeat(from, before, char, 0, -1)
 	(&expression{b: b, spelling: quoted, start: from, end: to}).add(r, before, after, true, true)
 	b.repeat(after, to, char, 0, -1)
+}
+
+func atLeast(n, least int) int { return max(n, least) }
+
+// runOf takes ^x{lo,hi}$ apart, x being one character; sub is nil for anything else.
+func runOf(r *syntax.Regexp) (sub *syntax.Regexp, lo, hi int) {
+	if r.Op != syntax.OpConcat || len(r.Sub) != 3 || r.Sub[0].Op != syntax.OpBeginText || r.Sub[2].Op != syntax.OpEndText {
+		return nil, 0, 0
+	}
+	r = r.Sub[1]
+	for r.Op == syntax.OpCapture {
+		r = r.Sub[0]
+	}
+	switch r.Op {
+	case syntax.OpStar, syntax.OpPlus, syntax.OpQuest, syntax.OpRepeat:
+		if one, most, _, _ := lengths(r.Sub[0]); one == 1 && most == 1 {
+			lo, hi = counts(r)
+			return r.Sub[0], lo, hi
+		}
+	}
+	return nil, 0, 0
+}
+
+// counts is how often what r repeats stands there; hi < 0 for any number.
+func counts(r *syntax.Regexp) (lo, hi int) {
+	switch r.Op {
+	case syntax.OpStar:
+		return 0, -1
+	case syntax.OpPlus:
+		return 1, -1
+	case syntax.OpQuest:
+		return 0, 1
+	}
+	return r.Min, r.Max
+}
+
+// lengths is how many characters an expression matches at least and at most, hi < 0 for any number,
+// and whether it begins with ^ and ends with $.
+func lengths(r *syntax.Regexp) (lo, hi int, begins, ends bool) {
+	switch r.Op {
+	case syntax.OpLiteral:
+		return len(r.Rune), len(r.Rune), false, false
+	case syntax.OpCharClass, syntax.OpAnyChar, syntax.OpAnyCharNotNL:
+		return 1, 1, false, false
+	case syntax.OpCapture:
+		return lengths(r.Sub[0])
+	case syntax.OpBeginText:
+		return 0, 0, true, false
+	case syntax.OpEndText:
+		return 0, 0, false, true
+	case syntax.OpConcat:
+		for i, sub := range r.Sub {
+			l, h, b, e := lengths(sub)
+			lo += l
+			if hi += h; h < 0 || hi < 0 {
+				hi = -1 << 40 // stays below 0, whatever is added
+			}
+			begins = begins || b && i == 0
+			ends = e && i == len(r.Sub)-1
+		}
+		return lo, max(hi, -1), begins, ends
+	case syntax.OpAlternate:
+		lo, hi, begins, ends = lengths(r.Sub[0])
+		for _, sub := range r.Sub[1:] {
+			l, h, b, e := lengths(sub)
+			if lo = min(lo, l); h < 0 || hi < 0 {
+				hi = -1
+			} else {
+				hi = max(hi, h)
+			}
+			begins, ends = begins && b, ends && e
+		}
+		return lo, hi, begins, ends
+	case syntax.OpStar, syntax.OpPlus, syntax.OpQuest, syntax.OpRepeat:
+		l, h, _, _ := lengths(r.Sub[0])
+		low, high := counts(r)
+		if lo = l * low; h < 0 && high != 0 || high < 0 && h != 0 {
+			return lo, -1, false, false
+		}
+		return lo, h * high, false, false
+	}
+	return 0, 0, false, false
 }
 
 // maxRegexBytes bounds an expression, for the parser unfolds classes: 3 bytes can name 600 ranges.

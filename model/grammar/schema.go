@@ -1,11 +1,12 @@
 package grammar
 
 import (
-	"encoding/json"
 	"fmt"
+	"math/big"
 	"net/url"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // A schema under compilation. Every keyword is either taken account of, or an annotation, or
@@ -13,24 +14,25 @@ import (
 type schemas struct {
 	b    *builder
 	root any
-	// building is the set of referenced places whose automaton is not finished.
-	building map[string]bool
 }
 
 // annotations say nothing about which documents are valid. format is one by the specification's
-// default, and is treated so.
+// default, and is treated so; so is what begins with x-.
 var annotations = []string{
 	"title", "description", "default", "examples", "$schema", "$comment", "format", "deprecated",
-	"readOnly", "writeOnly", "contentEncoding", "contentMediaType",
+	"readOnly", "writeOnly", "contentEncoding", "contentMediaType", "discriminator",
 }
 
 // keywords are those of the subset, with the one type that they speak of, if any.
 var keywords = map[string]string{
 	"properties": "object", "required": "object", "additionalProperties": "object",
-	"items": "array", "minItems": "array", "maxItems": "array", "uniqueItems": "array",
+	"propertyNames": "object", "patternProperties": "object", "minProperties": "object", "maxProperties": "object",
+	"items": "array", "prefixItems": "array", "additionalItems": "array",
+	"minItems": "array", "maxItems": "array", "uniqueItems": "array",
 	"minLength": "string", "maxLength": "string", "pattern": "string",
 	"minimum": "number", "maximum": "number", "exclusiveMinimum": "number", "exclusiveMaximum": "number",
-	"type": "", "enum": "", "const": "", "anyOf": "", "oneOf": "", "allOf": "", "$ref": "",
+	"multipleOf": "number",
+	"type":       "", "enum": "", "const": "", "anyOf": "", "oneOf": "", "allOf": "", "$ref": "",
 	"$defs": "", "definitions": "",
 }
 
@@ -43,7 +45,7 @@ func (b *builder) schema(from, to int32, source string) {
 		b.fail(fmt.Errorf("%w: json_schema: %w", ErrUnsupported, err))
 		return
 	}
-	(&schemas{b: b, root: doc, building: map[string]bool{}}).value(from, to, doc, "", nil)
+	(&schemas{b: b, root: doc}).value(from, to, doc, "", nil)
 }
 
 func (s *schemas) refuse(place, format string, args ...any) {
@@ -74,53 +76,24 @@ func (s *schemas) value(from, to int32, schema any, place string, open []string)
 	if s.b.err != nil {
 		return
 	}
-	only := func(allowed ...string) bool {
-		for _, name := range used {
-			if !slices.Contains(allowed, name) {
-				s.refuse(join(place, name), "%s together with %s", name, allowed[0])
-				return false
-			}
-		}
-		return true
-	}
-	has := func(name string) bool { _, ok := o.values[name]; return ok }
+	has := func(name string) bool { return slices.Contains(used, name) }
+	alone := len(used) == 1
 	switch {
 	case len(used) == 0:
 		s.b.anyValue(from, to)
-	case has("$ref"):
-		if only("$ref") {
-			s.reference(from, to, o.values["$ref"], place, open)
-		}
-	case has("const"):
-		if only("const", "type") {
-			s.constants(from, to, []any{o.values["const"]}, o, place)
-		}
-	case has("enum"):
-		list, _ := o.values["enum"].([]any)
-		if len(list) == 0 {
-			s.refuse(join(place, "enum"), "not a list of at least one value")
-		} else if only("enum", "type") {
-			s.constants(from, to, list, o, place)
-		}
+	case has("$ref") && alone:
+		s.reference(from, to, o.values["$ref"], place, open)
+	case has("allOf") && alone && s.length(o, "allOf", place) == 1:
+		s.value(from, to, o.values["allOf"].([]any)[0], place+"/allOf/0", open)
+	case has("$ref") || has("allOf"):
+		s.merged(from, to, o, place, open)
 	case has("anyOf") || has("oneOf"):
-		name := "anyOf"
-		if has("oneOf") {
-			name = "oneOf"
-		}
-		list, _ := o.values[name].([]any)
-		if len(list) == 0 {
-			s.refuse(join(place, name), "not a list of at least one schema")
-		} else if only(name) {
-			for i, sub := range list {
-				s.value(from, to, sub, fmt.Sprintf("%s/%s/%d", place, name, i), open)
-			}
-		}
-	case has("allOf"):
-		list, _ := o.values["allOf"].([]any)
-		if len(list) != 1 {
-			s.refuse(join(place, "allOf"), "only a list of one schema is supported")
-		} else if only("allOf") {
-			s.value(from, to, list[0], place+"/allOf/0", open)
+		s.choice(from, to, o, place, open)
+	case has("const"):
+		s.constants(from, to, []any{o.values["const"]}, o, used, place)
+	case has("enum"):
+		if s.length(o, "enum", place) > 0 {
+			s.constants(from, to, o.values["enum"].([]any), o, used, place)
 		}
 	default:
 		for _, name := range s.types(o, used, place) {
@@ -129,11 +102,48 @@ func (s *schemas) value(from, to int32, schema any, place string, open []string)
 	}
 }
 
+// length is that of a list that must have something in it; 0 is refused.
+func (s *schemas) length(o *object, name, place string) int {
+	list, _ := o.values[name].([]any)
+	if len(list) == 0 {
+		s.refuse(join(place, name), "not a list of at least one")
+	}
+	return len(list)
+}
+
+// choice adds the branches of anyOf or oneOf, each with all that stands beside them.
+func (s *schemas) choice(from, to int32, o *object, place string, open []string) {
+	name := "anyOf"
+	if _, ok := o.values["oneOf"]; ok {
+		name = "oneOf"
+	}
+	if s.length(o, name, place) == 0 {
+		return
+	}
+	beside := o.without(name)
+	plain := len(s.keywords(beside, place)) == 0
+	refused := 0
+	list := o.values[name].([]any)
+	for i, sub := range list {
+		at := fmt.Sprintf("%s/%s/%d", place, name, i)
+		switch {
+		case sub == false:
+			if refused++; refused == len(list) {
+				s.refuse(place, "every branch is false, which allows nothing")
+			}
+		case plain:
+			s.value(from, to, sub, at, open)
+		default:
+			s.value(from, to, &object{names: []string{"allOf"}, values: map[string]any{"allOf": []any{beside, sub}}}, at, open)
+		}
+	}
+}
+
 // keywords returns the names that restrict, after refusing those outside the subset.
 func (s *schemas) keywords(o *object, place string) []string {
 	var used []string
 	for _, name := range o.names {
-		if slices.Contains(annotations, name) || place == "" && name == "$id" {
+		if slices.Contains(annotations, name) || strings.HasPrefix(name, "x-") || place == "" && name == "$id" {
 			continue
 		}
 		if _, ok := keywords[name]; !ok {
@@ -152,9 +162,9 @@ func (s *schemas) keywords(o *object, place string) []string {
 	return used
 }
 
-// types returns the types that the schema allows. Without the keyword type it is the one type that
-// the other keywords speak of: the values of other types, which they do not restrict, are left
-// out.
+// types returns the types that the schema allows; keywords that speak of others are without effect.
+// Without the keyword type it is the types that the other keywords speak of: the values of others,
+// which they do not restrict, are left out.
 func (s *schemas) types(o *object, used []string, place string) []string {
 	var list []string
 	switch t := o.values["type"].(type) {
@@ -170,7 +180,11 @@ func (s *schemas) types(o *object, used []string, place string) []string {
 			s.refuse(join(place, "type"), "not a type")
 			return nil
 		}
-		list = []string{keywords[used[0]]}
+		for _, name := range used {
+			if of := keywords[name]; of != "" && !slices.Contains(list, of) {
+				list = append(list, of)
+			}
+		}
 	default:
 		s.refuse(join(place, "type"), "neither a type nor a list of types")
 		return nil
@@ -186,13 +200,6 @@ func (s *schemas) types(o *object, used []string, place string) []string {
 	}
 	if slices.Contains(list, "number") { // an integer is a number
 		list = slices.DeleteFunc(list, func(t string) bool { return t == "integer" })
-	}
-	for _, name := range used {
-		of := keywords[name]
-		if of != "" && !slices.Contains(list, of) && !(of == "number" && slices.Contains(list, "integer")) {
-			s.refuse(join(place, name), "the keyword does not apply to %s", strings.Join(list, " or "))
-			return nil
-		}
 	}
 	return list
 }
@@ -216,8 +223,8 @@ func (s *schemas) typed(from, to int32, name string, o *object, place string) {
 	}
 }
 
-// constants adds the values that are of the schema's type, if it names one.
-func (s *schemas) constants(from, to int32, list []any, o *object, place string) {
+// constants adds the values that the rest of the schema allows.
+func (s *schemas) constants(from, to int32, list []any, o *object, used []string, place string) {
 	var allowed []string
 	if _, ok := o.values["type"]; ok {
 		if allowed = s.types(o, []string{"type"}, place); s.b.err != nil {
@@ -227,35 +234,88 @@ func (s *schemas) constants(from, to int32, list []any, o *object, place string)
 	var texts []string
 	for _, v := range list {
 		t := typeOf(v)
-		if allowed == nil || slices.Contains(allowed, t) || t == "integer" && slices.Contains(allowed, "number") {
+		if allowed != nil && !slices.Contains(allowed, t) && !(t == "integer" && slices.Contains(allowed, "number")) {
+			continue
+		}
+		holds := true
+		for _, name := range used {
+			of := keywords[name]
+			if of == t || of == "number" && t == "integer" {
+				ok, known := s.holds(v, name, o.values[name])
+				if !known {
+					s.refuse(join(place, name), "%s together with enum or const", name)
+					return
+				}
+				holds = holds && ok
+			}
+		}
+		if list, ok := o.values["enum"].([]any); ok && !slices.ContainsFunc(list, func(x any) bool { return spell(x) == spell(v) }) {
+			holds = false // a const that the enum beside it does not have
+		}
+		if holds {
 			texts = append(texts, spell(v))
 		}
 	}
 	if len(texts) == 0 {
-		s.refuse(place, "no value is of the type")
+		s.refuse(place, "no value is of the type, or within the bounds")
 		return
 	}
 	s.b.literals(from, to, texts)
 }
 
-// reference calls the automaton of another place of the document. The call nests: references are
-// how a schema recurs.
-func (s *schemas) reference(from, to int32, ref any, place string, open []string) {
+// holds says whether a constant satisfies a keyword that speaks of its type; known is false where
+// that is not looked into.
+func (s *schemas) holds(v any, name string, want any) (ok, known bool) {
+	x, isNumber := number(v)
+	if text, isText := v.(string); isText {
+		x, isNumber = new(big.Rat).SetInt64(int64(utf8.RuneCountInString(text))), true
+	}
+	bound, isBound := number(want)
+	if !isNumber || !isBound {
+		return false, false
+	}
+	switch name {
+	case "minimum", "minLength":
+		return x.Cmp(bound) >= 0, true
+	case "maximum", "maxLength":
+		return x.Cmp(bound) <= 0, true
+	case "exclusiveMinimum":
+		return x.Cmp(bound) > 0, true
+	case "exclusiveMaximum":
+		return x.Cmp(bound) < 0, true
+	case "multipleOf":
+		return bound.Sign() > 0 && new(big.Rat).Quo(x, bound).IsInt(), true
+	}
+	return false, false
+}
+
+// follow returns what a $ref refers to.
+func (s *schemas) follow(ref any, place string, open []string) (target any, pointer string, ok bool) {
 	text, _ := ref.(string)
 	at := join(place, "$ref")
 	pointer, local := strings.CutPrefix(text, "#")
 	pointer, err := url.PathUnescape(pointer)
 	if !local || err != nil || pointer != "" && pointer[0] != '/' {
 		s.refuse(at, "only #, #/$defs/NAME and other pointers into the schema are supported")
-		return
+		return nil, "", false
 	}
-	target, ok := resolve(s.root, pointer)
+	target, ok = resolve(s.root, pointer)
 	if !ok {
 		s.refuse(at, "%q is not in the schema", text)
-		return
+		return nil, "", false
 	}
 	if slices.Contains(open, pointer) {
 		s.refuse(at, "%q refers to itself with no object or array between", text)
+		return nil, "", false
+	}
+	return target, pointer, true
+}
+
+// reference calls the automaton of another place of the document. The call nests: references are
+// how a schema recurs.
+func (s *schemas) reference(from, to int32, ref any, place string, open []string) {
+	target, pointer, ok := s.follow(ref, place, open)
+	if !ok {
 		return
 	}
 	start := s.b.rule("ref "+pointer, func(from, to int32) {
@@ -264,51 +324,104 @@ func (s *schemas) reference(from, to int32, ref any, place string, open []string
 	s.b.call(from, start, to, true)
 }
 
+// array adds an array: what prefixItems says of its first items, and items of the others. A list in
+// items is prefixItems in older words, and additionalItems is items then.
 func (s *schemas) array(from, to int32, o *object, place string) {
-	if unique, ok := o.values["uniqueItems"]; ok && unique != false {
-		s.refuse(join(place, "uniqueItems"), "only false is supported")
-		return
-	}
 	min, max, ok := s.counts(o, "minItems", "maxItems", place)
 	if !ok {
 		return
 	}
-	items := s.b.automaton(func(from, to int32) {
-		if sub, ok := o.values["items"]; ok {
-			s.value(from, to, sub, join(place, "items"), nil)
-		} else {
-			s.b.anyValue(from, to)
+	if unique, ok := o.values["uniqueItems"]; ok && unique != false && (unique != true || max < 0 || max > 1) {
+		s.refuse(join(place, "uniqueItems"), "only false is supported")
+		return
+	}
+	restName, listName := "items", "prefixItems"
+	prefix, isList := o.values["items"].([]any)
+	if isList {
+		restName, listName = "additionalItems", "items"
+	} else if list, said := o.values["prefixItems"]; said {
+		if prefix, isList = list.([]any); !isList {
+			s.refuse(join(place, "prefixItems"), "not a list")
+			return
 		}
-	})
-	item := func(from, to int32) { s.b.call(from, items, to, false) }
+	}
+	// most is the first place at which there can be no item.
+	most := max
+	fewer := func(n int) {
+		if most < 0 || n < most {
+			most = n
+		}
+	}
+	for i, sub := range prefix {
+		if sub == false {
+			fewer(i)
+		}
+	}
+	rest, said := o.values[restName]
+	if !said {
+		rest = true
+	}
+	if rest == false {
+		fewer(len(prefix))
+	}
+	if most >= 0 && most < min {
+		s.refuse(place, "at least %d items, and at most %d", min, most)
+		return
+	}
+	rule := func(sub any, at string) int32 {
+		return s.b.automaton(func(from, to int32) { s.value(from, to, sub, at, nil) })
+	}
+	var others int32
+	if most < 0 || most > len(prefix) {
+		others = rule(rest, join(place, restName))
+	}
 	s.b.place = fmt.Sprintf("json_schema at %q", place)
-	if min == 0 && max < 0 {
-		s.b.list(from, to, '[', ']', item)
-		return
-	}
-	inside, first := s.b.node(), s.b.node()
+	inside, at := s.b.node(), s.b.node()
 	s.b.bytes(from, inside, '[', '[')
-	s.b.space(inside, first)
+	s.b.space(inside, at)
 	if min == 0 {
-		s.b.bytes(first, to, ']', ']')
+		s.b.bytes(at, to, ']', ']')
 	}
-	if max == 0 {
-		return
+	close := func(at int32) {
+		last := s.b.node()
+		s.b.space(at, last)
+		s.b.bytes(last, to, ']', ']')
 	}
-	after, rest, last := s.b.node(), s.b.node(), s.b.node()
-	item(first, after)
-	more := s.b.automaton(func(from, to int32) {
+	separator := func(from int32) int32 {
 		comma, next := s.b.node(), s.b.node()
 		s.b.bytes(from, comma, ',', ',')
 		s.b.space(comma, next)
-		item(next, to)
-	})
-	if max > 0 {
-		max--
+		return next
 	}
-	s.b.repeat(after, rest, more, atLeast0(min-1), max)
-	s.b.space(rest, last)
-	s.b.bytes(last, to, ']', ']')
+	for i := 0; (most < 0 || i < most) && s.b.err == nil; i++ {
+		if i > 0 && i >= len(prefix) {
+			more := s.b.automaton(func(from, to int32) { s.b.call(separator(from), others, to, false) })
+			left := most
+			if most >= 0 {
+				left = most - i
+			}
+			end := s.b.node()
+			s.b.repeat(at, end, more, atLeast0(min-i), left)
+			close(end)
+			return
+		}
+		item := others
+		if i < len(prefix) {
+			item = rule(prefix[i], fmt.Sprintf("%s/%s/%d", place, listName, i))
+		}
+		if i > 0 {
+			if i >= min {
+				close(at)
+			}
+			at = separator(at)
+		}
+		next := s.b.node()
+		s.b.call(at, item, next, false)
+		at = next
+	}
+	if most > 0 {
+		close(at)
+	}
 }
 
 func atLeast0(n int) int { return max(n, 0) }
@@ -324,8 +437,6 @@ func (s *schemas) text(from, to int32, o *object, place string) {
 		s.b.anyText(from, to)
 	case !ok:
 		s.b.text(from, to, min, max)
-	case min != 0 || max >= 0:
-		s.refuse(join(place, "pattern"), "pattern together with minLength or maxLength: count in the pattern, as in ^[a-z]{2,8}$")
 	default:
 		source, ok := pattern.(string)
 		if !ok {
@@ -335,7 +446,7 @@ func (s *schemas) text(from, to int32, o *object, place string) {
 		inside, end := s.b.node(), s.b.node()
 		s.b.bytes(from, inside, '"', '"')
 		s.b.place = fmt.Sprintf("json_schema at %q", join(place, "pattern"))
-		s.b.pattern(inside, end, source)
+		s.b.pattern(inside, end, source, min, max)
 		s.b.bytes(end, to, '"', '"')
 	}
 }
@@ -348,13 +459,13 @@ func (s *schemas) counts(o *object, minName, maxName, place string) (min, max in
 		if !ok {
 			continue
 		}
-		n, isNumber := v.(json.Number)
-		i, err := n.Int64()
-		if !isNumber || err != nil || i < 0 {
+		n, isNumber := number(v)
+		if !isNumber || !n.IsInt() || n.Sign() < 0 {
 			s.refuse(join(place, name), "not a whole number from 0")
 			return 0, 0, false
 		}
-		if i > int64(s.b.limits.Nodes) {
+		i := n.Num().Int64()
+		if !n.Num().IsInt64() || i > int64(s.b.limits.Nodes) {
 			s.b.fail(fmt.Errorf("%w: json_schema at %q: more than %d", ErrLimit, join(place, name), s.b.limits.Nodes))
 			return 0, 0, false
 		}

@@ -20,24 +20,26 @@ func (g *Grammar) at(id int32) State {
 	return State{g: g, generation: g.a.generation, id: id, accepting: s.accepting, configs: s.configs}
 }
 
-// enter makes the state's number valid. The grammar's lock is held.
+// enter makes the state's number valid and begins an operation. The grammar's lock is held.
 func (s *State) enter() error {
 	a := s.g.a
-	a.allowed = a.limits.Work
 	if a.full() {
 		a.reset()
 		s.g.masks.reset()
 	}
-	if s.generation == a.generation {
-		return nil
+	if s.generation != a.generation {
+		id, err := a.restore(s.configs, s.accepting)
+		if err != nil {
+			return err
+		}
+		s.id, s.generation, s.configs = id, a.generation, a.states[id].configs
 	}
-	id, err := a.restore(s.configs, s.accepting)
-	if err != nil {
-		return err
-	}
-	s.id, s.generation, s.configs = id, a.generation, a.states[id].configs
+	a.operate()
 	return nil
 }
+
+// known reports that the state's number is valid and nothing has to be emptied. The lock is held.
+func (s *State) known() bool { return s.generation == s.g.a.generation && !s.g.a.full() }
 
 // Mask returns the tokens that may follow, a bit each, low bits first, as device.Batch.Masks has
 // them: Vocabulary().Words() words. The caller must not change it; it stays as it is. The first
@@ -57,6 +59,28 @@ func (s *State) Mask() ([]uint32, error) {
 		g.masks.touch(k)
 		return k.words, nil
 	}
+	return s.compute()
+}
+
+// TryMask is Mask where that is a look-up; ok is false if the mask has to be worked out, or if
+// somebody is working on the grammar.
+func (s *State) TryMask() (mask []uint32, ok bool) {
+	g := s.g
+	if !g.mu.TryLock() {
+		return nil, false
+	}
+	defer g.mu.Unlock()
+	if !s.known() || g.a.states[s.id].mask == nil {
+		return nil, false
+	}
+	k := g.a.states[s.id].mask
+	g.masks.touch(k)
+	return k.words, true
+}
+
+// compute works the mask out.
+func (s *State) compute() ([]uint32, error) {
+	g := s.g
 	words := make([]uint32, g.vocabulary.Words())
 	if err := g.a.fill(words, g.vocabulary, s.id, g.path); err != nil {
 		return nil, err
@@ -73,23 +97,59 @@ func (s *State) Mask() ([]uint32, error) {
 // Accept goes on past a token. ErrRefused: the token cannot follow, and the state is as it was.
 // Replaying a request's tokens from NewState leads to the same state.
 func (s *State) Accept(token int32) error {
+	if bytes, err := s.bytesOf(token); bytes == nil {
+		return err
+	}
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	return s.accept(token)
+}
+
+// TryAccept is Accept where that is look-ups; ok is false, and nothing has changed, if steps have to
+// be worked out, or if somebody is working on the grammar.
+func (s *State) TryAccept(token int32) (ok bool, err error) {
+	bytes, err := s.bytesOf(token)
+	if bytes == nil {
+		return true, err
+	}
+	g := s.g
+	if !g.mu.TryLock() {
+		return false, nil
+	}
+	defer g.mu.Unlock()
+	if !s.known() {
+		return false, nil
+	}
+	for id, i := s.id, 0; i < len(bytes) && id != dead; i++ {
+		if id = g.a.next[int(id)*g.a.classes+int(g.a.class[bytes[i]])].to; id == unknown {
+			return false, nil
+		}
+	}
+	return true, s.accept(token)
+}
+
+// bytesOf returns what a token writes. Without any, the token is dealt with: it has ended the text,
+// or cannot follow.
+func (s *State) bytesOf(token int32) ([]byte, error) {
+	v := s.g.vocabulary
+	switch {
+	case s.ended:
+		return nil, fmt.Errorf("%w: %d comes after the end", ErrRefused, token)
+	case v.isEnd(token) && !s.accepting:
+		return nil, fmt.Errorf("%w: %d ends the text where it is not complete", ErrRefused, token)
+	case v.isEnd(token):
+		s.ended = true
+		return nil, nil
+	case token < 0 || int(token) >= len(v.tokens) || v.tokens[token] == nil:
+		return nil, fmt.Errorf("%w: %d is a special token or none", ErrRefused, token)
+	}
+	return v.tokens[token], nil
+}
+
+// accept goes on past a token that has text. The lock is held.
+func (s *State) accept(token int32) error {
 	g := s.g
 	v := g.vocabulary
-	if s.ended {
-		return fmt.Errorf("%w: %d comes after the end", ErrRefused, token)
-	}
-	if v.isEnd(token) {
-		if !s.accepting {
-			return fmt.Errorf("%w: %d ends the text where it is not complete", ErrRefused, token)
-		}
-		s.ended = true
-		return nil
-	}
-	if token < 0 || int(token) >= len(v.tokens) || v.tokens[token] == nil {
-		return fmt.Errorf("%w: %d is a special token or none", ErrRefused, token)
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	if err := s.enter(); err != nil {
 		return err
 	}

@@ -65,6 +65,7 @@ const (
 // chars adds the characters of the ranges (pairs of first and last, ascending), as the spelling
 // has them. Sets of many runs, such as letters, are built once and called.
 func (b *builder) chars(from, to int32, ranges []rune, s spelling) {
+	b.spend(len(ranges))
 	var runs [][]span
 	for i := 0; i+1 < len(ranges); i += 2 {
 		lo, hi := ranges[i], ranges[i+1]

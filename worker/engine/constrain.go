@@ -28,12 +28,12 @@ func SpecOf(c *pb.Constraint) (grammar.Spec, error) {
 	switch k := c.GetKind().(type) {
 	case *pb.Constraint_JsonObject:
 		if k.JsonObject {
-			return grammar.Spec{Kind: grammar.JSONObject}, nil
+			return grammar.Spec{Kind: grammar.JSONObject, Whitespace: c.Whitespace}, nil
 		}
 	case *pb.Constraint_JsonSchema:
-		return grammar.Spec{Kind: grammar.JSONSchema, Source: k.JsonSchema}, nil
+		return grammar.Spec{Kind: grammar.JSONSchema, Source: k.JsonSchema, Whitespace: c.Whitespace}, nil
 	case *pb.Constraint_Regex:
-		return grammar.Spec{Kind: grammar.Regex, Source: k.Regex}, nil
+		return grammar.Spec{Kind: grammar.Regex, Source: k.Regex, Whitespace: c.Whitespace}, nil
 	}
 	return grammar.Spec{}, errors.New("constraint is none of json_object, json_schema and regex")
 }

@@ -290,7 +290,10 @@ type Constraint struct {
 	//	*Constraint_JsonObject
 	//	*Constraint_JsonSchema
 	//	*Constraint_Regex
-	Kind          isConstraint_Kind `protobuf_oneof:"kind"`
+	Kind isConstraint_Kind `protobuf_oneof:"kind"`
+	// What may stand between JSON's tokens: a regular expression of blanks, tabs and line breaks. Empty: at
+	// most one blank. Not with regex.
+	Whitespace    string `protobuf:"bytes,4,opt,name=whitespace,proto3" json:"whitespace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -355,6 +358,13 @@ func (x *Constraint) GetRegex() string {
 		if x, ok := x.Kind.(*Constraint_Regex); ok {
 			return x.Regex
 		}
+	}
+	return ""
+}
+
+func (x *Constraint) GetWhitespace() string {
+	if x != nil {
+		return x.Whitespace
 	}
 	return ""
 }
@@ -1445,14 +1455,17 @@ const file_quire_v1_inference_proto_rawDesc = "" +
 	"\x13_repetition_penaltyB\a\n" +
 	"\x05_seedB\v\n" +
 	"\t_logprobsB\x12\n" +
-	"\x10_prompt_logprobs\"r\n" +
+	"\x10_prompt_logprobs\"\x92\x01\n" +
 	"\n" +
 	"Constraint\x12!\n" +
 	"\vjson_object\x18\x01 \x01(\bH\x00R\n" +
 	"jsonObject\x12!\n" +
 	"\vjson_schema\x18\x02 \x01(\tH\x00R\n" +
 	"jsonSchema\x12\x16\n" +
-	"\x05regex\x18\x03 \x01(\tH\x00R\x05regexB\x06\n" +
+	"\x05regex\x18\x03 \x01(\tH\x00R\x05regex\x12\x1e\n" +
+	"\n" +
+	"whitespace\x18\x04 \x01(\tR\n" +
+	"whitespaceB\x06\n" +
 	"\x04kind\"K\n" +
 	"\aMessage\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x18\n" +
