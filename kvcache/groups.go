@@ -188,11 +188,52 @@ func (t *Tables) Lookup(tokens []int32) (cached int) {
 }
 
 // HasRoom reports whether each group has the blocks that tokens take, and spare more, if no step
-// computes more than step of them.
-func (t *Tables) HasRoom(tokens []int32, step, spare int) bool {
+// computes more than step of them and the sequences of without had been preempted. It changes nothing.
+func (t *Tables) HasRoom(tokens []int32, step, spare int, without []Tables) bool {
 	t.look(tokens)
 	n := len(tokens)
-	return t.hasRoom(n, step, spare) && (t.windowed == nil || t.windowed.hasRoom(n, step, spare))
+	held, heldWindowed := 0, 0
+	for _, o := range without {
+		held += o.Held()
+		if o.windowed != nil {
+			heldWindowed += o.windowed.Held()
+		}
+	}
+	// Blocks that others hold too do not come back, and what is cached is no less for it: so much is needed
+	// at least.
+	if !t.hasRoom(n, step, spare-held) || t.windowed != nil && !t.windowed.hasRoom(n, step, spare-heldWindowed) {
+		return false
+	}
+	held, heldWindowed = 0, 0
+	for _, o := range without {
+		held += o.reference(-1)
+		if o.windowed != nil {
+			heldWindowed += o.windowed.reference(-1)
+		}
+	}
+	room := t.hasRoom(n, step, spare-held) && (t.windowed == nil || t.windowed.hasRoom(n, step, spare-heldWindowed))
+	for _, o := range without {
+		o.reference(1)
+		if o.windowed != nil {
+			o.windowed.reference(1)
+		}
+	}
+	return room
+}
+
+// reference adds n to the references of the sequence's blocks, for a question to the pool, and returns
+// how many have none left.
+func (s *Sequence) reference(n int32) (unreferenced int) {
+	for _, id := range s.table {
+		if id == NoBlock {
+			continue
+		}
+		b := &s.pool.blocks[id]
+		if b.refs += n; b.refs == 0 {
+			unreferenced++
+		}
+	}
+	return unreferenced
 }
 
 func (s *Sequence) hasRoom(n, step, spare int) bool {

@@ -143,7 +143,7 @@ func (p *pair) begin(t *rapid.T, r *pairRun) bool {
 	if want := p.hit(s); cached != want {
 		t.Fatalf("Lookup says %d tokens of %v, the naive search %d", cached, s.tokens, want)
 	}
-	room := r.tables.HasRoom(s.tokens, len(s.tokens), 0)
+	room := r.tables.HasRoom(s.tokens, len(s.tokens), 0, nil)
 	var got int
 	var copies []Copy
 	ok := p.take(t, func() (err error) {

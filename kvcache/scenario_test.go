@@ -495,7 +495,7 @@ func TestScenarioC5(t *testing.T) {
 		t.Fatal("16 blocks fit a group of 4")
 	}
 	refused := small.NewSequence(Hash{})
-	if refused.HasRoom(ids(0, 256), 128, 0) {
+	if refused.HasRoom(ids(0, 256), 128, 0, nil) {
 		t.Fatal("there is room for 16 blocks in a group of 4")
 	}
 	if _, _, err := refused.Begin(ids(0, 256), nil); !errors.Is(err, ErrNoBlocks) {
@@ -505,7 +505,7 @@ func TestScenarioC5(t *testing.T) {
 
 	prompt := ids(0, 512)
 	both := hybrid.NewSequence(Hash{})
-	if !both.HasRoom(prompt, 128, 0) {
+	if !both.HasRoom(prompt, 128, 0, nil) {
 		t.Fatal("45 blocks have no room among 77")
 	}
 	if _, _, err := both.Begin(prompt, nil); err != nil {

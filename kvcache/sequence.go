@@ -99,6 +99,9 @@ func (s *Sequence) Hashes() []Hash { return s.hashes }
 // aliases internal memory, valid until the next call.
 func (s *Sequence) Table() []BlockID { return s.table }
 
+// Held is how many blocks the table holds.
+func (s *Sequence) Held() int { return len(s.table) - s.windowed }
+
 // Tokens is how many tokens the table has been asked to hold.
 func (s *Sequence) Tokens() int { return s.tokens }
 

@@ -11,7 +11,8 @@
 //     Beside decodes prefills get only as many tokens as leave streams their pace (pace.go).
 //
 //   - A sequence is admitted only if blocks for all its tokens are there now, and takes them at once,
-//     so that two half-filled prompts never wait for each other.
+//     so that two half-filled prompts never wait for each other. Where one does not fit, later ones use
+//     what is free until it does (admit.go).
 //
 //   - A decode that finds no block preempts the last sequence in the order, never one before itself:
 //     the first can always go on, so the whole always makes progress. A preempted sequence keeps its

@@ -430,7 +430,10 @@ func TestOutputIsUndisturbedByFetches(t *testing.T) {
 func TestFreezes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := Settings{Blocks: 64, BlockTokens: 4, MaxSequences: 4, MaxBatchTokens: 64, PrefixCache: true, Logger: quiet()}.WithDefaults()
-		runner := enginetest.NewRunner(enginetest.Config{Pages: s.Blocks, BlockTokens: 4, Vocab: testVocab, Limits: s.Limits()})
+		runner := enginetest.NewRunner(enginetest.Config{
+			Pages: s.Blocks, BlockTokens: 4, Vocab: testVocab, Limits: s.Limits(),
+			Gate: func(int) { time.Sleep(time.Millisecond) }, // so that it does not end first
+		})
 		cache, err := tier.New(tier.Settings{PageBytes: 16, Pages: 8})
 		if err != nil {
 			t.Fatal(err)

@@ -172,7 +172,7 @@ func TestGreedyIdentity(t *testing.T) {
 				long,
 				long, // a twin
 			} {
-				reqs = append(reqs, m.ask(fmt.Sprint(i), text, c.tokens))
+				reqs = append(reqs, m.ask(fmt.Sprint(i), text, c.tokens, func(q *pb.Request) { q.Sampling.IgnoreEos = true }))
 			}
 			want := make([][]int32, len(reqs))
 			most := 0
@@ -183,7 +183,8 @@ func TestGreedyIdentity(t *testing.T) {
 				want[i] = r.tokens(q.Id)
 				most = max(most, len(q.Prompt)+c.tokens)
 			}
-			small := (most+15)/16 + 2 // blocks
+			// Blocks for one to its end, or for two to begin.
+			small := max((most+15)/16, (len(reqs[0].Prompt)+15)/16+(len(reqs[1].Prompt)+15)/16+1)
 			for _, v := range []struct {
 				name      string
 				s         Settings
@@ -268,7 +269,7 @@ func TestTiersIdentity(t *testing.T) {
 				conversation("Write a short poem about the sea and the wind that moves it over the sand at night."),
 				conversation("List the planets of the solar system, from the sun outwards, with a word on each."),
 			} {
-				reqs = append(reqs, m.ask(fmt.Sprint(i), text, c.tokens))
+				reqs = append(reqs, m.ask(fmt.Sprint(i), text, c.tokens, func(q *pb.Request) { q.Sampling.IgnoreEos = true }))
 				most = max(most, len(reqs[i].Prompt)+c.tokens)
 			}
 			want := make([][]int32, len(reqs))

@@ -1,16 +1,12 @@
 package engine
 
 import (
-	"errors"
 	"slices"
 
 	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/kvcache"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
-
-// maxMisfits bounds how many waiting sequences that do not fit are looked past in a step.
-const maxMisfits = 8
 
 // planner decides what each step computes. It is a pure state machine: no goroutine, no lock, no
 // clock and no I/O; its owner calls plan, submits the batch, and gives the result to accept (or
@@ -30,8 +26,7 @@ type planner struct {
 	news    cacheNews
 	pace    pace
 	drafts  draftCosts
-	bound   []int // tenants of which nobody more may start in this plan
-	misfit  int   // blocks that were free when a waiting sequence last did not fit, -1 since one did
+	admission
 
 	number    uint64  // of the newest step planned
 	accepted  uint64  // of the newest step accepted
@@ -142,8 +137,9 @@ func (p *planner) plan(now int64) bool {
 	case p.suspects > 0:
 		p.probe(st, now)
 	default:
+		reclaimed := p.reclaim()
 		budget, preempted := p.scheduleRunning(st)
-		if !preempted {
+		if !preempted && !(reclaimed && p.pool.Deferred() > 0) {
 			p.admit(st, budget, now)
 		}
 	}
@@ -270,6 +266,7 @@ func (p *planner) preempt(s *sequence) {
 func (p *planner) enqueue(s *sequence) {
 	s.state, s.computed, s.rows, s.room, s.published = stateWaiting, 0, 0, 0, 0
 	p.waiting.insert(s)
+	p.misfit = -1
 	p.load.waitingTokens += int64(len(s.tokens))
 	p.fetch(s)
 	if s.patience > 0 && s.started == 0 && (p.nextLine == 0 || s.deadline() < p.nextLine) {
@@ -370,51 +367,6 @@ func (p *planner) fork(st *step) {
 	p.forking = kept
 }
 
-// admit starts waiting sequences while budget, slots and blocks last.
-func (p *planner) admit(st *step, budget int, now int64) {
-	misfits := 0
-	p.bound = p.bound[:0]
-	for i := 0; i < len(p.waiting) && budget > 0 && p.slots() > 0; {
-		s := p.waiting[i]
-		if p.hold == holdNew && s.started == 0 {
-			i++
-			continue
-		}
-		if s.fetching {
-			p.note(noteFetching, s, len(s.tokens))
-			i++
-			continue
-		}
-		if s.pending > 0 {
-			// Preempted with a token in flight: it is whole again once that has come back.
-			return
-		}
-		if slices.Contains(p.bound, s.tenant) {
-			i++
-			continue
-		}
-		n := p.start(st, s, budget, now)
-		if slices.Contains(p.bound, s.tenant) {
-			i++
-			continue
-		}
-		if n == 0 && s.state != stateRunning {
-			misfits++
-			p.misfit = p.pool.Free()
-			if s.preemptions > 0 || s.bypassed >= p.MaxBypass || misfits > maxMisfits {
-				return
-			}
-			i++
-			continue
-		}
-		budget -= n
-		p.misfit = -1
-		for _, passed := range p.waiting[:i] {
-			passed.bypassed++
-		}
-	}
-}
-
 // probe runs the first suspect alone, at the cost of anyone who holds what it needs. Nothing is in
 // flight.
 func (p *planner) probe(st *step, now int64) {
@@ -423,53 +375,12 @@ func (p *planner) probe(st *step, now int64) {
 		return
 	}
 	s := p.waiting[i]
-	for p.slots() <= 0 || p.start(st, s, p.MaxBatchTokens, now) == 0 {
-		if len(p.running) == 0 {
+	for {
+		if p.start(st, s, p.MaxBatchTokens, now); s.state == stateRunning || len(p.running) == 0 {
 			return
 		}
 		p.preempt(p.running.last())
 	}
-}
-
-// slots is how many more sequences may run.
-func (p *planner) slots() int { return p.MaxSequences - len(p.running) - len(p.forking) }
-
-// start moves s from waiting to running if there is room, and returns how many rows it got.
-func (p *planner) start(st *step, s *sequence, budget int, now int64) int {
-	cached, below, fit := p.begin(s)
-	if !fit {
-		return 0
-	}
-	s.computed = cached
-	n := p.cover(s, p.chunk(s, len(s.tokens)-cached, budget))
-	if n <= 0 && below == 0 {
-		s.computed = 0
-		p.release(s) // only a scoring request, which has no copy to undo
-		return 0
-	}
-	p.dequeue(s)
-	p.lower.keep(s)
-	s.preempted = 0
-	s.state, s.published = stateRunning, cached-cached%p.BlockTokens
-	if below > 0 {
-		cached = min(cached+below*p.BlockTokens, len(s.tokens)-1)
-	}
-	p.running.insert(s)
-	if s.started == 0 {
-		s.started = now
-		p.begun = append(p.begun, s.request)
-		s.cached = int32(min(cached, s.prompt))
-	}
-	p.note(noteAdmitted, s, cached)
-	if p.PrefixCache && s.preemptions == 0 {
-		p.count.queryTokens += int64(len(s.tokens))
-		p.count.hitTokens += int64(cached)
-	}
-	if below > 0 {
-		return 0 // no row before its blocks are there
-	}
-	p.schedule(st, s, n)
-	return n
 }
 
 // copy has the next step do copies, of which those that are new are for s, before anything else.
@@ -499,55 +410,6 @@ func (p *planner) undoCopies() {
 		}
 		p.dropCopies(s)
 	}
-}
-
-// lookup returns how many leading tokens of s are cached and may be read.
-func (p *planner) lookup(s *sequence) (cached int) {
-	if s.kv.None() {
-		p.newSequence(s)
-	}
-	s.kv.SetReadable(s.readable())
-	return s.kv.Lookup(s.tokens)
-}
-
-// begin takes blocks for all tokens of s, or nothing. below is how many after the cached ones are
-// being copied up from a lower tier.
-func (p *planner) begin(s *sequence) (cached, below int, ok bool) {
-	below, wait := p.below(s, p.lookup(s))
-	if wait {
-		p.note(noteFetching, s, len(s.tokens))
-		return 0, 0, false
-	}
-	// Who was preempted comes back only if everyone running can take one more block: else it would
-	// be the first to go again.
-	spare := 0
-	if s.preemptions > 0 {
-		spare = len(p.running)
-	}
-	if p.bounded(s) {
-		// The others wait for nobody's bound but their own.
-		p.bound = append(p.bound, s.tenant)
-		p.note(noteBounded, s, len(s.tokens))
-		return 0, 0, false
-	}
-	if !s.kv.HasRoom(s.tokens, p.MaxBatchTokens, spare) {
-		p.note(noteNoBlocks, s, len(s.tokens))
-		return 0, 0, false
-	}
-	cached, copies, err := s.kv.Begin(s.tokens, p.copies)
-	if err != nil {
-		if errors.Is(err, kvcache.ErrQuota) {
-			p.bound = append(p.bound, s.tenant)
-		}
-		p.note(noteNoBlocks, s, len(s.tokens))
-		return 0, 0, false
-	}
-	p.copy(s, copies)
-	s.room = s.kv.Room()
-	if below > 0 {
-		below = p.lift(s, cached/p.BlockTokens, below)
-	}
-	return cached, below, true
 }
 
 // expire ends requests that are past their deadline and have not started.

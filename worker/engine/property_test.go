@@ -25,7 +25,6 @@ func TestOutputIsUndisturbed(t *testing.T) {
 			PrefixCache:  rapid.Bool().Draw(t, "cache"),
 			PrefillChunk: rapid.SampledFrom([]int{0, 1, 7}).Draw(t, "chunk"),
 			ScoreRows:    rapid.IntRange(1, 5).Draw(t, "score rows"),
-			MaxBypass:    rapid.SampledFrom([]int{-1, 1, 32}).Draw(t, "bypass"),
 			Depth:        rapid.IntRange(1, 2).Draw(t, "depth"),
 			ReturnAfter:  rapid.SampledFrom([]time.Duration{-1, time.Second, 30 * time.Second}).Draw(t, "return after"),
 		}

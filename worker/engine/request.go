@@ -108,10 +108,11 @@ type sequence struct {
 
 	preemptions int
 	preempted   int64 // when it was and has not run since, Unix microseconds; 0 otherwise
-	bypassed    int
-	faults      int
-	incident    int64 // the failure it was last part of
-	suspect     bool
+	// onSufferance says that one before it waits, which would not be if this one did not run.
+	onSufferance bool
+	faults       int
+	incident     int64 // the failure it was last part of
+	suspect      bool
 
 	finder StopFinder // nil without stop strings
 }

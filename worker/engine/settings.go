@@ -51,9 +51,6 @@ type Settings struct {
 	// Defaults 1,024 and 4,194,304.
 	QueueRequests int
 	QueueTokens   int
-	// MaxBypass is how many later sequences may start before one that does not fit. Default 32;
-	// negative is none.
-	MaxBypass int
 	// ReturnAfter is how long a preempted request may wait to go on before it is handed back. Default
 	// 30 s; negative keeps it for good.
 	ReturnAfter time.Duration
@@ -104,7 +101,6 @@ func (s Settings) WithDefaults() Settings {
 	set(&s.BlockTokens, 16)
 	set(&s.QueueRequests, 1024)
 	set(&s.QueueTokens, 4<<20)
-	set(&s.MaxBypass, 32)
 	set(&s.Depth, 2)
 	set(&s.TraceSteps, 256)
 	if s.DecodeShare == 0 {
@@ -135,7 +131,6 @@ func (s Settings) Validate() error {
 		{"window_blocks", s.WindowBlocks, 0, 1 << 30},
 		{"queue_requests", s.QueueRequests, 1, 1 << 24},
 		{"queue_tokens", s.QueueTokens, 1, 1 << 40},
-		{"max_bypass", s.MaxBypass, -1, 1 << 20},
 		{"depth", s.Depth, 1, 2},
 		{"trace_steps", s.TraceSteps, 1, 1 << 20},
 	}

@@ -66,9 +66,9 @@ func (p *planner) victim(s *sequence, why error) *sequence {
 	return p.running.last()
 }
 
-// bounded reports whether the tenant of s may not hold the blocks with which s begins. Who was preempted
-// comes back only if everyone of the tenant that runs can take one more.
-func (p *planner) bounded(s *sequence) bool {
+// tenantIsBound reports whether the tenant of s may not hold the blocks with which s begins, and one more
+// for everyone of the tenant who runs before it, if those of without were preempted.
+func (p *planner) tenantIsBound(s *sequence, without []*sequence) bool {
 	if s.tenant == 0 {
 		return false
 	}
@@ -76,11 +76,14 @@ func (p *planner) bounded(s *sequence) bool {
 	if p.pool.Config().Window == 0 {
 		blocks = p.pool.Pool.Charge(len(s.tokens), p.MaxBatchTokens)
 	}
-	if s.preemptions > 0 {
-		for _, o := range p.running {
-			if o.tenant == s.tenant {
-				blocks++
-			}
+	for _, o := range p.running {
+		if o.tenant == s.tenant && s != p.owed && o.before(s) {
+			blocks++
+		}
+	}
+	for _, o := range without {
+		if o.tenant == s.tenant {
+			blocks -= o.kv.Held()
 		}
 	}
 	return blocks > p.pool.TenantFree(s.tenant)
