@@ -14,11 +14,10 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/transport"
 )
 
 const (
-	// leaderTrailer names the leader's address in a follower's refusal.
-	leaderTrailer = "quire-leader"
 	// tryTimeout is how long one node may take to answer. A node that is cut off without a sign must
 	// not hold a call that another one could serve; asking twice changes nothing.
 	tryTimeout = 2 * time.Second
@@ -31,8 +30,6 @@ const (
 	// sparedConns is how many connections are kept to nodes that are not on the list (any more): a
 	// leader may be named before the list has it.
 	sparedConns = 2
-	// answerLimit bounds an answer: the output of a request may be long.
-	answerLimit = 64 << 20
 )
 
 // dialer connects to a node or worker; the second result closes the connection.
@@ -201,14 +198,6 @@ func (c *control) close() {
 	c.find()
 }
 
-// hint is the leader's address in a node's refusal.
-func hint(trailer metadata.MD) string {
-	if v := trailer.Get(leaderTrailer); len(v) > 0 {
-		return v[0]
-	}
-	return ""
-}
-
 // pause waits for d, half of it random, or until a leader is found; it reports false if ctx ended.
 func pause(ctx context.Context, d time.Duration, found <-chan struct{}) bool {
 	t := time.NewTimer(d/2 + rand.N(d/2))
@@ -234,7 +223,7 @@ func ask[Q, A any](ctx context.Context, c *control, q *Q, method func(pb.Control
 			var answer *A
 			try, cancel := context.WithTimeout(ctx, tryTimeout)
 			release := c.cutIfMoved(news, address, cancel)
-			answer, err = method(client, try, q, grpc.Trailer(&trailer), grpc.MaxCallRecvMsgSize(answerLimit))
+			answer, err = method(client, try, q, grpc.Trailer(&trailer), grpc.MaxCallRecvMsgSize(transport.MaxAnswer))
 			release()
 			silent := errors.Is(try.Err(), context.DeadlineExceeded) && ctx.Err() == nil
 			cancel()
@@ -261,7 +250,7 @@ func ask[Q, A any](ctx context.Context, c *control, q *Q, method func(pb.Control
 		if ctx.Err() != nil || errors.Is(err, errClosed) {
 			return nil, err
 		}
-		if c.failed(address, hint(trailer)) && hints < hintsFollowed {
+		if c.failed(address, transport.Leader(trailer)) && hints < hintsFollowed {
 			hints++
 			continue
 		}

@@ -49,13 +49,15 @@ type Model struct {
 type Settings struct {
 	// NodeID names the gateway to leader and workers.
 	NodeID string
-	// Nodes lists the addresses of the control-plane nodes' gRPC services, this node's own first. It is
+	// Nodes lists the addresses of the control-plane nodes' ports for the cluster, this node's own first. It is
 	// asked again whenever the leader has to be found, so the set may change. One of them is enough to
 	// begin with: followers name the leader.
 	Nodes func() []string
-	// Dial connects to a node or worker by its address; the second result closes the connection.
-	Dial   func(address string) (grpc.ClientConnInterface, func() error, error)
-	Models []Model
+	// Dial connects to a node by its address; the second result closes the connection.
+	Dial func(address string) (grpc.ClientConnInterface, func() error, error)
+	// DialWorker connects to the worker of that id. Default: Dial, which then takes who answers for it.
+	DialWorker func(id, address string) (grpc.ClientConnInterface, func() error, error)
+	Models     []Model
 	// Version is what GET /version says.
 	Version string
 	// MaxBodyBytes bounds an HTTP body; 8 MiB.
@@ -88,6 +90,9 @@ func (s *Settings) setDefaults() {
 	s.WriteTimeout = orDefault(s.WriteTimeout, defaultWriteTimeout)
 	s.ResumeGrace = orDefault(s.ResumeGrace, defaultResumeGrace)
 	s.RecoverTimeout = orDefault(s.RecoverTimeout, defaultRecover)
+	if s.DialWorker == nil {
+		s.DialWorker = func(_, address string) (grpc.ClientConnInterface, func() error, error) { return s.Dial(address) }
+	}
 	if s.Now == nil {
 		s.Now = time.Now
 	}

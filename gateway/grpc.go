@@ -12,8 +12,8 @@ import (
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
-// Register adds the Inference service, grpc.health.v1 and reflection to a server. Health follows
-// Ready.
+// Register adds the Inference service, grpc.health.v1 and reflection of these to a server for clients.
+// Health follows Ready.
 func (g *Gateway) Register(s *grpc.Server) {
 	pb.RegisterInferenceServer(s, g)
 	healthpb.RegisterHealthServer(s, g.health)

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/transport"
 )
 
 const (
@@ -74,7 +75,7 @@ func (g *Gateway) follow(ctx context.Context) (address string, told bool, leader
 		var news *pb.WatchResponse
 		if news, err = stream.Recv(); err != nil {
 			if status.Code(err) != codes.Canceled {
-				leader = hint(stream.Trailer())
+				leader = transport.Leader(stream.Trailer())
 			}
 			break
 		}

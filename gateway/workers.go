@@ -143,7 +143,7 @@ func (g *Gateway) attachAll(ctx context.Context, set []*pb.WorkerInfo) {
 // attach keeps a session with one worker until ctx ends.
 func (g *Gateway) attach(ctx context.Context, a *attachment) {
 	for n := 0; ctx.Err() == nil; n++ {
-		conn, done, err := g.Dial(a.info.Address)
+		conn, done, err := g.DialWorker(a.info.Id, a.info.Address)
 		if err == nil {
 			var talked bool
 			talked, err = g.session(ctx, a, pb.NewWorkerClient(conn))

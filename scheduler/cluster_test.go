@@ -18,6 +18,7 @@ import (
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/consensus"
 	"github.com/quire-serve/quire/scheduler/state"
+	"github.com/quire-serve/quire/transport"
 )
 
 // cluster is several control-plane nodes in memory, and workers that look for the leader.
@@ -167,7 +168,7 @@ func TestLeaderIsCutOff(t *testing.T) {
 		follower := (old + 1) % 3
 		str := newStream()
 		err := c.nodes[follower].Work(str)
-		if status.Code(err) != codes.FailedPrecondition || !slices.Equal(str.trailer.Get(LeaderTrailer), []string{fmt.Sprint("control-", old)}) {
+		if status.Code(err) != codes.FailedPrecondition || !slices.Equal(str.trailer.Get(transport.LeaderTrailer), []string{fmt.Sprint("control-", old)}) {
 			t.Errorf("a follower answered %v, trailer %v", err, str.trailer)
 		}
 

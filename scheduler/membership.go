@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -451,8 +453,18 @@ func (m *membership) controlAddress(id string) string {
 	return ""
 }
 
-// RegisterCluster serves the Cluster service on a gRPC server.
-func (s *Scheduler) RegisterCluster(r grpc.ServiceRegistrar) { pb.RegisterClusterServer(r, s.members) }
+// Register adds the services that nodes, gateways, workers and operators use to a server for the cluster,
+// and grpc.health.v1, which says that they are served here, whoever leads.
+func (s *Scheduler) Register(r grpc.ServiceRegistrar) {
+	pb.RegisterControlServer(r, s)
+	pb.RegisterOperatorServer(r, s)
+	pb.RegisterClusterServer(r, s.members)
+	alive := health.NewServer()
+	for _, service := range []string{pb.Control_ServiceDesc.ServiceName, pb.Operator_ServiceDesc.ServiceName, pb.Cluster_ServiceDesc.ServiceName} {
+		alive.SetServingStatus(service, healthpb.HealthCheckResponse_SERVING)
+	}
+	healthpb.RegisterHealthServer(r, alive)
+}
 
 // StepDown hands leadership over, if this node leads and another one can. It returns once the next
 // leader is known.

@@ -86,10 +86,8 @@ func New(settings Settings) (*Scheduler, error) {
 }
 
 func (s *Scheduler) listenRaft() (raft.StreamLayer, error) {
-	if files := s.settings.RaftTLS; files != nil {
-		return consensus.ListenTLS(s.settings.RaftListen, s.settings.RaftAdvertise, *files, func(err error) {
-			s.settings.Logger.Warn("TLS between control-plane nodes", "error", err)
-		})
+	if c := s.settings.Certificates; c != nil {
+		return consensus.ListenTLS(s.settings.RaftListen, s.settings.RaftAdvertise, c)
 	}
 	return consensus.ListenTCP(s.settings.RaftListen, s.settings.RaftAdvertise)
 }

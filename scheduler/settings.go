@@ -14,6 +14,7 @@ import (
 	"github.com/quire-serve/quire/scheduler/consensus"
 	"github.com/quire-serve/quire/scheduler/prefix"
 	"github.com/quire-serve/quire/scheduler/state"
+	"github.com/quire-serve/quire/trust"
 )
 
 // Settings is what New takes. Zero values mean the defaults stated per field.
@@ -32,11 +33,11 @@ type Settings struct {
 	// RaftListen is the host:port for peers; empty opens none, for a cluster of one. RaftAdvertise
 	// is the address that peers dial, if it is another.
 	RaftListen, RaftAdvertise string
-	// RaftTLS are the files for TLS between peers. Default: none, plain TCP.
-	RaftTLS *consensus.TLSFiles
-	// ControlAdvertise is where this node's gRPC services are reached. Required with RaftListen.
+	// Certificates prove to peers who this node is, and who they are. Default: none, plain TCP.
+	Certificates *trust.Certificates
+	// ControlAdvertise is where this node's services for the cluster are reached. Required with RaftListen.
 	ControlAdvertise string
-	// Join lists where the gRPC services of the cluster's nodes are, the same on every node and in
+	// Join lists where the services for the cluster of its nodes are, the same on every node and in
 	// any order; it may name this node. A node that is in no cluster looks for one there. Default:
 	// none; this node is a cluster by itself.
 	Join []string
@@ -47,7 +48,7 @@ type Settings struct {
 	// DeadAfter is the silence after which a member is removed, if at least three voters stay.
 	// Default 10 minutes.
 	DeadAfter time.Duration
-	// DialNode connects to another node's gRPC services. Required with RaftListen.
+	// DialNode connects to another node's services for the cluster. Required with RaftListen.
 	DialNode func(address string) (grpc.ClientConnInterface, func() error, error)
 	// Version is what this node says it runs.
 	Version string

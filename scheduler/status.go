@@ -12,10 +12,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
-)
 
-// LeaderTrailer carries the leader's Control address in answers of other nodes.
-const LeaderTrailer = "quire-leader"
+	"github.com/quire-serve/quire/transport"
+)
 
 // leading is this node's leader, or the error that a client gets elsewhere. trailer receives the
 // leader's address.
@@ -31,7 +30,7 @@ func (s *Scheduler) leading(trailer func(metadata.MD)) (*leader, error) {
 	if address == "" {
 		return nil, status.Errorf(codes.Unavailable, "%q leads, but this node does not know its address yet; try again", leader.ID)
 	}
-	trailer(metadata.Pairs(LeaderTrailer, address))
+	trailer(metadata.Pairs(transport.LeaderTrailer, address))
 	return nil, status.Errorf(codes.FailedPrecondition, "node %q is not the leader; %q is", s.settings.NodeID, leader.ID)
 }
 

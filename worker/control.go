@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/transport"
 )
 
 const (
@@ -30,10 +31,6 @@ const (
 	// defaultHeartbeat and defaultCheckpoint are used if the leader names no interval.
 	defaultHeartbeat  = 250 * time.Millisecond
 	defaultCheckpoint = 100 * time.Millisecond
-	// leaderTrailer names the leader's address in a follower's refusal.
-	leaderTrailer = "quire-leader"
-	// messageLimit bounds a message of dispatches: a full batch of long prompts.
-	messageLimit = 64 << 20
 )
 
 var (
@@ -44,9 +41,9 @@ var (
 // control keeps a session with the leader until ctx ends: it tries the nodes in turn, or the one
 // that a follower names.
 func (w *Worker) control(ctx context.Context) {
-	nodes := newNodes(w.settings.Control)
+	nodes := newNodes(w.settings.Control, w.settings.Certificates)
 	defer nodes.close()
-	refused := "" // why the leader did not let the worker in
+	said := complaints{}
 	for n := 0; ctx.Err() == nil; {
 		address := nodes.next(time.Now())
 		conn, err := nodes.dial(address)
@@ -61,14 +58,17 @@ func (w *Worker) control(ctx context.Context) {
 				n = 0
 			}
 			why := refusal(err)
-			switch {
-			case why == "":
-				w.log.Warn("no session with the leader", slog.String("address", address), slog.String("leader", leader), slog.Any("error", err))
-			case why != refused:
-				w.log.Error("the leader does not let this worker in; it goes on asking", slog.String("address", address), slog.String("reason", why))
+			if welcomed {
+				clear(said)
 			}
-			if why != "" || welcomed {
-				refused = why
+			switch fault := transport.Explain(address, err); {
+			case fault == nil || !said.fresh(fault):
+			case why != "":
+				w.log.Error("the leader does not let this worker in; it goes on asking", slog.String("address", address), slog.String("reason", why))
+			case transport.IsMistake(fault):
+				w.log.Error("no session with the leader; it goes on asking", slog.Any("reason", fault))
+			default:
+				w.log.Warn("no session with the leader; it goes on asking", slog.Any("reason", fault), slog.String("leader", leader))
 			}
 			now := time.Now()
 			nodes.heard(address, !errors.Is(err, errSilent), now)
@@ -101,6 +101,22 @@ func (w *Worker) control(ctx context.Context) {
 		}
 		t.Stop()
 	}
+}
+
+// complaints are what was said in the log since there was a session: the same is not said again, however
+// often it is tried.
+type complaints map[string]bool
+
+// mostComplaints bounds them.
+const mostComplaints = 32
+
+// fresh reports whether err is to be said.
+func (c complaints) fresh(err error) bool {
+	if c[err.Error()] || len(c) >= mostComplaints {
+		return false
+	}
+	c[err.Error()] = true
+	return true
 }
 
 // refusal is what the leader has against the worker's hello; empty if that is not how the session ended.

@@ -306,7 +306,7 @@ func TestSizing(t *testing.T) {
 			t.Errorf("%d bytes (asked: %v) buy %d blocks, want %d", c.budget, c.asked, got, c.want)
 		}
 	}
-	s := Settings{ID: "w", Control: []string{"x"}, KVBytes: 100}
+	s := Settings{ID: "w", Control: []string{"x:1"}, KVBytes: 100}
 	dev, err := cpu.Open(cpu.Options{Threads: 1})
 	if err != nil {
 		t.Fatal(err)

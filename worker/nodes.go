@@ -5,7 +5,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/quire-serve/quire/transport"
+	"github.com/quire-serve/quire/trust"
 )
 
 // silentFor is for how long a node that did not answer is tried only if there is no other, whoever says
@@ -15,15 +17,17 @@ const silentFor = 5 * time.Second
 // nodes are the control-plane nodes as a worker tries them: the one that is said to lead, or one after
 // the other.
 type nodes struct {
-	list   []string
+	list         []string
+	certificates *trust.Certificates
+
 	at     int
 	leads  string // said to, "" unknown
 	conns  map[string]*grpc.ClientConn
 	silent map[string]time.Time
 }
 
-func newNodes(list []string) *nodes {
-	return &nodes{list: list, conns: map[string]*grpc.ClientConn{}, silent: map[string]time.Time{}}
+func newNodes(list []string, certificates *trust.Certificates) *nodes {
+	return &nodes{list: list, certificates: certificates, conns: map[string]*grpc.ClientConn{}, silent: map[string]time.Time{}}
 }
 
 // next is the node to try.
@@ -59,8 +63,8 @@ func (n *nodes) quiet(address string, now time.Time) bool {
 // dial returns the connection to a node, which connects on use.
 func (n *nodes) dial(address string) (conn *grpc.ClientConn, err error) {
 	if conn = n.conns[address]; conn == nil {
-		conn, err = grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(messageLimit)),
+		conn, err = transport.Dial(n.certificates, address, transport.Expected{Role: trust.Node},
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(transport.MaxAnswer)),
 			grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: firstBackoff, Multiplier: 2, Jitter: 0.5, MaxDelay: lastBackoff}}))
 		if err != nil {
 			return nil, err

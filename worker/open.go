@@ -72,7 +72,7 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 	var peers *peers
 	if tiers != nil && s.lends() {
 		lender = newLender(digest, int(layout.PageBytes()))
-		peers = newPeers(digest, int(layout.PageBytes()), s.Logger.With(slog.String("worker", s.ID)))
+		peers = newPeers(digest, int(layout.PageBytes()), s.Certificates, s.Logger.With(slog.String("worker", s.ID)))
 		tiers.Peers = peers
 	}
 	w, err := assemble(s, engine.Model{

@@ -12,11 +12,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/quire-serve/quire/kvcache"
 	"github.com/quire-serve/quire/kvcache/tier"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/transport"
+	"github.com/quire-serve/quire/trust"
 	"github.com/quire-serve/quire/worker/engine"
 )
 
@@ -34,17 +35,19 @@ var errDamagedPage = errors.New("a page that another worker sent is damaged")
 type peers struct {
 	layout    tier.Layout
 	pageBytes int
-	log       *slog.Logger
-	ctx       context.Context // ends all fetches
-	stop      context.CancelFunc
-	flying    sync.WaitGroup
-	failed    atomic.Int64
+	// certificates prove who this worker is.
+	certificates *trust.Certificates
+	log          *slog.Logger
+	ctx          context.Context // ends all fetches
+	stop         context.CancelFunc
+	flying       sync.WaitGroup
+	failed       atomic.Int64
 }
 
 var _ engine.Peers = (*peers)(nil)
 
-func newPeers(layout tier.Layout, pageBytes int, log *slog.Logger) *peers {
-	p := &peers{layout: layout, pageBytes: pageBytes, log: log}
+func newPeers(layout tier.Layout, pageBytes int, certificates *trust.Certificates, log *slog.Logger) *peers {
+	p := &peers{layout: layout, pageBytes: pageBytes, certificates: certificates, log: log}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	return p
 }
@@ -75,7 +78,7 @@ func (p *peers) Fetch(f engine.Fetch, done func(whole []bool)) {
 
 // fetch fills pages and marks those that are whole.
 func (p *peers) fetch(ctx context.Context, f engine.Fetch, whole []bool) error {
-	conn, err := grpc.NewClient(f.Source, grpc.WithTransportCredentials(insecure.NewCredentials()),
+	conn, err := transport.Dial(p.certificates, f.Source, transport.Expected{Role: trust.Worker},
 		grpc.WithInitialWindowSize(fetchWindow), grpc.WithInitialConnWindowSize(fetchWindow))
 	if err != nil {
 		return err

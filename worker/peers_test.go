@@ -118,7 +118,7 @@ func TestFetch(t *testing.T) {
 				}
 				return c.answer(in, s)
 			})
-			p := newPeers(layout, pageBytes, slog.New(slog.DiscardHandler))
+			p := newPeers(layout, pageBytes, nil, slog.New(slog.DiscardHandler))
 			defer p.close()
 			f := engine.Fetch{Source: address, RequestID: "a", Hashes: []kvcache.Hash{{1}, {2}, {3}}, Within: time.Second}
 			for range f.Hashes {
@@ -148,7 +148,7 @@ func TestFetchFromNobody(t *testing.T) {
 	}
 	nobody := listener.Addr().String()
 	_ = listener.Close()
-	p := newPeers(tier.Layout{}, 16, slog.New(slog.DiscardHandler))
+	p := newPeers(tier.Layout{}, 16, nil, slog.New(slog.DiscardHandler))
 	ended := make(chan []bool, 1)
 	f := engine.Fetch{Source: nobody, RequestID: "a", Hashes: []kvcache.Hash{{1}}, Pages: [][]byte{make([]byte, 16)}}
 	began := time.Now()
@@ -181,7 +181,7 @@ func startLender(t *testing.T, s Settings, layout tier.Layout, control string) *
 	}
 	g := newGate()
 	runner := enginetest.NewRunner(enginetest.Config{Pages: 64, BlockTokens: 16, Vocab: 100, Limits: s.Engine.Limits(), Gate: g.wait})
-	peers := newPeers(layout, 64, s.Logger)
+	peers := newPeers(layout, 64, nil, s.Logger)
 	w, err := assemble(s, engine.Model{
 		Runner: runner, ContextLength: 512, Vocab: 100,
 		Tiers: &engine.Tiers{Cache: cache, Transit: true, Pages: runner.Pages(), Peers: peers},
@@ -364,7 +364,7 @@ func BenchmarkFetch(b *testing.B) {
 		}
 		return nil
 	})
-	p := newPeers(tier.Layout{}, pageBytes, slog.New(slog.DiscardHandler))
+	p := newPeers(tier.Layout{}, pageBytes, nil, slog.New(slog.DiscardHandler))
 	defer p.close()
 	f := engine.Fetch{Source: address, RequestID: "a", Hashes: make([]kvcache.Hash, pages)}
 	for range pages {

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/transport"
 	"github.com/quire-serve/quire/worker/engine"
 )
 
@@ -90,10 +91,7 @@ func interval(ms int32, unset time.Duration) time.Duration {
 
 // leader is who leads, if the node said so when it ended the stream.
 func (s *workStream) leader() string {
-	if v := s.Trailer().Get(leaderTrailer); len(v) > 0 {
-		return v[0]
-	}
-	return ""
+	return transport.Leader(s.Trailer())
 }
 
 // obey carries out what the leader says until the stream ends. Once the leader has answered a

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/quire-serve/quire/device"
+	"github.com/quire-serve/quire/transport"
+	"github.com/quire-serve/quire/trust"
 	"github.com/quire-serve/quire/worker/engine"
 	"github.com/quire-serve/quire/worker/telemetry"
 )
@@ -23,8 +25,11 @@ type Settings struct {
 	Listen string
 	// Advertise is the address that gateways dial. Default: where the service listens.
 	Advertise string
-	// Control lists the control-plane nodes' addresses. Required.
+	// Control lists the addresses of the control-plane nodes' ports for the cluster. Required.
 	Control []string
+	// Certificates prove to nodes, gateways and other workers who this worker is, and who they are.
+	// Default: none, plain TCP. The one of the worker must be of its ID.
+	Certificates *trust.Certificates
 
 	// Engine bounds the engine. Blocks may be 0: then KVBytes says how many.
 	Engine engine.Settings
@@ -110,6 +115,8 @@ func (s Settings) validate() error {
 		return fmt.Errorf("worker: id has %d bytes, must have 1 to 128", len(s.ID))
 	case len(s.Control) == 0:
 		return errors.New("worker: control names no control-plane node")
+	case s.Certificates != nil && s.Certificates.Self() != trust.Identity{Role: trust.Worker, Name: s.ID}:
+		return fmt.Errorf("worker: the certificate is of %s, not of %s", s.Certificates.Self(), trust.Identity{Role: trust.Worker, Name: s.ID})
 	case s.KVBytes < 0:
 		return fmt.Errorf("worker: kv_bytes is %d, must not be negative", s.KVBytes)
 	case s.KVType != device.F16 && s.KVType != device.F32 && s.KVType != device.I8:
@@ -130,6 +137,11 @@ func (s Settings) validate() error {
 		return fmt.Errorf("worker: outbox_requests is %d, must be at least 1", s.OutboxRequests)
 	case s.OutboxBytes < 1<<20:
 		return fmt.Errorf("worker: outbox_bytes is %d, must be at least %d", s.OutboxBytes, 1<<20)
+	}
+	for _, address := range s.Control {
+		if err := transport.CheckAddress(address); err != nil {
+			return fmt.Errorf("worker: control: %w", err)
+		}
 	}
 	return nil
 }

@@ -150,7 +150,7 @@ func testTiersOnTheDevice(t *testing.T, kv, other device.Type) {
 
 // TestTierSettings: what does not go together is refused by name.
 func TestTierSettings(t *testing.T) {
-	base := Settings{ID: "w", Control: []string{"x"}, Engine: engine.Settings{PrefixCache: true}}
+	base := Settings{ID: "w", Control: []string{"x:1"}, Engine: engine.Settings{PrefixCache: true}}
 	for want, edit := range map[string]func(*Settings){
 		"kv_host_bytes is -1":                func(s *Settings) { s.HostKVBytes = -1 },
 		"kv_host_bytes needs prefix_cache":   func(s *Settings) { s.HostKVBytes = 1 << 20; s.Engine.PrefixCache = false },

@@ -13,11 +13,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/reflection"
 
 	"github.com/quire-serve/quire/kvcache/tier"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/transport"
 	"github.com/quire-serve/quire/worker/engine"
 )
 
@@ -108,16 +107,13 @@ func assemble(s Settings, m engine.Model, info *pb.WorkerInfo) (*Worker, error) 
 	info.MaxSequences = int32(es.MaxSequences)
 	info.MaxBatchTokens = int32(es.MaxBatchTokens)
 
-	w.server = grpc.NewServer(
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
-	)
+	w.listener = transport.Limit(w.listener, w.log)
+	w.server = transport.ForCluster(s.Certificates)
 	w.health = health.NewServer()
 	w.health.SetServingStatus(pb.Worker_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_NOT_SERVING)
 	w.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
 	pb.RegisterWorkerServer(w.server, w)
 	healthpb.RegisterHealthServer(w.server, w.health)
-	reflection.Register(w.server)
 	return w, nil
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"github.com/quire-serve/quire/device"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/transport"
 	"github.com/quire-serve/quire/worker/engine"
 	"github.com/quire-serve/quire/worker/engine/enginetest"
 )
@@ -71,7 +72,7 @@ func newLeader(t *testing.T, term uint64) *leader {
 
 func (l *leader) Work(stream grpc.BidiStreamingServer[pb.WorkRequest, pb.WorkResponse]) error {
 	if l.redirect != "" {
-		stream.SetTrailer(metadata.Pairs(leaderTrailer, l.redirect))
+		stream.SetTrailer(metadata.Pairs(transport.LeaderTrailer, l.redirect))
 		return status.Error(codes.FailedPrecondition, "not the leader")
 	}
 	m, err := stream.Recv()
@@ -729,7 +730,7 @@ func TestHealth(t *testing.T) {
 }
 
 func TestSettingsAreChecked(t *testing.T) {
-	ok := Settings{ID: "w", Control: []string{"x"}}.withDefaults()
+	ok := Settings{ID: "w", Control: []string{"x:1"}}.withDefaults()
 	for want, edit := range map[string]func(*Settings){
 		"worker: id has 0 bytes, must have 1 to 128":                          func(s *Settings) { s.ID = "" },
 		"worker: control names no control-plane node":                         func(s *Settings) { s.Control = nil },

@@ -40,8 +40,12 @@ func startQuire(ctx context.Context, o *options, kv int, args ...string) (*quire
 	if err != nil {
 		return nil, err
 	}
+	cluster, err := freePort()
+	if err != nil {
+		return nil, err
+	}
 	q := &quire{url: "http://" + http, model: o.model, data: data}
-	q.cmd = exec.Command(o.quire, append([]string{"dev", "--http", http, "--grpc", grpc, "--data", data, "--model", o.model, "--cpu-path", o.path, "--kv-bytes", strconv.Itoa(kv), "--prompt", ""}, args...)...)
+	q.cmd = exec.Command(o.quire, append([]string{"dev", "--http", http, "--grpc", grpc, "--cluster", cluster, "--data", data, "--model", o.model, "--cpu-path", o.path, "--kv-bytes", strconv.Itoa(kv), "--prompt", ""}, args...)...)
 	var log bytes.Buffer
 	q.cmd.Stdout, q.cmd.Stderr = &log, &log
 	if err := q.cmd.Start(); err != nil {

@@ -114,6 +114,7 @@ type nodes struct {
 	o          options
 	http, args []string
 	grpc       []string
+	control    []string // ports for the cluster
 	start      []func() (*process, error)
 	run        []*process
 	worker     *process
@@ -124,12 +125,13 @@ func startNodes(ctx context.Context, o options, name string, size int, args ...s
 	var raft []string
 	for range size {
 		n.http, n.grpc, raft = append(n.http, freePort()), append(n.grpc, freePort()), append(raft, freePort())
+		n.control = append(n.control, freePort())
 	}
-	join := strings.Join(n.grpc, ",")
+	join := strings.Join(n.control, ",")
 	for i := range size {
 		args := append([]string{
 			"server", "--id", fmt.Sprint("n", i+1), "--model", "tiny", "--data", filepath.Join(o.dir, fmt.Sprint(name, i)),
-			"--http", n.http[i], "--grpc", n.grpc[i],
+			"--http", n.http[i], "--grpc", n.grpc[i], "--cluster", n.control[i],
 		}, args...)
 		if size > 1 {
 			args = append(args, "--raft", raft[i], "--join", join)
@@ -285,7 +287,7 @@ func failover(ctx context.Context, o options, out io.Writer) error {
 	defer n.stop()
 	var led, admitted []time.Duration
 	for range o.kills {
-		leader, err := n.leader(ctx, strings.Join(n.grpc, ","))
+		leader, err := n.leader(ctx, strings.Join(n.control, ","))
 		if err != nil {
 			return err
 		}
@@ -302,7 +304,7 @@ func failover(ctx context.Context, o options, out io.Writer) error {
 			took = time.Since(began)
 			answered <- err
 		}()
-		if _, err := n.leader(ctx, n.grpc[other]); err != nil {
+		if _, err := n.leader(ctx, n.control[other]); err != nil {
 			return err
 		}
 		led = append(led, time.Since(began))
@@ -336,7 +338,7 @@ func worst(d []time.Duration) time.Duration { return slices.Max(append(d, math.M
 
 // leader asks the cluster who leads; it waits until someone does.
 func (n *nodes) leader(ctx context.Context, servers string) (int, error) {
-	out, err := exec.CommandContext(ctx, n.o.binary, "raft", "peers", "--server", servers).CombinedOutput()
+	out, err := exec.CommandContext(ctx, n.o.binary, "raft", "peers", "--control", servers).CombinedOutput()
 	if err != nil {
 		return 0, fmt.Errorf("%w: %s", err, out)
 	}

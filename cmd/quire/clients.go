@@ -12,8 +12,7 @@ import (
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
-// clients counts the streams of gRPC clients, which a shutdown lets finish. The streams of the
-// cluster on the same server live as long as the process and are not counted.
+// clients counts the streams of gRPC clients, which a shutdown lets finish.
 type clients struct {
 	// opened is closed once the node serves clients.
 	opened chan struct{}

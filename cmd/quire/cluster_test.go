@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -13,7 +14,8 @@ import (
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler"
-	"github.com/quire-serve/quire/scheduler/consensus"
+	"github.com/quire-serve/quire/transport"
+	"github.com/quire-serve/quire/trust"
 )
 
 // nodes are control-plane nodes as processes of their own.
@@ -26,7 +28,10 @@ type nodes struct {
 	raft []string
 	grpc []string
 	http []string
-	run  []*process
+	// control are the ports for the cluster; certificates are for those that are no nodes, nil without TLS.
+	control      []string
+	certificates func(role trust.Role, name string) trust.Files
+	run          []*process
 }
 
 // newNodes starts size nodes that form a cluster.
@@ -44,11 +49,12 @@ func placeNodes(t *testing.T, size int, args func(i int) []string) *nodes {
 	t.Helper()
 	c := &nodes{t: t, dir: t.TempDir(), args: args, run: make([]*process, size)}
 	for range size {
+		c.control = append(c.control, freePort(t))
 		c.grpc = append(c.grpc, freePort(t))
 		c.http = append(c.http, freePort(t))
 		c.raft = append(c.raft, freePort(t))
 	}
-	c.join = strings.Join(c.grpc, ",")
+	c.join = strings.Join(c.control, ",")
 	return c
 }
 
@@ -59,12 +65,36 @@ func (c *nodes) start(i int) {
 
 func (c *nodes) startWith(i int, args ...string) {
 	c.t.Helper()
-	p := &process{t: c.t, http: c.http[i], grpc: c.grpc[i], done: make(chan struct{})}
+	p := &process{t: c.t, http: c.http[i], grpc: c.grpc[i], control: c.control[i], done: make(chan struct{})}
 	p.cmd = command(c.t, append([]string{
-		"server", "--id", fmt.Sprint("n", i+1), "--model", "tiny", "--data", c.data(i), "--http", c.http[i], "--grpc", c.grpc[i],
+		"server", "--id", fmt.Sprint("n", i+1), "--model", "tiny", "--data", c.data(i), "--http", c.http[i], "--grpc", c.grpc[i], "--cluster", c.control[i],
 	}, args...)...)
 	p.start()
 	c.run[i] = p
+}
+
+// secureNodes are nodes with TLS, whose certificates the command line has made.
+func secureNodes(t *testing.T, size int) *nodes {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "certs")
+	issue := []string{"tls", "issue", "--dir", dir, "operator/test", "operator/other", "worker/w=127.0.0.1", "worker/x=127.0.0.1", "gateway/g"}
+	for i := range size {
+		issue = append(issue, fmt.Sprintf("node/n%d=127.0.0.1,localhost", i+1))
+	}
+	for _, args := range [][]string{{"tls", "ca", "--dir", dir}, issue} {
+		if code, _, stderr := runQuire(t, args...); code != 0 {
+			t.Fatalf("quire %v: %s", args, stderr)
+		}
+	}
+	files := func(_ trust.Role, name string) trust.Files {
+		return trust.Files{Cert: filepath.Join(dir, name+".pem"), Key: filepath.Join(dir, name+"-key.pem"), CA: filepath.Join(dir, "ca.pem")}
+	}
+	c := placeNodes(t, size, func(i int) []string { return (&tlsFlags{files: files(trust.Node, fmt.Sprint("n", i+1))}).args() })
+	c.certificates = files
+	for i := range size {
+		c.start(i)
+	}
+	return c
 }
 
 func (c *nodes) data(i int) string { return filepath.Join(c.dir, fmt.Sprint("n", i+1)) }
@@ -73,7 +103,11 @@ func (c *nodes) data(i int) string { return filepath.Join(c.dir, fmt.Sprint("n",
 func (c *nodes) describe(i int) *pb.DescribeResponse {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	conn, closeConn, err := dial(c.grpc[i])
+	certificates, err := c.tls(trust.Operator, "test").load()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	conn, closeConn, err := dialCluster(certificates, c.control[i], transport.Expected{Role: trust.Node})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -97,7 +131,7 @@ func (c *nodes) leader(among ...int) int {
 			if r == nil || r.GetLeaderAddress() == "" || r.GetLastContactMs() < 0 {
 				return false
 			}
-			at := slices.Index(c.grpc, r.GetLeaderAddress())
+			at := slices.Index(c.control, r.GetLeaderAddress())
 			if !slices.Contains(among, at) || leader >= 0 && at != leader {
 				return false
 			}
@@ -126,14 +160,7 @@ func memberOf(members []*pb.Member, i int) *pb.Member {
 // that leads: the others notice by its connections and do not wait for a timeout. The operators'
 // commands see and change it all.
 func TestClusterFormsAndLosesItsLeader(t *testing.T) {
-	certs := t.TempDir()
-	if code, _, stderr := runQuire(t, "raft", "cert", "--dir", certs, "n1=127.0.0.1", "n2=127.0.0.1,localhost", "n3=127.0.0.1"); code != 0 {
-		t.Fatal(stderr)
-	}
-	c := newNodes(t, 3, func(i int) []string {
-		cert := filepath.Join(certs, fmt.Sprint("n", i+1))
-		return []string{"--raft-tls-cert", cert + ".pem", "--raft-tls-key", cert + "-key.pem", "--raft-tls-ca", filepath.Join(certs, "ca.pem")}
-	})
+	c := secureNodes(t, 3)
 	old := c.leader(0, 1, 2)
 	for i := range 3 {
 		r := c.describe(i)
@@ -196,7 +223,7 @@ func TestClusterGrowsAndIsRepaired(t *testing.T) {
 	c.leader(0)
 	before := c.describe(0)
 	c.run[0].interrupt()
-	c.startWith(0, "--raft", c.raft[0], "--join", c.grpc[0], "--stable-after", "100ms")
+	c.startWith(0, "--raft", c.raft[0], "--join", c.control[0], "--stable-after", "100ms")
 	c.leader(0)
 	c.start(1)
 	c.start(2)
@@ -209,10 +236,10 @@ func TestClusterGrowsAndIsRepaired(t *testing.T) {
 
 	moved := 1
 	c.run[moved].interrupt()
-	c.grpc[moved], c.raft[moved] = freePort(t), freePort(t)
+	c.control[moved], c.raft[moved] = freePort(t), freePort(t)
 	c.start(moved)
 	leader := c.leader(0, 1, 2)
-	if m := memberOf(c.describe(leader).GetMembers(), moved); m.GetRaftAddress() != c.raft[moved] || m.GetControlAddress() != c.grpc[moved] ||
+	if m := memberOf(c.describe(leader).GetMembers(), moved); m.GetRaftAddress() != c.raft[moved] || m.GetControlAddress() != c.control[moved] ||
 		m.GetSuffrage() != pb.Suffrage_SUFFRAGE_VOTER {
 		t.Errorf("a node with new addresses is known as %v", m)
 	}
@@ -232,7 +259,7 @@ func TestClusterGrowsAndIsRepaired(t *testing.T) {
 	}
 
 	// A second node with a name that is taken is told so, and changes nothing.
-	c.grpc[wiped], c.raft[wiped], c.http[wiped] = freePort(t), freePort(t), freePort(t)
+	c.control[wiped], c.grpc[wiped], c.raft[wiped], c.http[wiped] = freePort(t), freePort(t), freePort(t), freePort(t)
 	first := c.run[wiped]
 	c.dir = t.TempDir()
 	c.start(wiped)
@@ -247,7 +274,23 @@ func TestClusterGrowsAndIsRepaired(t *testing.T) {
 // raftRun runs `quire raft` against node i.
 func (c *nodes) raftRun(i int, args ...string) (code int, stdout, stderr string) {
 	c.t.Helper()
-	return runQuire(c.t, append([]string{"raft", "--server", c.grpc[i]}, args...)...)
+	return runQuire(c.t, slices.Concat([]string{"raft", "--control", c.control[i]}, c.tls(trust.Operator, "test").args(), args)...)
+}
+
+// tls are the flags of somebody in the cluster.
+func (c *nodes) tls(role trust.Role, name string) *tlsFlags {
+	if c.certificates == nil {
+		return &tlsFlags{}
+	}
+	return &tlsFlags{files: c.certificates(role, name)}
+}
+
+// args are the flags as on a command line.
+func (t *tlsFlags) args() []string {
+	if t.files == (trust.Files{}) {
+		return nil
+	}
+	return []string{"--tls-cert", t.files.Cert, "--tls-key", t.files.Key, "--tls-ca", t.files.CA}
 }
 
 // raftCommand wants a text in what `quire raft` says.
@@ -259,31 +302,57 @@ func (c *nodes) raftCommand(i int, want string, args ...string) {
 }
 
 func TestClusterFlags(t *testing.T) {
-	tcp := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 8001}
+	tcp := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 8004}
+	with := tlsFlags{files: trust.Files{Cert: "c", Key: "k", CA: "a"}}
+	open := tlsFlags{insecure: true}
 	for _, c := range []struct {
-		flags clusterFlags
-		grpc  string
-		want  string
+		flags   clusterFlags
+		cluster string
+		want    string
 	}{
-		{clusterFlags{join: []string{"a:1"}}, "a:1", "--join needs --raft"},
-		{clusterFlags{raft: "a:2", join: []string{"a:1"}, expect: 2}, "a:1", "--bootstrap-expect: 2 nodes, but --join names 1"},
-		{clusterFlags{raft: "a:2", join: []string{"a"}}, "a:1", `--join: "a" is not host:port`},
-		{clusterFlags{raft: "a:2", join: []string{"a:1"}}, ":8001", "--advertise-grpc"},
-		{clusterFlags{raft: "10.0.0.1:2", join: []string{"a:1"}}, "a:1", "has no TLS"},
-		{clusterFlags{raft: "localhost:2", tls: consensus.TLSFiles{Cert: "c", Key: "k"}}, "a:1", "--raft-tls-ca is missing"},
-		{clusterFlags{raft: "localhost:2", tls: consensus.TLSFiles{Cert: "c", Key: "k", CA: "a"}, insecure: true}, "a:1", "contradicts"},
-		{clusterFlags{insecure: true}, "a:1", "--raft-insecure needs --raft"},
-		{clusterFlags{raft: "0.0.0.0:2", join: []string{"a:1"}}, "a:1", "--advertise-raft"},
-		{clusterFlags{raft: "a:2", advertiseRaft: "b", join: []string{"a:1"}}, "a:1", `--advertise-raft: "b" is not host:port`},
+		{clusterFlags{join: []string{"a:1"}}, "localhost:1", "--join needs --raft"},
+		{clusterFlags{tls: with, raft: "a:2", join: []string{"a:1"}, expect: 2}, "a:1", "--bootstrap-expect: 2 nodes, but --join names 1"},
+		{clusterFlags{tls: with, raft: "a:2", join: []string{"a"}}, "a:1", `--join: "a" is not host:port: the port is missing`},
+		{clusterFlags{tls: with, raft: "a:2", join: []string{"http://a:1"}}, "a:1", `--join: "http://a:1" is a URL`},
+		{clusterFlags{tls: with, raft: "a:2", join: []string{"a:1"}}, ":8004", "--advertise-cluster"},
+		{clusterFlags{tls: with, raft: "0.0.0.0:2", join: []string{"a:1"}}, "a:1", "--advertise-raft"},
+		{clusterFlags{tls: with, raft: "a:2", advertiseRaft: "b", join: []string{"a:1"}}, "a:1", `--advertise-raft: "b" is not host:port`},
+		// Beyond this machine only with TLS, or where the operator says that he knows.
+		{clusterFlags{}, "10.0.0.1:8004", "--cluster: 10.0.0.1:8004 is beyond this machine"},
+		{clusterFlags{}, ":8004", "--cluster: :8004 is beyond this machine"},
+		{clusterFlags{}, "0.0.0.0:8004", "--cluster: 0.0.0.0:8004 is beyond this machine"},
+		{clusterFlags{raft: "10.0.0.1:2", join: []string{"localhost:1"}}, "localhost:1", "--raft: 10.0.0.1:2 is beyond this machine"},
+		{clusterFlags{raft: "localhost:2", join: []string{"localhost:1", "10.0.0.2:1"}}, "localhost:1", "--join: 10.0.0.2:1 is beyond this machine"},
 	} {
-		err := c.flags.apply(&scheduler.Settings{}, c.grpc, tcp)
+		err := c.flags.check(c.cluster)
+		if err == nil {
+			err = c.flags.apply(&scheduler.Settings{}, c.cluster, tcp)
+		}
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v, want %q in it", c.flags, err, c.want)
 		}
 	}
+	for _, loopback := range []string{"127.0.0.1:8004", "localhost:8004", "[::1]:8004", "127.1.2.3:1"} {
+		if err := (&clusterFlags{}).check(loopback); err != nil {
+			t.Errorf("%s: %v", loopback, err)
+		}
+	}
 	var s scheduler.Settings
-	if err := (&clusterFlags{raft: ":8003", advertiseRaft: "b:8003", insecure: true, join: []string{"a:1"}}).apply(&s, "a:1", tcp); err != nil ||
-		s.RaftListen != ":8003" || s.RaftAdvertise != "b:8003" || s.ControlAdvertise != "a:1" {
+	c := clusterFlags{raft: ":8003", advertiseRaft: "b:8003", tls: open, join: []string{"a:1"}}
+	if err := errors.Join(c.check("a:1"), c.apply(&s, "a:1", tcp)); err != nil || s.RaftListen != ":8003" || s.RaftAdvertise != "b:8003" || s.ControlAdvertise != "a:1" {
 		t.Errorf("settings %+v, %v", s, err)
+	}
+	for _, c := range []struct {
+		flags tlsFlags
+		want  string
+	}{
+		{tlsFlags{files: trust.Files{Cert: "c", Key: "k"}}, "--tls-ca is missing"},
+		{tlsFlags{files: trust.Files{CA: "a"}}, "--tls-cert is missing"},
+		{tlsFlags{files: with.files, insecure: true}, "contradicts"},
+		{with, "--tls-cert: "},
+	} {
+		if _, err := c.flags.load(); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v, want %q in it", c.flags, err, c.want)
+		}
 	}
 }

@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/transport"
 )
 
 func newDev() *cobra.Command {
@@ -34,7 +32,7 @@ serves until Ctrl-C.`,
 			return serveDev(cmd, s, w, name, prompt)
 		},
 	}
-	s.flags(cmd, "127.0.0.1")
+	s.flags(cmd)
 	w.flags(cmd)
 	f := cmd.Flags()
 	f.StringVar(&name, "model", "auto", "name or path of the model; auto: smollm2-135m if pulled, else tiny")
@@ -72,8 +70,7 @@ func serveDev(cmd *cobra.Command, s serverFlags, w workerFlags, name, prompt str
 		return err
 	}
 	defer dev.Close()
-	_, grpcPort, _ := net.SplitHostPort(s.grpc)
-	w.control = []string{net.JoinHostPort("127.0.0.1", grpcPort)}
+	w.control = []string{n.self}
 	node, err := w.newNode(dev, m, s.drain)
 	if err != nil {
 		return err
@@ -101,7 +98,7 @@ func serveDev(cmd *cobra.Command, s serverFlags, w workerFlags, name, prompt str
 		return err
 	}
 	if prompt != "" {
-		if err := firstAnswer(ctx, out, w.control[0], spec.ID, prompt); err != nil && ctx.Err() == nil {
+		if err := firstAnswer(ctx, out, n.grpcAddress, spec.ID, prompt); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("first prompt: %w", err)
 		}
 	}
@@ -120,7 +117,7 @@ Ctrl-C ends it.
 
 // firstAnswer prints a streamed answer, as a client of the node.
 func firstAnswer(ctx context.Context, out io.Writer, address, model, prompt string) error {
-	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := transport.DialClients(address)
 	if err != nil {
 		return err
 	}

@@ -13,15 +13,21 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/transport"
 )
 
 func (p *process) dial() *grpc.ClientConn {
 	p.t.Helper()
-	conn, err := grpc.NewClient(p.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return p.dialAt(p.grpc)
+}
+
+// dialAt connects to one of the process's ports without TLS.
+func (p *process) dialAt(address string) *grpc.ClientConn {
+	p.t.Helper()
+	conn, err := transport.DialClients(address)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -139,14 +145,14 @@ func TestCrashLosesNoAdmittedRequest(t *testing.T) {
 		Id: "survivor", Model: "tiny", GatewayId: "gone", Prompt: []int32{1, 2, 3, 4, 5},
 		Sampling: &pb.SamplingParams{MaxTokens: 900, IgnoreEos: true, Seed: &seed, Temperature: new(float32), N: 1},
 	}
-	first, err := pb.NewControlClient(p.dial()).Submit(t.Context(), &pb.SubmitRequest{Request: request})
+	first, err := pb.NewControlClient(p.dialAt(p.control)).Submit(t.Context(), &pb.SubmitRequest{Request: request})
 	if err != nil || first.GetDuplicate() || first.GetFinishReason() != pb.FinishReason_FINISH_REASON_UNSPECIFIED {
 		t.Fatalf("submit: %v, %v", first, err)
 	}
 	p.kill()
 
 	p = startDev(t, data, "--prompt", "")
-	control := pb.NewControlClient(p.dial())
+	control := pb.NewControlClient(p.dialAt(p.control))
 	p.waitFor("done with the request", func() bool {
 		again, err := control.Submit(t.Context(), &pb.SubmitRequest{Request: request})
 		if err != nil || !again.GetDuplicate() {
@@ -158,8 +164,8 @@ func TestCrashLosesNoAdmittedRequest(t *testing.T) {
 
 // TestServerAndWorkerApart runs the two halves as processes of their own.
 func TestServerAndWorkerApart(t *testing.T) {
-	s := &process{t: t, http: freePort(t), grpc: freePort(t), done: make(chan struct{})}
-	s.cmd = command(t, "server", "--model", "tiny", "--http", s.http, "--grpc", s.grpc, "--data", t.TempDir())
+	s := &process{t: t, http: freePort(t), grpc: freePort(t), control: freePort(t), done: make(chan struct{})}
+	s.cmd = command(t, "server", "--model", "tiny", "--http", s.http, "--grpc", s.grpc, "--cluster", s.control, "--data", t.TempDir())
 	s.start()
 	s.waitFor("listening", func() bool {
 		resp, err := http.Get("http://" + s.http + "/health")
@@ -173,7 +179,7 @@ func TestServerAndWorkerApart(t *testing.T) {
 		return true
 	})
 	w := &process{t: t, done: make(chan struct{})}
-	w.cmd = command(t, "worker", "--model", "tiny", "--id", "w1", "--control", s.grpc, "--listen", "127.0.0.1:0")
+	w.cmd = command(t, "worker", "--model", "tiny", "--id", "w1", "--control", s.control, "--listen", "127.0.0.1:0")
 	w.start()
 	s.waitReady()
 	code, body := s.post("/v1/completions", `{"model":"tiny","prompt":"Hello","max_tokens":5,"temperature":0}`)
@@ -208,7 +214,7 @@ func TestDevRefusesWhatCannotWork(t *testing.T) {
 		{"data folder is a file", []string{"--http", freePort(t), "--grpc", freePort(t), "--data", file}, "--data " + file},
 		{"hostile model file", []string{"--http", freePort(t), "--grpc", freePort(t), "--model", bad}, "--model " + bad},
 	} {
-		args := append([]string{"dev", "--model", "tiny", "--prompt", "", "--data", t.TempDir()}, c.args...)
+		args := append([]string{"dev", "--model", "tiny", "--prompt", "", "--cluster", freePort(t), "--data", t.TempDir()}, c.args...)
 		code, _, stderr := runQuire(t, args...)
 		if code == 0 || !strings.Contains(stderr, c.want) || strings.Contains(stderr, "goroutine ") {
 			t.Errorf("%s: exit %d, %q; want a failure with %q", c.name, code, stderr, c.want)

@@ -9,10 +9,10 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/transport"
 )
 
 // client is what commands that talk to a running Quire share: where it is and how to sample.
@@ -28,7 +28,7 @@ type client struct {
 
 func (c *client) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&c.server, "server", "127.0.0.1:8001", "gRPC address of a control-plane node")
+	f.StringVar(&c.server, "server", "127.0.0.1:8001", "address of a control-plane node's gRPC API (its --grpc)")
 	f.StringVar(&c.model, "model", "", "model to use (default: the only one served)")
 	f.Int32Var(&c.maxTokens, "max-tokens", 512, "most tokens to generate")
 	f.Float32Var(&c.temperature, "temperature", 0, "0 is greedy, up to 2")
@@ -39,9 +39,9 @@ func (c *client) flags(cmd *cobra.Command) {
 
 // dial connects; the caller closes the connection.
 func (c *client) dial() (pb.InferenceClient, *grpc.ClientConn, error) {
-	conn, err := grpc.NewClient(c.server, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := transport.DialClients(c.server)
 	if err != nil {
-		return nil, nil, usagef("--server %q: %w", c.server, err)
+		return nil, nil, usagef("--server: %w", err)
 	}
 	return pb.NewInferenceClient(conn), conn, nil
 }
@@ -107,8 +107,12 @@ func (c *client) stream(ctx context.Context, api pb.InferenceClient, req *pb.Gen
 // explain turns a gRPC status into a sentence.
 func (c *client) explain(err error) error {
 	switch s := status.Convert(err); s.Code() {
-	case codes.Unavailable:
-		return fmt.Errorf("no answer from --server %s: %s", c.server, s.Message())
+	case codes.Unavailable, codes.Unimplemented:
+		fault := fmt.Errorf("no answer from --server %w", transport.Explain(c.server, err))
+		if transport.IsMistake(fault) {
+			return usageError{fault}
+		}
+		return fault
 	case codes.InvalidArgument, codes.NotFound:
 		return usagef("%s", s.Message())
 	case codes.Canceled:

@@ -13,19 +13,32 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
-	"github.com/quire-serve/quire/scheduler"
+	"github.com/quire-serve/quire/transport"
+	"github.com/quire-serve/quire/trust"
 )
 
-// operator is what commands for the cluster share: where its nodes are.
+// operator is what commands for the cluster share: where its nodes are, and who asks.
 type operator struct {
-	servers []string
+	control []string
+	tls     tlsFlags
 	timeout time.Duration
 }
 
 func (o *operator) flags(cmd *cobra.Command) {
 	f := cmd.PersistentFlags()
-	f.StringSliceVar(&o.servers, "server", []string{"127.0.0.1:8001"}, "gRPC addresses of control-plane nodes; any one that runs will do")
+	f.StringSliceVar(&o.control, "control", []string{"127.0.0.1:8004"}, "addresses of control-plane nodes' ports for the cluster (their --cluster); any one that runs will do")
 	f.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long to look for a leader and wait for its answer")
+	o.tls.flags(f)
+}
+
+// certificates checks the flags and reads what they name.
+func (o *operator) certificates() (*trust.Certificates, error) {
+	for _, address := range o.control {
+		if err := transport.CheckAddress(address); err != nil {
+			return nil, usagef("--control: %w", err)
+		}
+	}
+	return o.tls.load()
 }
 
 const (
@@ -44,19 +57,31 @@ func (o *operator) onLeader(ctx context.Context, f func(context.Context, pb.Clus
 // onLeaderConn calls f with a connection to the leader. Where there is none yet it tries again until
 // the timeout; f is called again only after a node said that it had not done anything.
 func (o *operator) onLeaderConn(ctx context.Context, f func(context.Context, grpc.ClientConnInterface, ...grpc.CallOption) error) error {
+	certificates, err := o.certificates()
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	for {
 		var errs []error
-		for _, address := range o.servers {
-			err := o.follow(ctx, address, f)
+		mistaken := true
+		for _, address := range o.control {
+			err := follow(ctx, certificates, address, f)
 			if err == nil {
 				return nil
 			}
-			if code := status.Code(err); code != codes.Unavailable && (code != codes.FailedPrecondition || !elsewhere(err)) {
-				return fmt.Errorf("%s: %s", address, status.Convert(err).Message())
+			fault := transport.Explain(address, err)
+			switch code := status.Code(err); {
+			case transport.IsMistake(fault), code == codes.Unavailable, code == codes.FailedPrecondition && elsewhere(err):
+			default:
+				return fault
 			}
-			errs = append(errs, fmt.Errorf("%s: %s", address, status.Convert(err).Message()))
+			errs = append(errs, fault)
+			mistaken = mistaken && transport.IsMistake(fault)
+		}
+		if mistaken {
+			return usageError{errors.Join(errs...)} // Waiting does not mend it.
 		}
 		select {
 		case <-ctx.Done():
@@ -80,13 +105,13 @@ func elsewhere(err error) bool {
 }
 
 // follow calls f at an address and at those that it and the next ones name as the leader's.
-func (o *operator) follow(ctx context.Context, address string, f func(context.Context, grpc.ClientConnInterface, ...grpc.CallOption) error) error {
+func follow(ctx context.Context, certificates *trust.Certificates, address string, f func(context.Context, grpc.ClientConnInterface, ...grpc.CallOption) error) error {
 	for range hops {
-		err := at(address, func(c grpc.ClientConnInterface) error {
+		err := at(certificates, address, func(c grpc.ClientConnInterface) error {
 			var trailer metadata.MD
 			err := f(ctx, c, grpc.Trailer(&trailer))
-			if hint := trailer.Get(scheduler.LeaderTrailer); err != nil && len(hint) > 0 {
-				return leaderElsewhere{err, hint[0]}
+			if hint := transport.Leader(trailer); err != nil && hint != "" {
+				return leaderElsewhere{err, hint}
 			}
 			return err
 		})
@@ -100,10 +125,10 @@ func (o *operator) follow(ctx context.Context, address string, f func(context.Co
 }
 
 // at calls f with a connection to an address.
-func at(address string, f func(grpc.ClientConnInterface) error) error {
-	conn, closeConn, err := dial(address)
+func at(certificates *trust.Certificates, address string, f func(grpc.ClientConnInterface) error) error {
+	conn, closeConn, err := dialCluster(certificates, address, transport.Expected{Role: trust.Node})
 	if err != nil {
-		return usagef("--server %q: %w", address, err)
+		return usagef("--control: %w", err)
 	}
 	defer func() { _ = closeConn() }() // What it was for is done.
 	return f(conn)
@@ -111,18 +136,22 @@ func at(address string, f func(grpc.ClientConnInterface) error) error {
 
 // describeAny asks the first node that answers what it knows.
 func (o *operator) describeAny(ctx context.Context) (out *pb.DescribeResponse, err error) {
+	certificates, err := o.certificates()
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	var errs []error
-	for _, address := range o.servers {
-		err := at(address, func(c grpc.ClientConnInterface) (err error) {
+	for _, address := range o.control {
+		err := at(certificates, address, func(c grpc.ClientConnInterface) (err error) {
 			out, err = pb.NewClusterClient(c).Describe(ctx, &pb.DescribeRequest{})
 			return err
 		})
 		if err == nil {
 			return out, nil
 		}
-		errs = append(errs, fmt.Errorf("%s: %s", address, status.Convert(err).Message()))
+		errs = append(errs, transport.Explain(address, err))
 	}
 	return nil, errors.Join(errs...)
 }

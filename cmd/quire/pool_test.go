@@ -14,7 +14,7 @@ func TestPools(t *testing.T) {
 	c.run[0].waitFor("leading", func() bool { return c.describe(0).GetLeaderAddress() != "" })
 	run := func(want int, args ...string) string {
 		t.Helper()
-		args = append(args, "--server", c.grpc[0])
+		args = append(args, "--control", c.control[0])
 		code, out, stderr := runQuire(t, args...)
 		if code != want {
 			t.Fatalf("quire %v: exit %d, want %d: %s%s", args, code, want, out, stderr)
@@ -23,7 +23,7 @@ func TestPools(t *testing.T) {
 	}
 	worker := func(id string, args ...string) *process {
 		p := &process{t: t, done: make(chan struct{})}
-		p.cmd = command(t, append([]string{"worker", "--id", id, "--model", "tiny", "--threads", "1", "--listen", "127.0.0.1:0", "--control", c.grpc[0]}, args...)...)
+		p.cmd = command(t, append([]string{"worker", "--id", id, "--model", "tiny", "--threads", "1", "--listen", "127.0.0.1:0", "--control", c.control[0]}, args...)...)
 		p.start()
 		return p
 	}

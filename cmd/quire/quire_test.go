@@ -32,7 +32,9 @@ type process struct {
 	out  lockedBuffer
 	http string
 	grpc string
-	done chan struct{}
+	// control is the address of the port for the cluster.
+	control string
+	done    chan struct{}
 }
 
 type lockedBuffer struct {
@@ -68,8 +70,8 @@ func command(t *testing.T, args ...string) *exec.Cmd {
 // startDev runs `quire dev` on free ports and waits until it is ready.
 func startDev(t *testing.T, data string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, http: freePort(t), grpc: freePort(t), done: make(chan struct{})}
-	p.cmd = command(t, append([]string{"dev", "--model", "tiny", "--http", p.http, "--grpc", p.grpc, "--data", data}, args...)...)
+	p := &process{t: t, http: freePort(t), grpc: freePort(t), control: freePort(t), done: make(chan struct{})}
+	p.cmd = command(t, append([]string{"dev", "--model", "tiny", "--http", p.http, "--grpc", p.grpc, "--cluster", p.control, "--data", data}, args...)...)
 	p.start()
 	p.waitReady()
 	return p
@@ -217,9 +219,9 @@ func TestUsageErrorsNameTheFlag(t *testing.T) {
 		{[]string{"dev", "--http", "8000"}, `--http: "8000" is not host:port`},
 		{[]string{"dev", "--threads", "many"}, `invalid argument "many" for "--threads" flag`},
 		{[]string{"dev", "--model", "no-such-model"}, "--model no-such-model: "},
-		{[]string{"dev", "--cpu-path", "sse9", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--data", dir}, "--cpu-path: "},
-		{[]string{"dev", "--kv-type", "q4", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--data", dir}, `--kv-type is "q4", must be f32, f16 or int8`},
-		{[]string{"dev", "--placement", "best", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--data", dir}, `--placement: "best" is not one of ttft, round-robin`},
+		{[]string{"dev", "--cpu-path", "sse9", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, "--cpu-path: "},
+		{[]string{"dev", "--kv-type", "q4", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, `--kv-type is "q4", must be f32, f16 or int8`},
+		{[]string{"dev", "--placement", "best", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, `--placement: "best" is not one of ttft, round-robin`},
 		{[]string{"version", "-o", "xml"}, `--output: "xml" is not table or json`},
 		{[]string{"version", "--log-level", "loud"}, `--log-level: "loud"`},
 		{[]string{"generate"}, "quire generate needs PROMPT"},

@@ -22,7 +22,7 @@ func newRaft() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	o.flags(cmd)
-	cmd.AddCommand(newRaftPeers(&o), newRaftHealth(&o), newRaftTransfer(&o), newRaftRemove(&o), newRaftCert())
+	cmd.AddCommand(newRaftPeers(&o), newRaftHealth(&o), newRaftTransfer(&o), newRaftRemove(&o))
 	return cmd
 }
 
@@ -30,7 +30,7 @@ func newRaft() *cobra.Command {
 type peer struct {
 	ID      string `json:"id"`
 	Raft    string `json:"raft_address"`
-	GRPC    string `json:"grpc_address"`
+	Control string `json:"control_address"`
 	Voter   bool   `json:"voter"`
 	Leader  bool   `json:"leader"`
 	Version string `json:"version"`
@@ -38,7 +38,7 @@ type peer struct {
 
 func newPeer(m *pb.Member) peer {
 	return peer{
-		ID: m.GetId(), Raft: m.GetRaftAddress(), GRPC: m.GetControlAddress(),
+		ID: m.GetId(), Raft: m.GetRaftAddress(), Control: m.GetControlAddress(),
 		Voter: m.GetSuffrage() == pb.Suffrage_SUFFRAGE_VOTER, Leader: m.GetLeader(), Version: m.GetVersion(),
 	}
 }
@@ -81,9 +81,9 @@ func newRaftPeers(o *operator) *cobra.Command {
 			}
 			return out.write(cmd, rows, func() {
 				t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-				fmt.Fprintln(t, "ID\tROLE\tRAFT\tGRPC\tVERSION")
+				fmt.Fprintln(t, "ID\tROLE\tRAFT\tCLUSTER\tVERSION")
 				for _, r := range rows {
-					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", r.ID, r.role(), r.Raft, r.GRPC, r.Version)
+					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", r.ID, r.role(), r.Raft, r.Control, r.Version)
 				}
 				t.Flush()
 			})

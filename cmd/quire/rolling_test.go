@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/quire-serve/quire/trust"
 )
 
 // load sends short requests to the nodes in turn until stop is called. Where a connection fails it
@@ -84,7 +86,8 @@ func (l *load) stop() {
 func (c *nodes) startWorker(id string) *process {
 	c.t.Helper()
 	p := &process{t: c.t, done: make(chan struct{})}
-	p.cmd = command(c.t, "worker", "--id", id, "--model", "tiny", "--listen", freePort(c.t), "--control", c.join, "--threads", "1")
+	p.cmd = command(c.t, append([]string{"worker", "--id", id, "--model", "tiny", "--listen", freePort(c.t), "--control", c.join, "--threads", "1"},
+		c.tls(trust.Worker, id).args()...)...)
 	p.start()
 	return p
 }

@@ -42,7 +42,7 @@ The order is flag, environment, file, default.`,
 	root.PersistentFlags().String("config", "", "configuration file (YAML)")
 	root.PersistentFlags().StringVar(&logLevel, "log-level", "warn", "least level to log: debug, info, warn, error")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newDev(), newServer(), newWorker(), newChat(), newGenerate(), newModel(), newRaft(), newSnapshot(), newTenant(), newPool(), newRequest(), newVersion())
+	root.AddCommand(newDev(), newServer(), newWorker(), newChat(), newGenerate(), newModel(), newRaft(), newTLS(), newSnapshot(), newTenant(), newPool(), newRequest(), newVersion())
 	return root
 }
 

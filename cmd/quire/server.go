@@ -16,33 +16,35 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/quire-serve/quire/gateway"
 	"github.com/quire-serve/quire/model"
-	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler"
 	"github.com/quire-serve/quire/scheduler/batch"
 	"github.com/quire-serve/quire/scheduler/consensus"
+	"github.com/quire-serve/quire/transport"
+	"github.com/quire-serve/quire/trust"
 )
 
 // serverFlags are what a control-plane node needs, in `quire server` and in `quire dev`.
 type serverFlags struct {
 	id, http, grpc, data string
-	placement            string
-	drain, grace         time.Duration
-	maxRequests          int
-	cluster              clusterFlags
-	store, durability    string
+	// control is the address of the port for the cluster.
+	control           string
+	placement         string
+	drain, grace      time.Duration
+	maxRequests       int
+	cluster           clusterFlags
+	store, durability string
 	// openLimit is how long clients may wait for a node that starts to be ready.
 	openLimit time.Duration
 }
 
-func (s *serverFlags) flags(cmd *cobra.Command, host string) {
+func (s *serverFlags) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&s.http, "http", host+":8000", "address of the HTTP API")
-	f.StringVar(&s.grpc, "grpc", host+":8001", "address of gRPC: Inference for clients, Control for the cluster")
+	f.StringVar(&s.http, "http", "127.0.0.1:8000", "address of the HTTP API, for clients")
+	f.StringVar(&s.grpc, "grpc", "127.0.0.1:8001", "address of the gRPC API, for clients")
+	f.StringVar(&s.control, "cluster", "127.0.0.1:8004", "address for nodes, gateways, workers and operators; without TLS whoever reaches it can do everything")
 	f.StringVar(&s.data, "data", stateDir(), "folder of the Raft log and snapshots")
 	f.StringVar(&s.store, "raft-store", string(consensus.WAL), "files of the log: wal or boltdb; a folder keeps the one that it began with")
 	f.StringVar(&s.durability, "durability", "disk", "disk: an admission is on the disks of a majority before it is answered; local: the log is in memory only, and a node that stops has lost it")
@@ -97,35 +99,52 @@ func stateDir() string {
 type controlNode struct {
 	scheduler *scheduler.Scheduler
 	gateway   *gateway.Gateway
-	grpc      *grpc.Server
-	http      *http.Server
-	clients   clients    // streams of gRPC clients
-	stopped   chan error // a server that ended by itself
-	stopRun   context.CancelFunc
-	ran       chan struct{}
-	drain     time.Duration
+	grpc      *grpc.Server // for clients
+	control   *grpc.Server // for the cluster
+	// self is where control is reached from here, grpcAddress where grpc is.
+	self, grpcAddress string
+	http              *http.Server
+	clients           clients    // streams of gRPC clients
+	stopped           chan error // a server that ended by itself
+	stopRun           context.CancelFunc
+	ran               chan struct{}
+	drain             time.Duration
 }
 
 // startControl brings a node up. Tokenizers and chat templates come from specs.
 func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error) {
-	httpListener, err := listen("http", s.http)
+	if err := s.cluster.check(s.control); err != nil {
+		return nil, err
+	}
+	certificates, err := s.cluster.tls.loadAs(trust.Identity{Role: trust.Node, Name: s.id})
 	if err != nil {
 		return nil, err
 	}
-	grpcListener, err := listen("grpc", s.grpc)
-	if err != nil {
-		httpListener.Close()
-		return nil, err
-	}
+	var listeners [3]net.Listener
 	defer func() {
-		if err != nil {
-			httpListener.Close()
-			grpcListener.Close()
+		for _, l := range listeners {
+			if err != nil && l != nil {
+				l.Close()
+			}
 		}
 	}()
-	n := &controlNode{stopped: make(chan error, 3), ran: make(chan struct{}), drain: s.drain}
+	for i, port := range []struct{ flag, address string }{{"http", s.http}, {"grpc", s.grpc}, {"cluster", s.control}} {
+		if listeners[i], err = listen(port.flag, port.address); err != nil {
+			return nil, err
+		}
+	}
+	httpListener, grpcListener, controlListener := listeners[0], listeners[1], listeners[2]
+	// The gateway talks to the scheduler as it would to one on another machine.
+	n := &controlNode{stopped: make(chan error, 4), ran: make(chan struct{}), drain: s.drain, self: dialable(controlListener.Addr()), grpcAddress: dialable(grpcListener.Addr())}
+	dial := func(address string) (grpc.ClientConnInterface, func() error, error) {
+		expect := transport.Expected{Role: trust.Node}
+		if address == n.self {
+			expect.Name = s.id
+		}
+		return dialCluster(certificates, address, expect)
+	}
 	n.clients.opened = make(chan struct{})
-	settings := scheduler.Settings{NodeID: s.id, DataDir: s.data, Version: version, DialNode: dial, Fatal: fatal}
+	settings := scheduler.Settings{NodeID: s.id, DataDir: s.data, Version: version, DialNode: dial, Certificates: certificates, Fatal: fatal}
 	settings.Batch.Policy = batch.Policy(s.placement)
 	if !slices.Contains(batch.Policies(), settings.Batch.Policy) {
 		return nil, usagef("--placement: %q is not one of %s", s.placement, placements())
@@ -133,20 +152,21 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 	if settings.Store, err = s.logStore(); err != nil {
 		return nil, err
 	}
-	if err := s.cluster.apply(&settings, s.grpc, grpcListener.Addr()); err != nil {
+	if err := s.cluster.apply(&settings, s.control, controlListener.Addr()); err != nil {
 		return nil, err
 	}
 	n.scheduler, err = scheduler.New(settings)
 	if err != nil {
 		return nil, fmt.Errorf("--data %s: %w", s.data, err)
 	}
-	// The gateway talks to the scheduler as it would to one on another machine.
-	self := dialable(grpcListener.Addr())
 	n.gateway, err = gateway.New(gateway.Settings{
-		NodeID:      s.id,
-		Version:     version,
-		Nodes:       func() []string { return append([]string{self}, n.scheduler.OtherNodes()...) },
-		Dial:        dial,
+		NodeID:  s.id,
+		Version: version,
+		Nodes:   func() []string { return append([]string{n.self}, n.scheduler.OtherNodes()...) },
+		Dial:    dial,
+		DialWorker: func(id, address string) (grpc.ClientConnInterface, func() error, error) {
+			return dialCluster(certificates, address, transport.Expected{Role: trust.Worker, Name: id})
+		},
 		Models:      gatewayModels(specs),
 		MaxRequests: s.maxRequests,
 		ResumeGrace: cmp.Or(s.grace, -1),
@@ -155,11 +175,10 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 		return nil, errors.Join(err, n.scheduler.Close())
 	}
 
-	n.grpc = grpc.NewServer(grpc.StreamInterceptor(n.clients.intercept))
-	pb.RegisterControlServer(n.grpc, n.scheduler)
-	pb.RegisterOperatorServer(n.grpc, n.scheduler)
-	n.scheduler.RegisterCluster(n.grpc)
+	n.grpc = transport.ForClients(grpc.ChainStreamInterceptor(n.clients.intercept))
 	n.gateway.Register(n.grpc)
+	n.control = transport.ForCluster(certificates)
+	n.scheduler.Register(n.control)
 	n.http = n.gateway.Server()
 
 	var ctx context.Context
@@ -172,7 +191,8 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 			n.stopped <- err
 		}
 	}()
-	go func() { n.stopped <- n.grpc.Serve(grpcListener) }()
+	go func() { n.stopped <- n.grpc.Serve(transport.Limit(grpcListener, slog.Default())) }()
+	go func() { n.stopped <- n.control.Serve(transport.Limit(controlListener, slog.Default())) }()
 	go func() {
 		n.awaitWorkers(ctx, s.openLimit)
 		close(n.clients.opened)
@@ -268,11 +288,12 @@ func (n *controlNode) close() error {
 	<-n.ran
 	n.http.Close()
 	done := make(chan struct{})
-	go func() { defer close(done); n.grpc.GracefulStop() }()
+	go func() { defer close(done); n.grpc.GracefulStop(); n.control.GracefulStop() }()
 	select {
 	case <-done:
 	case <-time.After(2 * time.Second):
 		n.grpc.Stop()
+		n.control.Stop()
 		<-done
 	}
 	return n.scheduler.Close()
@@ -289,11 +310,9 @@ func gatewayModels(specs []*model.Spec) []gateway.Model {
 // stepDownTimeout bounds handing over leadership at the end.
 const stepDownTimeout = 5 * time.Second
 
-// dial connects to a node or worker. One that cannot be reached is tried again soon: it may be back.
-func dial(address string) (grpc.ClientConnInterface, func() error, error) {
-	again := backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 2, Jitter: 0.5, MaxDelay: 500 * time.Millisecond}
-	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: again, MinConnectTimeout: 2 * time.Second}))
+// dialCluster connects to a node or worker.
+func dialCluster(certificates *trust.Certificates, address string, expect transport.Expected) (grpc.ClientConnInterface, func() error, error) {
+	conn, err := transport.Dial(certificates, address, expect)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -326,14 +345,14 @@ func newServer() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "control-plane node %s: HTTP on %s, gRPC on %s, log in %s\n", s.id, s.http, s.grpc, s.data)
+			fmt.Fprintf(cmd.ErrOrStderr(), "control-plane node %s: HTTP on %s, gRPC on %s, the cluster's port %s, log in %s\n", s.id, s.http, s.grpc, s.control, s.data)
 			err = n.wait(cmd.Context())
 			n.stepDown()
 			n.closeFront()
 			return errors.Join(err, n.close())
 		},
 	}
-	s.flags(cmd, "")
+	s.flags(cmd)
 	s.cluster.flags(cmd)
 	f := cmd.Flags()
 	f.StringVar(&s.id, "id", "node-1", "name of this node, stable across restarts")

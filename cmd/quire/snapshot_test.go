@@ -27,7 +27,7 @@ func TestSnapshotsOfACluster(t *testing.T) {
 		}
 		return stdout, stderr
 	}
-	server := "--server=" + c.join
+	server := "--control=" + c.join
 	saved := func(name string) (info snapshotInfo) {
 		t.Helper()
 		stdout, _ := snapshot(0, "save", filepath.Join(dir, name), server, "-o", "json")

@@ -15,7 +15,7 @@ func TestTenantsAndExplain(t *testing.T) {
 	p.waitReady()
 	run := func(want int, args ...string) string {
 		t.Helper()
-		args = append(args, "--server", p.grpc)
+		args = append(args, "--control", p.control)
 		code, out, stderr := runQuire(t, args...)
 		if code != want {
 			t.Fatalf("quire %v: exit %d, %s%s", args, code, out, stderr)

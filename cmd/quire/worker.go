@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,11 +11,17 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/quire-serve/quire/cpu"
 	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/model"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/state"
+	"github.com/quire-serve/quire/transport"
+	"github.com/quire-serve/quire/trust"
 	"github.com/quire-serve/quire/worker"
 	"github.com/quire-serve/quire/worker/engine"
 	"github.com/quire-serve/quire/worker/telemetry"
@@ -27,6 +34,8 @@ type workerFlags struct {
 	listen       string
 	advertise    string
 	control      []string
+	tls          tlsFlags
+	certificates *trust.Certificates
 	threads      int
 	path         string
 	exact        bool
@@ -129,6 +138,7 @@ func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Durati
 		Listen:          w.listen,
 		Advertise:       w.advertise,
 		Control:         w.control,
+		Certificates:    w.certificates,
 		KVBytes:         w.kvBytes,
 		KVType:          kv,
 		HostKVBytes:     w.kvHostBytes,
@@ -149,6 +159,57 @@ func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Durati
 	}, dev, m)
 }
 
+// reach checks how the worker is to reach its cluster and be reached, before the model is loaded for
+// nothing: an address where something else answers is told from a node that is not there yet.
+func (w *workerFlags) reach(ctx context.Context) (err error) {
+	if len(w.control) == 0 {
+		return usagef("--control names no control-plane node")
+	}
+	for _, address := range w.control {
+		if err := transport.CheckAddress(address); err != nil {
+			return usagef("--control: %w", err)
+		}
+	}
+	if err := w.tls.guard("listen", w.listen); err != nil {
+		return err
+	}
+	if err := w.tls.guard("control", w.control...); err != nil {
+		return err
+	}
+	if w.certificates, err = w.tls.loadAs(trust.Identity{Role: trust.Worker, Name: w.id}); err != nil {
+		return err
+	}
+	var mistakes []error
+	for _, address := range w.control {
+		if err := w.ask(ctx, address); transport.IsMistake(err) {
+			mistakes = append(mistakes, err)
+		}
+	}
+	if len(mistakes) == len(w.control) {
+		return usagef("--control: %w", errors.Join(mistakes...))
+	}
+	return nil
+}
+
+// askTimeout is how long a node may take to say that it is one.
+const askTimeout = 2 * time.Second
+
+// ask calls a node, to see whether it is one.
+func (w *workerFlags) ask(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	conn, err := transport.Dial(w.certificates, address, transport.Expected{Role: trust.Node})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: pb.Control_ServiceDesc.ServiceName})
+	if status.Code(err) == codes.NotFound {
+		return transport.NotServed(address, pb.Control_ServiceDesc.ServiceName)
+	}
+	return transport.Explain(address, err)
+}
+
 func newWorker() *cobra.Command {
 	var w workerFlags
 	var name string
@@ -158,6 +219,9 @@ func newWorker() *cobra.Command {
 		Short: "Run a worker node: engine, paged KV cache, device",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := w.reach(cmd.Context()); err != nil {
+				return err
+			}
 			specs, err := openSpecs([]string{name})
 			if err != nil {
 				return err
@@ -191,9 +255,10 @@ func newWorker() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&w.id, "id", host, "name of this worker, unique in the cluster")
 	f.StringVar(&w.pool, "pool", state.DefaultPool, "pool of workers that it belongs to; see quire pool")
-	f.StringVar(&w.listen, "listen", "127.0.0.1:8002", "address where gateways fetch tokens")
+	f.StringVar(&w.listen, "listen", "127.0.0.1:8002", "address where gateways fetch tokens, and other workers the KV cache of what is handed over")
 	f.StringVar(&w.advertise, "advertise", "", "address that gateways are told to use (default: --listen)")
-	f.StringSliceVar(&w.control, "control", []string{"127.0.0.1:8001"}, "gRPC addresses of control-plane nodes")
+	f.StringSliceVar(&w.control, "control", []string{"127.0.0.1:8004"}, "addresses of control-plane nodes' ports for the cluster (their --cluster)")
+	w.tls.listenFlags(f)
 	f.StringVar(&name, "model", "auto", "name or path of the model; auto: smollm2-135m if pulled, else tiny")
 	f.DurationVar(&drain, "drain-timeout", 30*time.Second, "how long running requests may take to finish on shutdown; 0 hands them over to other workers at once")
 	f.DurationVar(&w.handOver, "hand-over-timeout", 5*time.Second, "how long a worker that handed requests over stays for others to fetch their KV cache; 0 ends at once")

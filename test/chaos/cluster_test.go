@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,7 +18,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/transport"
+	"github.com/quire-serve/quire/trust"
 )
 
 const (
@@ -32,6 +37,8 @@ type node struct {
 	*process
 	*front
 	id, data string
+	// control is the port for the cluster, as an operator reaches it.
+	control *grpc.ClientConn
 }
 
 // cluster is what is under test.
@@ -64,20 +71,34 @@ func startCluster(t *testing.T, dir, model, loopback string) *cluster {
 	}
 	binary := build(t)
 	certificates := filepath.Join(dir, "certs")
-	makeCertificates := []string{"raft", "cert", "--dir", certificates}
+	makeCertificates := []string{"tls", "issue", "--dir", certificates, "operator/chaos"}
 	var machines []*machine
 	for range controlNodes + workerNodes {
 		machines = append(machines, c.machine())
 	}
-	var grpcs []string
-	for _, m := range machines[:controlNodes] {
-		grpcs = append(grpcs, m.listen(t, 8001))
-	}
+	var controls []string
 	for i, m := range machines[:controlNodes] {
-		makeCertificates = append(makeCertificates, fmt.Sprintf("n%d=%s", i+1, m.host))
+		controls = append(controls, m.listen(t, 8004))
+		makeCertificates = append(makeCertificates, fmt.Sprintf("node/n%d=%s", i+1, m.host))
 	}
-	if out, err := exec.Command(binary, makeCertificates...).CombinedOutput(); err != nil {
-		t.Fatalf("quire raft cert: %v\n%s", err, out)
+	for i, m := range machines[controlNodes:] {
+		makeCertificates = append(makeCertificates, fmt.Sprintf("worker/w%d=%s", i+1, m.host))
+	}
+	for _, args := range [][]string{{"tls", "ca", "--dir", certificates}, makeCertificates} {
+		if out, err := exec.Command(binary, args...).CombinedOutput(); err != nil {
+			t.Fatalf("quire tls: %v\n%s", err, out)
+		}
+	}
+	files := func(id string) trust.Files {
+		return trust.Files{Cert: filepath.Join(certificates, id+".pem"), Key: filepath.Join(certificates, id+"-key.pem"), CA: filepath.Join(certificates, "ca.pem")}
+	}
+	flags := func(id string) []string {
+		f := files(id)
+		return []string{"--tls-cert", f.Cert, "--tls-key", f.Key, "--tls-ca", f.CA}
+	}
+	operator, err := trust.Load(files("chaos"), func(err error) { t.Error(err) })
+	if err != nil {
+		t.Fatal(err)
 	}
 	for i, m := range machines[:controlNodes] {
 		n := &node{id: fmt.Sprint("n", i+1), data: filepath.Join(dir, fmt.Sprint("n", i+1))}
@@ -91,26 +112,30 @@ func startCluster(t *testing.T, dir, model, loopback string) *cluster {
 				c.small = i
 			}
 		}
-		web := m.listen(t, 8000)
-		n.process = &process{name: n.id, machine: m, log: filepath.Join(dir, n.id+".log"), command: []string{
-			binary, "server", "--id", n.id, "--model", model, "--http", web, "--grpc", grpcs[i], "--raft", m.listen(t, 8003),
-			"--join", strings.Join(grpcs, ","), "--data", n.data, "--stable-after", "2s",
-			"--raft-tls-ca", filepath.Join(certificates, "ca.pem"),
-			"--raft-tls-cert", filepath.Join(certificates, n.id+".pem"), "--raft-tls-key", filepath.Join(certificates, n.id+"-key.pem"),
-		}}
-		var err error
-		if n.front, err = newFront(n.id, web, grpcs[i]); err != nil {
+		web, api := m.listen(t, 8000), m.listen(t, 8001)
+		n.process = &process{name: n.id, machine: m, log: filepath.Join(dir, n.id+".log"), command: append([]string{
+			binary, "server", "--id", n.id, "--model", model, "--http", web, "--grpc", api, "--cluster", controls[i], "--raft", m.listen(t, 8003),
+			"--join", strings.Join(controls, ","), "--data", n.data, "--stable-after", "2s",
+		}, flags(n.id)...)}
+		if n.front, err = newFront(n.id, web, api); err != nil {
+			t.Fatal(err)
+		}
+		n.control, err = transport.Dial(operator, controls[i], transport.Expected{Role: trust.Node, Name: n.id},
+			grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+				return dialer.DialContext(ctx, "tcp", address)
+			}))
+		if err != nil {
 			t.Fatal(err)
 		}
 		c.nodes = append(c.nodes, n)
 	}
 	for i, m := range machines[controlNodes:] {
 		id := fmt.Sprint("w", i+1)
-		c.workers = append(c.workers, &process{name: id, machine: m, log: filepath.Join(dir, id+".log"), command: []string{
+		c.workers = append(c.workers, &process{name: id, machine: m, log: filepath.Join(dir, id+".log"), command: append([]string{
 			// Workers take what is left of the processors: what is measured is the cluster, not starvation.
 			"nice", "-n", "5", binary, "worker", "--id", id, "--model", model, "--threads", "1", "--listen", m.listen(t, 8002),
-			"--control", strings.Join(grpcs, ","), "--kv-bytes", fmt.Sprint(128 << 20),
-		}})
+			"--control", strings.Join(controls, ","), "--kv-bytes", fmt.Sprint(128 << 20),
+		}, flags(id)...)})
 	}
 	t.Cleanup(func() {
 		for _, p := range c.processes() {
@@ -173,7 +198,7 @@ func (c *cluster) logs() {
 func (n *node) describe(ctx context.Context) (*pb.DescribeResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	return pb.NewClusterClient(n.conn).Describe(ctx, &pb.DescribeRequest{})
+	return pb.NewClusterClient(n.control).Describe(ctx, &pb.DescribeRequest{})
 }
 
 // leader is the node that the most nodes hold to be the leader of the newest term; nil if none.

@@ -317,7 +317,7 @@ func (f *trouble) handOver() string {
 	leader := f.leader()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*second)
 	defer cancel()
-	r, err := pb.NewClusterClient(leader.conn).Transfer(ctx, &pb.TransferRequest{})
+	r, err := pb.NewClusterClient(leader.control).Transfer(ctx, &pb.TransferRequest{})
 	if err != nil {
 		// It may have lost its leadership by itself in this moment.
 		return leader.id + ": " + err.Error()

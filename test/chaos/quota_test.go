@@ -25,7 +25,7 @@ const (
 )
 
 func setQuota(ctx context.Context, leader *node) error {
-	_, err := pb.NewOperatorClient(leader.conn).SetTenant(ctx, &pb.SetTenantRequest{
+	_, err := pb.NewOperatorClient(leader.control).SetTenant(ctx, &pb.SetTenantRequest{
 		Tenant: &pb.Tenant{Name: meteredTenant, RequestsPerMinute: meteredPerMinute},
 	})
 	return err
