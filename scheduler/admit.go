@@ -35,7 +35,8 @@ const (
 // live is an unfinished request in the leader's memory.
 type live struct {
 	request *pb.Request
-	digest  []byte
+	// digest names what the client sent, promptDigest the prompt that came of it.
+	digest, promptDigest []byte
 	// hashes name the blocks of its prompt. Without them it is placed by the load of workers alone.
 	hashes []kvcache.Hash
 	bytes  int
@@ -100,11 +101,16 @@ func withPrompt(r *pb.Request, prompt []int32) *pb.Request {
 	return out
 }
 
-// digest names what a retry must repeat. Where it came from and when are not part of that.
+// digest names a request by what is in it, where nobody says what the client sent. Where it came from and
+// when are not part of that.
 func digest(r *pb.Request) ([]byte, error) {
-	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(&pb.Request{
+	return digestOf(&pb.Request{
 		Model: r.GetModel(), Tenant: r.GetTenant(), Prompt: r.GetPrompt(), Sampling: r.GetSampling(), CacheSalt: r.GetCacheSalt(),
 	})
+}
+
+func digestOf(r *pb.Request) ([]byte, error) {
+	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(r)
 	if err != nil {
 		return nil, err
 	}
@@ -116,8 +122,8 @@ func checkRequest(r *pb.Request) error {
 	switch {
 	case r == nil:
 		return invalid("request", "is missing")
-	case r.GetId() == "" || len(r.GetId()) > maxIDBytes:
-		return invalid("request.id", "%d bytes; it must have 1 to %d", len(r.GetId()), maxIDBytes)
+	case r.GetId() == "" || len(r.GetId()) > maxRequestIDBytes:
+		return invalid("request.id", "%d bytes; it must have 1 to %d", len(r.GetId()), maxRequestIDBytes)
 	case r.GetModel() == "" || len(r.GetModel()) > maxModelBytes:
 		return invalid("request.model", "%d bytes; it must have 1 to %d", len(r.GetModel()), maxModelBytes)
 	case len(r.GetTenant()) > maxIDBytes:
@@ -151,15 +157,25 @@ func (s *Scheduler) Submit(ctx context.Context, in *pb.SubmitRequest) (*pb.Submi
 	if err := checkRequest(r); err != nil {
 		return nil, err
 	}
-	sum, err := digest(r)
+	if len(in.GetDigest()) > maxDigestBytes {
+		return nil, invalid("digest", "%d bytes; the limit is %d", len(in.GetDigest()), maxDigestBytes)
+	}
+	body, err := digest(r)
 	if err != nil {
 		return nil, invalid("request", "does not encode: %v", err)
+	}
+	prompt, err := digestOf(&pb.Request{Prompt: r.GetPrompt()})
+	if err != nil {
+		return nil, invalid("request", "does not encode: %v", err)
+	}
+	if len(in.GetDigest()) > 0 {
+		body = in.GetDigest()
 	}
 	l, err := s.leading(unaryTrailer(ctx))
 	if err != nil {
 		return nil, err
 	}
-	request, known, err := l.submit(r, sum, l.promptHashes(r), in.GetRerun())
+	request, known, err := l.submit(&live{request: r, digest: body, promptDigest: prompt, hashes: l.promptHashes(r)}, in.GetRerun())
 	if err != nil || request == nil {
 		return known, err
 	}
@@ -178,32 +194,33 @@ func (s *Scheduler) Submit(ctx context.Context, in *pb.SubmitRequest) (*pb.Submi
 
 // submit finds or enters a request. It returns the live request to wait for, with a response if it
 // was there before, or only the response if it has ended.
-func (l *leader) submit(r *pb.Request, sum []byte, hashes []kvcache.Hash, rerun bool) (*live, *pb.SubmitResponse, error) {
+func (l *leader) submit(request *live, rerun bool) (*live, *pb.SubmitResponse, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	r := request.request
 	if known := l.live[r.GetId()]; known != nil {
-		if !bytes.Equal(known.digest, sum) {
+		if !bytes.Equal(known.digest, request.digest) {
 			return nil, nil, errOtherBody(r.GetId())
 		}
 		return known, &pb.SubmitResponse{Duplicate: true}, nil
 	}
 	known := l.s.store.View().Request(r.GetId())
-	if known != nil {
-		if !bytes.Equal(known.Digest, sum) {
-			return nil, nil, errOtherBody(r.GetId())
-		}
-		if !rerun {
-			return nil, &pb.SubmitResponse{
-				Term: known.Submitted.Term, Index: known.Submitted.Index,
-				Duplicate: true, WorkerId: known.WorkerID, FinishReason: known.FinishReason,
-			}, nil
-		}
+	switch {
+	case known == nil:
+	case !bytes.Equal(known.Digest, request.digest):
+		return nil, nil, errOtherBody(r.GetId())
+	case !rerun:
+		return nil, &pb.SubmitResponse{
+			Term: known.Submitted.Term, Index: known.Submitted.Index,
+			Duplicate: true, WorkerId: known.WorkerID, FinishReason: known.FinishReason,
+		}, nil
+	case !bytes.Equal(known.PromptDigest, request.promptDigest):
+		return nil, nil, status.Errorf(codes.AlreadyExists, "request.id: what is kept of %q is not enough to answer again, and its chat template gives another prompt now (it may read the date), so that running it again would give another answer; use a new id", r.GetId())
 	}
 	now := l.s.settings.now()
-	request := &live{
-		request: r, arrivalMS: l.clock.ms(now), digest: sum, hashes: hashes, bytes: proto.Size(r), phase: phaseNew, rerun: known != nil,
-		admitted: make(chan struct{}), ended: make(chan struct{}),
-	}
+	request.bytes, request.phase, request.rerun = proto.Size(r), phaseNew, known != nil
+	request.arrivalMS = l.clock.ms(now)
+	request.admitted, request.ended = make(chan struct{}), make(chan struct{})
 	if r.GetPatienceMs() > 0 {
 		request.deadlineMS = request.arrivalMS + r.GetPatienceMs()
 	}

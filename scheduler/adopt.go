@@ -25,8 +25,8 @@ type adoption struct {
 // request as it is at that place; see the service's definition.
 func (s *Scheduler) Adopt(ctx context.Context, in *pb.AdoptRequest) (*pb.AdoptResponse, error) {
 	switch {
-	case in.GetRequestId() == "" || len(in.GetRequestId()) > maxIDBytes:
-		return nil, invalid("request_id", "%d bytes; it must have 1 to %d", len(in.GetRequestId()), maxIDBytes)
+	case in.GetRequestId() == "" || len(in.GetRequestId()) > maxRequestIDBytes:
+		return nil, invalid("request_id", "%d bytes; it must have 1 to %d", len(in.GetRequestId()), maxRequestIDBytes)
 	case in.GetGatewayId() == "" || len(in.GetGatewayId()) > maxIDBytes:
 		return nil, invalid("gateway_id", "%d bytes; it must have 1 to %d", len(in.GetGatewayId()), maxIDBytes)
 	}

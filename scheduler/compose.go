@@ -87,7 +87,7 @@ func (l *leader) composeSubmits(e *entry) {
 			return false
 		}
 		l.submitBytes -= int64(r.bytes)
-		submit := &pb.SubmitCommand{Request: r.request, Digest: r.digest, Rerun: r.rerun, Upload: r.upload, DeadlineMs: r.deadlineMS}
+		submit := &pb.SubmitCommand{Request: r.request, Digest: r.digest, PromptDigest: r.promptDigest, Rerun: r.rerun, Upload: r.upload, DeadlineMs: r.deadlineMS}
 		if r.upload != 0 {
 			submit.Request = withPrompt(r.request, r.request.GetPrompt()[r.logged:])
 		}

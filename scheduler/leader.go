@@ -155,7 +155,7 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 	hashing := inheritedTokens
 	for record := range view.Live() {
 		r := &live{
-			request: record.Request, digest: record.Digest, bytes: proto.Size(record.Request),
+			request: record.Request, digest: record.Digest, promptDigest: record.PromptDigest, bytes: proto.Size(record.Request),
 			attempts: record.Attempts, submitted: record.Submitted, redirected: record.Redirected,
 			arrivalMS: record.ArrivalMS, deadlineMS: record.DeadlineMS, admitted: admitted, ended: make(chan struct{}),
 		}
@@ -174,6 +174,12 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 			continue
 		}
 		l.enqueue(r)
+	}
+	if s.settings.Keep != view.Retention() {
+		l.orders = append(l.orders, newOrder(&pb.Command{Command: &pb.Command_Retention{Retention: &pb.RetentionCommand{
+			Retention: s.settings.Keep.ToProto(),
+		}}}, func(state.Result) {}))
+		l.kick()
 	}
 	for _, id := range slices.Sorted(maps.Keys(l.onWorker)) {
 		if w := l.workers[id]; w != nil {

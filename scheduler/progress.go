@@ -144,7 +144,7 @@ func (l *leader) composeFinish(e *entry, f *ending) bool {
 
 // composeProgress puts a request's news into the entry, and says whether that was all of it.
 func composeProgress(e *entry, r *live) bool {
-	news, size, all := r.unlogged(settleBytes - e.bytes - progressBytes - maxIDBytes)
+	news, size, all := r.unlogged(settleBytes - e.bytes - progressBytes - maxRequestIDBytes)
 	addProgress(e, r, news, size)
 	return all
 }

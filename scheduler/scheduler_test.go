@@ -118,7 +118,7 @@ func TestRefusals(t *testing.T) {
 			code        codes.Code
 		}{
 			{"no id", "request.id", func(r *pb.Request) { r.Id = "" }, codes.InvalidArgument},
-			{"long id", "limit|1 to 128", func(r *pb.Request) { r.Id = strings.Repeat("x", 129) }, codes.InvalidArgument},
+			{"long id", "limit|1 to 256", func(r *pb.Request) { r.Id = strings.Repeat("x", 257) }, codes.InvalidArgument},
 			{"a source", "request.kv_source", func(r *pb.Request) { r.KvSource = "w:1" }, codes.InvalidArgument},
 			{"no prompt", "request.prompt", func(r *pb.Request) { r.Prompt = nil }, codes.InvalidArgument},
 			{"negative token", "token 1 is -4", func(r *pb.Request) { r.Prompt = []int32{1, -4} }, codes.InvalidArgument},

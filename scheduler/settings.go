@@ -61,6 +61,9 @@ type Settings struct {
 	QueueBytes int64
 	// Batch sets the order of the queue and the placement.
 	Batch batch.Settings
+	// Keep is how much is kept of ended requests. What the leader was given counts for all nodes. Default
+	// state.DefaultRetention.
+	Keep state.Retention
 	// Prefix bounds what is remembered of the workers' caches.
 	Prefix prefix.Settings
 
@@ -115,6 +118,9 @@ func (s *Settings) setDefaults() {
 		if *field == 0 {
 			*field = value
 		}
+	}
+	if s.Keep == (state.Retention{}) {
+		s.Keep = state.DefaultRetention
 	}
 	if s.BootstrapExpect == 0 {
 		s.BootstrapExpect = len(s.Join)
@@ -175,14 +181,18 @@ func (s Settings) Validate() error {
 			return fmt.Errorf("scheduler: %s is %v; it must be positive", name, value)
 		}
 	}
-	return errors.Join(s.Batch.Validate(), s.Prefix.Validate())
+	return errors.Join(s.Keep.Validate(), s.Batch.Validate(), s.Prefix.Validate())
 }
 
 const (
 	// maxNodes bounds the addresses to find a cluster at.
 	maxNodes = 32
-	// maxIDBytes bounds ids of requests, workers, gateways, nodes and tenants.
-	maxIDBytes = 128
+	// maxIDBytes bounds ids of workers, gateways, nodes and tenants, maxRequestIDBytes those of requests: a
+	// tenant's name, a client's key, and what tells the prompts of one call apart.
+	maxIDBytes        = 128
+	maxRequestIDBytes = 2 * maxIDBytes
+	// maxDigestBytes bounds what names a body.
+	maxDigestBytes = 32
 	// maxPatienceMS bounds how long a request may say that it can wait: a day.
 	maxPatienceMS = 24 * 60 * 60 * 1000
 	// maxChoices bounds a request's choices.
@@ -205,7 +215,7 @@ const (
 	settleBytes = 48 << 10
 	admitBytes  = settleBytes + onePieceBytes + 4<<10
 	// commandBytes is the most that a command without a prompt takes.
-	commandBytes = 2*maxIDBytes + 64
+	commandBytes = maxRequestIDBytes + maxIDBytes + 64
 	// dispatchBytes bounds the requests that one instant hands to workers.
 	dispatchBytes = 2 << 20
 
@@ -235,5 +245,8 @@ const (
 	watchInterval = time.Second
 	// newsPerMessage, of each kind, and newsWaiting bound the news to a gateway.
 	newsPerMessage = 1000
-	newsWaiting    = 2 * state.FinishedKept
+	newsWaiting    = 65536
+	// endsRepeated is how far back the ends go that a gateway hears of when it begins to watch. It asks
+	// after whatever is silent, so that this spares it a question only.
+	endsRepeated = 2 * time.Minute
 )

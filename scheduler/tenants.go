@@ -23,13 +23,17 @@ type order struct {
 	done    chan struct{}
 }
 
+func newOrder(command *pb.Command, outcome func(state.Result)) *order {
+	return &order{command: command, outcome: outcome, done: make(chan struct{})}
+}
+
 // order puts an operator's command into the log and waits for it.
 func (s *Scheduler) order(ctx context.Context, command *pb.Command, outcome func(*leader, state.Result)) error {
 	l, err := s.leading(unaryTrailer(ctx))
 	if err != nil {
 		return err
 	}
-	o := &order{command: command, outcome: func(r state.Result) { outcome(l, r) }, done: make(chan struct{})}
+	o := newOrder(command, func(r state.Result) { outcome(l, r) })
 	l.mu.Lock()
 	if len(l.orders) >= ordersWaiting {
 		l.mu.Unlock()

@@ -153,7 +153,7 @@ func (l *leader) watch(gateway string) (*watcher, error) {
 	default:
 	}
 	w := &watcher{gateway: gateway, workers: l.inSession(), changed: true, ready: make(chan struct{}, 1)}
-	for r := range l.s.store.View().Ended() {
+	for r := range l.s.store.View().EndedSince(l.s.timeMS() - endsRepeated.Milliseconds()) {
 		if r.Request.GetGatewayId() == gateway {
 			w.ended = append(w.ended, ended(r))
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/hashicorp/go-memdb"
@@ -52,8 +53,9 @@ func (s *Store) Apply(index, term uint64, data []byte) ([]Result, error) {
 		txn:      txn,
 		at:       Position{term, index},
 		nowMS:    max(before.timeMS, entry.GetTimeMs()),
-		finished: before.finished,
 		kept:     before.kept,
+		keep:     before.keep,
+		ending:   map[string]bool{},
 		accounts: map[string]*Account{},
 		models:   map[string]*Model{},
 	}
@@ -68,15 +70,15 @@ func (s *Store) Apply(index, term uint64, data []byte) ([]Result, error) {
 	a.keepAccounts()
 	a.keepModels()
 	a.forgetUploads()
-	a.forget(s.limits)
+	a.forget()
 	txn.Commit()
 	s.view.Store(&View{
 		db:        s.db.Snapshot(),
 		index:     index,
 		chainHash: chain(before.chainHash, index, term, data),
 		timeMS:    a.nowMS,
-		finished:  a.finished,
 		kept:      a.kept,
+		keep:      a.keep,
 	})
 	return results, nil
 }
@@ -95,12 +97,14 @@ func chain(previous, index, term uint64, data []byte) uint64 {
 
 // application is one entry while it is being applied.
 type application struct {
-	txn      *memdb.Txn
-	at       Position
-	nowMS    int64
-	finished int
-	// kept is what finished records hold for replays, in bytes.
-	kept int64
+	txn   *memdb.Txn
+	at    Position
+	nowMS int64
+	// kept sums up what is kept of ended requests, keep says how much that may be, ending are the tenants of
+	// which requests ended in this entry.
+	kept   tally
+	keep   Retention
+	ending map[string]bool
 	// accounts and models are those that the entry touched.
 	accounts map[string]*Account
 	models   map[string]*Model
@@ -150,6 +154,8 @@ func (a *application) command(c *pb.Command) (Result, error) {
 		return a.progress(c.Progress), unknownFields(c.Progress)
 	case *pb.Command_Adopt:
 		return a.adopt(c.Adopt), unknownFields(c.Adopt)
+	case *pb.Command_Retention:
+		return a.retain(c.Retention), errors.Join(unknownFields(c.Retention), unknownFields(c.Retention.GetRetention()))
 	}
 	return Result{}, ErrUnknownCommand
 }
@@ -170,7 +176,7 @@ func (a *application) submit(c *pb.SubmitCommand) Result {
 	}
 	known := a.request(request.GetId())
 	if known != nil {
-		if !c.GetRerun() || known.Phase != Finished || !bytes.Equal(known.Digest, c.GetDigest()) {
+		if !c.GetRerun() || known.Phase != Finished || !bytes.Equal(known.Digest, c.GetDigest()) || !bytes.Equal(known.PromptDigest, c.GetPromptDigest()) {
 			return Result{Record: known}
 		}
 	}
@@ -188,6 +194,7 @@ func (a *application) submit(c *pb.SubmitCommand) Result {
 		Outputs:      outputs,
 		PromptTokens: int32(len(request.GetPrompt())),
 		Digest:       c.GetDigest(),
+		PromptDigest: c.GetPromptDigest(),
 		Phase:        Queued,
 		Submitted:    a.at,
 		ArrivalMS:    a.nowMS,
@@ -273,44 +280,9 @@ func (a *application) finish(c *pb.FinishCommand) Result {
 	r.Error = c.GetError()
 	r.Usage = c.GetUsage()
 	r.FinishedMS = a.nowMS
-	a.finished++
-	a.kept += r.keptBytes()
+	r.Outputs = trimmed(slices.Clone(r.Outputs))
+	a.keepEnd(&r)
 	return a.put(&r)
-}
-
-// forget drops the finished requests that are too many or too old by the entry's own time, and the
-// outputs of those that together hold too much.
-func (a *application) forget(limits limits) {
-	for a.finished > 0 {
-		oldest := a.oldest("finished")
-		if a.finished <= limits.finished && a.nowMS-oldest.FinishedMS <= limits.ageMS {
-			break
-		}
-		a.drop(oldest)
-	}
-	for a.kept > limits.keptBytes {
-		oldest := a.oldest("kept")
-		a.kept -= oldest.keptBytes()
-		must(a.txn.Insert(requestsTable, oldest.bare()))
-	}
-}
-
-// oldest is the finished request that an index has in front.
-func (a *application) oldest(index string) *Record {
-	raw, err := a.txn.First(requestsTable, index)
-	must(err)
-	r, ok := raw.(*Record)
-	if !ok {
-		panic(fmt.Sprintf("state: %d finished requests with %d bytes counted, none found as %q", a.finished, a.kept, index))
-	}
-	return r
-}
-
-// drop forgets a finished request.
-func (a *application) drop(r *Record) {
-	must(a.txn.Delete(requestsTable, r))
-	a.finished--
-	a.kept -= r.keptBytes()
 }
 
 func (a *application) request(id string) *Record {

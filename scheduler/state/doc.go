@@ -20,9 +20,9 @@
 // changes nothing, so that progress may come twice, late and out of order.
 //
 // A finished request drops its prompt and keeps its digest, so that a retry is still recognised, and
-// its output, so that the answer can be given again. Finished requests are kept up to a count and an
-// age, their outputs up to a number of bytes, all measured in the log, oldest first out. An answer is
-// kept whole or not at all. A finished request can be submitted to run again; it begins with the answer
+// its output, so that the answer can be given again. How long, how many and how much memory that may be,
+// of a tenant and in all, is in the log (Retention); the oldest of whoever has too much go first, answers
+// before ids. An answer is kept whole or not at all. A finished request can be submitted to run again; it begins with the answer
 // that is kept.
 //
 // Readers take a View, an immutable picture that costs nothing to take and never blocks Apply.

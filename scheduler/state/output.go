@@ -1,8 +1,6 @@
 package state
 
 import (
-	"google.golang.org/protobuf/proto"
-
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
@@ -91,27 +89,3 @@ func (r *Record) Whole() []*pb.Output {
 
 // stopped reports whether a request with this reason ended by itself.
 func stopped(reason pb.FinishReason) bool { return reason <= pb.FinishReason_FINISH_REASON_LENGTH }
-
-// keptBytes is what a finished record holds for replays: outputs and sampling.
-func (r *Record) keptBytes() int64 {
-	if r.Phase != Finished {
-		return 0
-	}
-	n := 0
-	for _, o := range r.Outputs {
-		n += 64 + 4*len(o.GetTokenIds()) + len(o.GetStopReason())
-	}
-	if s := r.Request.GetSampling(); s != nil {
-		n += 64 + proto.Size(s)
-	}
-	return int64(n)
-}
-
-// bare is the record without what keptBytes counts.
-func (r *Record) bare() *Record {
-	out := *r
-	out.Outputs = nil
-	out.Request = Slim(r.Request)
-	out.Request.Sampling = nil
-	return &out
-}

@@ -28,7 +28,10 @@ type Record struct {
 	PromptTokens int32
 	// Digest names the body that a retry must repeat.
 	Digest []byte
-	Phase  Phase
+	// PromptDigest names the prompt that it had: a body may be rendered to another one later, by a template
+	// that reads the date.
+	PromptDigest []byte
+	Phase        Phase
 	// WorkerID is the worker that runs or ran it; empty while queued.
 	WorkerID string
 	// Submitted is the entry that admitted the request.
@@ -77,6 +80,7 @@ func (r *Record) toProto() *pb.RequestRecord {
 	return &pb.RequestRecord{
 		Request:        r.Request,
 		Digest:         r.Digest,
+		PromptDigest:   r.PromptDigest,
 		State:          pb.RequestState(r.Phase),
 		WorkerId:       r.WorkerID,
 		AssignedTerm:   r.Dispatched.Term,
@@ -100,6 +104,7 @@ func fromProto(p *pb.RequestRecord) *Record {
 	return &Record{
 		Request:      p.GetRequest(),
 		Digest:       p.GetDigest(),
+		PromptDigest: p.GetPromptDigest(),
 		Phase:        Phase(p.GetState()),
 		WorkerID:     p.GetWorkerId(),
 		Dispatched:   Position{p.GetAssignedTerm(), p.GetAssignedIndex()},

@@ -19,6 +19,7 @@ const (
 	poolsTable    = "pools"
 	cordonsTable  = "cordons"
 	requestsTable = "requests"
+	talliesTable  = "tallies"
 )
 
 // The indexes are written by hand because memdb's own find fields by reflection, which costs more
@@ -79,6 +80,16 @@ func schema() *memdb.DBSchema {
 				"id": {Name: "id", Unique: true, Indexer: index[cordoned](func(id cordoned) []byte { return stringKey(string(id)) })},
 			},
 		},
+		talliesTable: {
+			Name: talliesTable,
+			Indexes: map[string]*memdb.IndexSchema{
+				"id": {Name: "id", Unique: true, Indexer: index[*tally](func(t *tally) []byte { return stringKey(t.tenant) })},
+				// The tenant with the most in front, and the one with the oldest end.
+				"bytes":   {Name: "bytes", Indexer: index[*tally](func(t *tally) []byte { return timeKey(-t.bytes) })},
+				"answers": {Name: "answers", Indexer: index[*tally](func(t *tally) []byte { return timeKey(-t.answers) })},
+				"oldest":  {Name: "oldest", Indexer: index[*tally](func(t *tally) []byte { return timeKey(t.oldestMS) })},
+			},
+		},
 		requestsTable: {
 			Name: requestsTable,
 			Indexes: map[string]*memdb.IndexSchema{
@@ -98,19 +109,19 @@ func schema() *memdb.DBSchema {
 					}
 					return stringKey(r.WorkerID)
 				})},
-				// Finished requests, the ones to forget first at the front.
-				"finished": {Name: "finished", AllowMissing: true, Indexer: index[*Record](func(r *Record) []byte {
+				// Finished requests by tenant, the ones to forget first at the front of each.
+				"ended": {Name: "ended", AllowMissing: true, Indexer: index[*Record](func(r *Record) []byte {
 					if r.Phase != Finished {
 						return nil
 					}
-					return timeKey(r.FinishedMS)
+					return append(stringKey(r.Request.GetTenant()), timeKey(r.FinishedMS)...)
 				})},
-				// Those of them that still have something to replay.
-				"kept": {Name: "kept", AllowMissing: true, Indexer: index[*Record](func(r *Record) []byte {
-					if r.keptBytes() == 0 {
+				// Those of them that still have an answer.
+				"answered": {Name: "answered", AllowMissing: true, Indexer: index[*Record](func(r *Record) []byte {
+					if r.answerBytes() == 0 {
 						return nil
 					}
-					return timeKey(r.FinishedMS)
+					return append(stringKey(r.Request.GetTenant()), timeKey(r.FinishedMS)...)
 				})},
 			},
 		},
@@ -120,7 +131,7 @@ func schema() *memdb.DBSchema {
 // index makes an object's key with a plain function; nil leaves the object out of the index.
 type index[T any] func(T) []byte
 
-var errIndexArgument = errors.New("state: an index is looked up by one string")
+var errIndexArgument = errors.New("state: an index is looked up by a string, or a string and a time")
 
 func (f index[T]) FromObject(raw any) (bool, []byte, error) {
 	object, ok := raw.(T)
@@ -132,22 +143,34 @@ func (f index[T]) FromObject(raw any) (bool, []byte, error) {
 }
 
 func (index[T]) FromArgs(args ...any) ([]byte, error) {
-	if len(args) != 1 {
+	if len(args) == 0 || len(args) > 2 {
 		return nil, errIndexArgument
 	}
 	s, ok := args[0].(string)
 	if !ok {
 		return nil, errIndexArgument
 	}
-	return stringKey(s), nil
+	if len(args) == 1 {
+		return stringKey(s), nil
+	}
+	ms, ok := args[1].(int64)
+	if !ok {
+		return nil, errIndexArgument
+	}
+	return append(stringKey(s), timeKey(ms)...), nil
 }
 
 // timeKey sorts as the times do, those before 1970 too.
 func timeKey(ms int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(ms)^(1<<63)) }
 
-// stringKey ends with a zero byte, so that no key is another's prefix.
+// stringKey sorts as the strings do, and no key is another's prefix, whatever bytes they hold: lookups in
+// an index that is not unique take prefixes.
 func stringKey(s string) []byte {
-	key := make([]byte, len(s)+1)
-	copy(key, s)
-	return key
+	key := make([]byte, 0, len(s)+2)
+	for i := range len(s) {
+		if key = append(key, s[i]); s[i] == 0 {
+			key = append(key, 0xff)
+		}
+	}
+	return append(key, 0, 1)
 }

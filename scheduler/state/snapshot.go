@@ -37,6 +37,7 @@ func (v *View) WriteTo(w io.Writer) (int64, error) {
 		Index:     v.index,
 		ChainHash: v.chainHash,
 		TimeMs:    v.timeMS,
+		Retention: v.keep.ToProto(),
 	}}})
 	for node := range v.Nodes() {
 		if err != nil {
@@ -122,12 +123,16 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 	case header.GetVersion() != snapshotVersion:
 		return nil, nil, fmt.Errorf("snapshot version %d; this version of Quire reads %d", header.GetVersion(), snapshotVersion)
 	}
+	keep := retentionFromProto(header.GetRetention())
+	if err := keep.Validate(); err != nil {
+		return nil, nil, fmt.Errorf("header: %w", err)
+	}
 	db := newDB()
-	v := &View{index: header.GetIndex(), chainHash: header.GetChainHash(), timeMS: header.GetTimeMs()}
+	v := &View{keep: keep, index: header.GetIndex(), chainHash: header.GetChainHash(), timeMS: header.GetTimeMs()}
 	txn := db.Txn(true)
 	defer txn.Abort()
 	// How many requests a tenant has is counted, not written, and so is what a model has.
-	a := &application{txn: txn, accounts: map[string]*Account{}, models: map[string]*Model{}}
+	a := &application{txn: txn, accounts: map[string]*Account{}, models: map[string]*Model{}, ending: map[string]bool{}}
 	for n := 1; ; n++ {
 		record := &pb.SnapshotRecord{}
 		err := options.UnmarshalFrom(in, record)
@@ -189,8 +194,7 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 				return nil, nil, fmt.Errorf("record %d: request %q is there twice", n, request.Request.GetId())
 			}
 			if request.Phase == Finished {
-				v.finished++
-				v.kept += request.keptBytes()
+				a.keepEnd(request)
 			} else {
 				a.account(request.Request.GetTenant()).Live++
 				a.model(request.Request.GetModel()).Live++
@@ -205,6 +209,7 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 	}
 	a.keepAccounts()
 	a.keepModels()
+	v.kept = a.kept
 	txn.Commit()
 	v.db = db.Snapshot()
 	return db, v, nil

@@ -167,7 +167,7 @@ func TestRepeatsChangeNothing(t *testing.T) {
 }
 
 func TestFinishedRequestsAreBounded(t *testing.T) {
-	l := &log{t: t, store: newStore(limits{3, 1000, 1 << 20})}
+	l := &log{t: t, store: newStore(Retention{AgeMS: 1000, TenantRequests: 3, TenantBytes: 1 << 20, Bytes: 1 << 20})}
 	for i := range 5 {
 		id := fmt.Sprint("r", i)
 		l.apply(int64(100+i), submit(id, 1), finish(id, pb.FinishReason_FINISH_REASON_STOP))
@@ -179,7 +179,7 @@ func TestFinishedRequestsAreBounded(t *testing.T) {
 	if got := ids(l.store.View().Requests()); got != "live r3 r4" {
 		t.Errorf("kept by age at 1103: %q, want live r3 r4", got)
 	}
-	if got := l.store.View().Finished(); got != 2 {
+	if got := l.store.View().Kept().Requests; got != 2 {
 		t.Errorf("finished count %d, want 2", got)
 	}
 }
@@ -280,31 +280,8 @@ func TestAdoptAndRerun(t *testing.T) {
 	}
 	l.apply(5, again)
 	r := l.store.View().Request("a")
-	if r.Phase != Queued || len(r.Outputs) != 1 || len(r.Outputs[0].GetTokenIds()) != 1 || r.Attempts != 0 || r.Usage != nil || r.Request.GetGatewayId() != "g" || l.store.View().Finished() != 0 || l.store.View().KeptBytes() != 0 {
+	if r.Phase != Queued || len(r.Outputs) != 1 || len(r.Outputs[0].GetTokenIds()) != 1 || r.Attempts != 0 || r.Usage != nil || r.Request.GetGatewayId() != "g" || l.store.View().Kept() != (Kept{}) {
 		t.Errorf("begun again: %+v", r)
-	}
-}
-
-// TestKeptOutputsAreBounded: the oldest lose their output, not their end.
-func TestKeptOutputsAreBounded(t *testing.T) {
-	l := &log{t: t, store: newStore(limits{10, 1000, 600})}
-	for i := range 5 {
-		id := fmt.Sprint("r", i)
-		s, f := submit(id, 1), finish(id, pb.FinishReason_FINISH_REASON_STOP)
-		s.GetSubmit().Request.Sampling = &pb.SamplingParams{MaxTokens: 40}
-		f.GetFinish().Choices = []*pb.ChoiceProgress{news(0, 0, pb.FinishReason_FINISH_REASON_STOP, make([]int32, 20)...)}
-		l.apply(int64(100+i), s, f)
-	}
-	var kept []string
-	for r := range l.store.View().Ended() {
-		if len(r.Outputs) > 0 && r.Request.GetSampling().GetMaxTokens() == 40 {
-			kept = append(kept, r.Request.GetId())
-		} else if len(r.Outputs) > 0 || r.Request.GetSampling() != nil || r.PromptTokens != 1 || r.FinishReason != pb.FinishReason_FINISH_REASON_STOP {
-			t.Errorf("half dropped: %+v", r)
-		}
-	}
-	if got := strings.Join(kept, " "); got != "r3 r4" || l.store.View().Finished() != 5 || l.store.View().KeptBytes() > 600 {
-		t.Errorf("kept outputs of %s, %d bytes; want r3 r4", got, l.store.View().KeptBytes())
 	}
 }
 
@@ -407,12 +384,15 @@ func draw(t *rapid.T, label string) (ms int64, commands []*pb.Command) {
 	return rapid.Int64Range(0, 5000).Draw(t, label+" ms"), rapid.SliceOfN(command, 0, 8).Draw(t, label)
 }
 
+// smallRetention lets a few requests reach each of the bounds.
+var smallRetention = Retention{AgeMS: 2000, TenantRequests: 3, TenantBytes: 8000, Bytes: 16_000}
+
 // TestStateIsAFunctionOfTheLog: two stores with the same log, one of them snapshotted and restored
 // somewhere on the way, hold the same bytes, and the counts and indexes agree with the tables.
 func TestStateIsAFunctionOfTheLog(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		straight := &log{t: t, store: newStore(limits{3, 2000, 200})}
-		restored := &log{t: t, store: newStore(limits{3, 2000, 200})}
+		straight := &log{t: t, store: newStore(smallRetention)}
+		restored := &log{t: t, store: newStore(smallRetention)}
 		n := rapid.IntRange(1, 12).Draw(t, "entries")
 		cut := rapid.IntRange(0, n-1).Draw(t, "cut")
 		for i := range n {
@@ -426,7 +406,7 @@ func TestStateIsAFunctionOfTheLog(t *testing.T) {
 				t.Fatalf("a view changed after it was taken (%v)", err)
 			}
 			if i == cut {
-				fresh := newStore(limits{3, 2000, 200})
+				fresh := newStore(smallRetention)
 				if err := fresh.Restore(bytes.NewReader(snapshot(t, restored.store))); err != nil {
 					t.Fatal(err)
 				}
@@ -434,14 +414,14 @@ func TestStateIsAFunctionOfTheLog(t *testing.T) {
 			}
 		}
 		a, b := straight.store.View(), restored.store.View()
-		if a.ChainHash() != b.ChainHash() || a.Index() != b.Index() || a.Finished() != b.Finished() {
-			t.Fatalf("hash, index, finished: %x %d %d and %x %d %d", a.ChainHash(), a.Index(), a.Finished(), b.ChainHash(), b.Index(), b.Finished())
+		if a.ChainHash() != b.ChainHash() || a.Index() != b.Index() || a.Kept() != b.Kept() {
+			t.Fatalf("hash, index, kept: %x %d %v and %x %d %v", a.ChainHash(), a.Index(), a.Kept(), b.ChainHash(), b.Index(), b.Kept())
 		}
 		if !bytes.Equal(snapshot(t, straight.store), snapshot(t, restored.store)) {
 			t.Fatal("restore(persist(x)) is not x")
 		}
 		var live, ended, assigned int
-		var kept int64
+		kept := map[string]Kept{}
 		running := map[string]int64{}
 		for r := range a.Requests() {
 			for c, o := range r.Outputs {
@@ -454,7 +434,14 @@ func TestStateIsAFunctionOfTheLog(t *testing.T) {
 			if n := len(r.Outputs); n != 0 && n != choices(r.Request) {
 				t.Fatalf("%s has %d outputs for %d choices", r.Request.GetId(), n, choices(r.Request))
 			}
-			kept += r.keptBytes()
+			if r.Phase == Finished {
+				k := kept[r.Request.GetTenant()]
+				if k.Requests == 0 {
+					k.Bytes = tallyBytes
+				}
+				k.Requests, k.Bytes, k.Answers = k.Requests+1, k.Bytes+r.keptBytes(), k.Answers+r.answerBytes()
+				kept[r.Request.GetTenant()] = k
+			}
 			switch r.Phase {
 			case Finished:
 				ended++
@@ -470,8 +457,18 @@ func TestStateIsAFunctionOfTheLog(t *testing.T) {
 				running[r.Request.GetTenant()]++
 			}
 		}
-		if kept != a.KeptBytes() || b.KeptBytes() != kept || kept > 200 {
-			t.Fatalf("%d bytes are kept, counted %d and %d, limit 200", kept, a.KeptBytes(), b.KeptBytes())
+		var all Kept
+		for tenant, k := range kept {
+			if k != a.KeptOf(tenant) || k != b.KeptOf(tenant) {
+				t.Fatalf("of %q %+v is kept, counted %+v and %+v", tenant, k, a.KeptOf(tenant), b.KeptOf(tenant))
+			}
+			if k.Requests > smallRetention.TenantRequests || k.Bytes > smallRetention.TenantBytes || k.Answers > smallRetention.TenantBytes/4 {
+				t.Fatalf("of %q %+v is kept, the limits are %+v", tenant, k, smallRetention)
+			}
+			all.Requests, all.Bytes, all.Answers = all.Requests+k.Requests, all.Bytes+k.Bytes, all.Answers+k.Answers
+		}
+		if all != a.Kept() || all.Bytes > smallRetention.Bytes || all.Answers > smallRetention.Bytes/4 {
+			t.Fatalf("%+v is kept, counted %+v, the limits are %+v", all, a.Kept(), smallRetention)
 		}
 		for account := range a.Accounts() {
 			if account.Live != running[account.Name] || account.Live == 0 && account.Limits == nil || account.Served < 0 {
@@ -492,8 +489,8 @@ func TestStateIsAFunctionOfTheLog(t *testing.T) {
 		if got := count(a.Live()); got != live {
 			t.Fatalf("index live has %d, table %d", got, live)
 		}
-		if got := count(a.Ended()); got != ended || ended > 3 || a.Finished() != ended {
-			t.Fatalf("index finished has %d, table %d, counter %d", got, ended, a.Finished())
+		if got := count(a.Ended()); got != ended || a.Kept().Requests != int64(ended) {
+			t.Fatalf("index ended has %d, table %d, counter %d", got, ended, a.Kept().Requests)
 		}
 		if got := count(a.OnWorker("v")) + count(a.OnWorker("w")); got != assigned {
 			t.Fatalf("index worker has %d, table %d", got, assigned)

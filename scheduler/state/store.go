@@ -10,39 +10,21 @@ import (
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
-// How many finished requests are remembered, for how long after they ended, and how many bytes of
-// output with them: beyond that the oldest keep their end and lose their output. A retry with the
-// same id is answered from memory within this window. Every node must use the same values: they
-// decide what Apply does.
-const (
-	FinishedKept      = 32768
-	FinishedAgeMS     = 15 * 60 * 1000
-	FinishedKeptBytes = 64 << 20
-)
-
-// limits are these three; tests make them small.
-type limits struct {
-	finished  int
-	ageMS     int64
-	keptBytes int64
-}
-
 // Store holds the replicated tables. Apply and Restore must be called from one goroutine at a time;
 // View may be called from any.
 type Store struct {
-	limits limits
-	db     *memdb.MemDB
-	view   atomic.Pointer[View]
+	db   *memdb.MemDB
+	view atomic.Pointer[View]
 }
 
 // New returns an empty store, as before the first log entry.
 func New() *Store {
-	return newStore(limits{FinishedKept, FinishedAgeMS, FinishedKeptBytes})
+	return newStore(DefaultRetention)
 }
 
-func newStore(limits limits) *Store {
-	s := &Store{limits: limits, db: newDB()}
-	s.view.Store(&View{db: s.db.Snapshot()})
+func newStore(keep Retention) *Store {
+	s := &Store{db: newDB()}
+	s.view.Store(&View{db: s.db.Snapshot(), keep: keep})
 	return s
 }
 
@@ -64,8 +46,8 @@ type View struct {
 	index     uint64
 	chainHash uint64
 	timeMS    int64
-	finished  int
-	kept      int64
+	kept      tally
+	keep      Retention
 }
 
 // Index is the log index of the newest entry in the view; 0 before the first.
@@ -76,12 +58,6 @@ func (v *View) ChainHash() uint64 { return v.chainHash }
 
 // TimeMS is the log's time: milliseconds since the cluster began, but for those in which all of it was down.
 func (v *View) TimeMS() int64 { return v.timeMS }
-
-// Finished is the number of finished requests still remembered.
-func (v *View) Finished() int { return v.finished }
-
-// KeptBytes is what finished requests hold for replays.
-func (v *View) KeptBytes() int64 { return v.kept }
 
 // Request returns the request of this id, or nil.
 func (v *View) Request(id string) *Record {
@@ -104,18 +80,20 @@ func (v *View) Requests() iter.Seq[*Record] { return list[*Record](v.db, request
 // Live lists queued and assigned requests in the order of their admission.
 func (v *View) Live() iter.Seq[*Record] { return list[*Record](v.db, requestsTable, "live") }
 
-// Ended lists finished requests, the ones that ended first at the front.
-func (v *View) Ended() iter.Seq[*Record] { return list[*Record](v.db, requestsTable, "finished") }
-
 // OnWorker lists the requests assigned to a worker, by id.
 func (v *View) OnWorker(id string) iter.Seq[*Record] {
 	return list[*Record](v.db, requestsTable, "worker", id)
 }
 
 func first[T any](txn *memdb.Txn, table, id string) T {
-	raw, err := txn.First(table, "id", id)
+	return foremost[T](txn, table, "id", id)
+}
+
+// foremost is what an index has in front; nil if that is nothing.
+func foremost[T any](txn *memdb.Txn, table, index string, args ...any) T {
+	raw, err := txn.First(table, index, args...)
 	if err != nil {
-		panic(fmt.Sprintf("state: read %s: %v", table, err))
+		panic(fmt.Sprintf("state: read %s by %s: %v", table, index, err))
 	}
 	object, _ := raw.(T)
 	return object

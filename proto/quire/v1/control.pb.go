@@ -137,7 +137,7 @@ func (CacheEvent_Medium) EnumDescriptor() ([]byte, []int) {
 // Request is what a worker needs to generate: a pure function of weights and this message.
 type Request struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Client's idempotency key or a generated id. Unique among live requests.
+	// Its tenant's name and the client's idempotency key, or a generated id. Unique among all that are known.
 	Id       string          `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Model    string          `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
 	Tenant   string          `protobuf:"bytes,3,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -295,7 +295,10 @@ type SubmitRequest struct {
 	Request *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
 	// If the request is known and has ended, run it again: the caller needs of its output what is not
 	// kept. The output is the same.
-	Rerun         bool `protobuf:"varint,2,opt,name=rerun,proto3" json:"rerun,omitempty"`
+	Rerun bool `protobuf:"varint,2,opt,name=rerun,proto3" json:"rerun,omitempty"`
+	// Names what the client sent, 16 bytes: under a known id only the same may come again. Empty where
+	// there is no client: the request itself counts.
+	Digest        []byte `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -342,6 +345,13 @@ func (x *SubmitRequest) GetRerun() bool {
 		return x.Rerun
 	}
 	return false
+}
+
+func (x *SubmitRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
 }
 
 type SubmitResponse struct {
@@ -3475,10 +3485,11 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\tgenerated\x18\v \x03(\v2\x12.quire.v1.TokenIdsR\tgenerated\x12\x1b\n" +
 	"\tkv_source\x18\f \x01(\tR\bkvSource\x12\x1d\n" +
 	"\n" +
-	"arrival_ms\x18\r \x01(\x03R\tarrivalMs\"R\n" +
+	"arrival_ms\x18\r \x01(\x03R\tarrivalMs\"j\n" +
 	"\rSubmitRequest\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12\x14\n" +
-	"\x05rerun\x18\x02 \x01(\bR\x05rerun\"\xb2\x01\n" +
+	"\x05rerun\x18\x02 \x01(\bR\x05rerun\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\fR\x06digest\"\xb2\x01\n" +
 	"\x0eSubmitResponse\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1c\n" +

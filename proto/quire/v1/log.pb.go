@@ -147,6 +147,7 @@ type Command struct {
 	//	*Command_PromptPart
 	//	*Command_Pool
 	//	*Command_Cordon
+	//	*Command_Retention
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -297,6 +298,15 @@ func (x *Command) GetCordon() *CordonCommand {
 	return nil
 }
 
+func (x *Command) GetRetention() *RetentionCommand {
+	if x != nil {
+		if x, ok := x.Command.(*Command_Retention); ok {
+			return x.Retention
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -349,6 +359,10 @@ type Command_Cordon struct {
 	Cordon *CordonCommand `protobuf:"bytes,12,opt,name=cordon,proto3,oneof"`
 }
 
+type Command_Retention struct {
+	Retention *RetentionCommand `protobuf:"bytes,13,opt,name=retention,proto3,oneof"`
+}
+
 func (*Command_Submit) isCommand_Command() {}
 
 func (*Command_Assign) isCommand_Command() {}
@@ -373,18 +387,22 @@ func (*Command_Pool) isCommand_Command() {}
 
 func (*Command_Cordon) isCommand_Command() {}
 
+func (*Command_Retention) isCommand_Command() {}
+
 // SubmitCommand admits a request; a known id changes nothing.
 type SubmitCommand struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Request *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
-	// Names what a retry must repeat: model, tenant, prompt, sampling, salt. It outlives the prompt.
+	// Names what a retry must repeat: what the client sent. It outlives the prompt.
 	Digest []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	// An ended request with this id and digest is run again.
 	Rerun bool `protobuf:"varint,3,opt,name=rerun,proto3" json:"rerun,omitempty"`
 	// The request's prompt follows what this upload has brought; 0 is none.
 	Upload uint64 `protobuf:"varint,4,opt,name=upload,proto3" json:"upload,omitempty"`
 	// When it must have been started, in the log's time; 0 is never.
-	DeadlineMs    int64 `protobuf:"varint,5,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"`
+	DeadlineMs int64 `protobuf:"varint,5,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"`
+	// Names the prompt: an ended request is run again with the same one only.
+	PromptDigest  []byte `protobuf:"bytes,6,opt,name=prompt_digest,json=promptDigest,proto3" json:"prompt_digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -454,6 +472,129 @@ func (x *SubmitCommand) GetDeadlineMs() int64 {
 	return 0
 }
 
+func (x *SubmitCommand) GetPromptDigest() []byte {
+	if x != nil {
+		return x.PromptDigest
+	}
+	return nil
+}
+
+// RetentionCommand changes how much is kept of ended requests.
+type RetentionCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Retention     *Retention             `protobuf:"bytes,1,opt,name=retention,proto3" json:"retention,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetentionCommand) Reset() {
+	*x = RetentionCommand{}
+	mi := &file_quire_v1_log_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetentionCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetentionCommand) ProtoMessage() {}
+
+func (x *RetentionCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetentionCommand.ProtoReflect.Descriptor instead.
+func (*RetentionCommand) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RetentionCommand) GetRetention() *Retention {
+	if x != nil {
+		return x.Retention
+	}
+	return nil
+}
+
+// Retention is how much is kept of ended requests, and for how long in the log's time.
+type Retention struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	AgeMs int64                  `protobuf:"varint,1,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	// Of one tenant.
+	TenantRequests int64 `protobuf:"varint,2,opt,name=tenant_requests,json=tenantRequests,proto3" json:"tenant_requests,omitempty"`
+	// Bytes of memory on every node, of one tenant and of all. Answers take at most half of each.
+	TenantBytes   int64 `protobuf:"varint,3,opt,name=tenant_bytes,json=tenantBytes,proto3" json:"tenant_bytes,omitempty"`
+	Bytes         int64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Retention) Reset() {
+	*x = Retention{}
+	mi := &file_quire_v1_log_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Retention) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Retention) ProtoMessage() {}
+
+func (x *Retention) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Retention.ProtoReflect.Descriptor instead.
+func (*Retention) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Retention) GetAgeMs() int64 {
+	if x != nil {
+		return x.AgeMs
+	}
+	return 0
+}
+
+func (x *Retention) GetTenantRequests() int64 {
+	if x != nil {
+		return x.TenantRequests
+	}
+	return 0
+}
+
+func (x *Retention) GetTenantBytes() int64 {
+	if x != nil {
+		return x.TenantBytes
+	}
+	return 0
+}
+
+func (x *Retention) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 // PromptPartCommand brings a part of a prompt that is too long for one entry. Parts come in order,
 // and are forgotten if no submit follows.
 type PromptPartCommand struct {
@@ -470,7 +611,7 @@ type PromptPartCommand struct {
 
 func (x *PromptPartCommand) Reset() {
 	*x = PromptPartCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[3]
+	mi := &file_quire_v1_log_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -482,7 +623,7 @@ func (x *PromptPartCommand) String() string {
 func (*PromptPartCommand) ProtoMessage() {}
 
 func (x *PromptPartCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[3]
+	mi := &file_quire_v1_log_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -495,7 +636,7 @@ func (x *PromptPartCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromptPartCommand.ProtoReflect.Descriptor instead.
 func (*PromptPartCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{3}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PromptPartCommand) GetRequestId() string {
@@ -541,7 +682,7 @@ type AssignCommand struct {
 
 func (x *AssignCommand) Reset() {
 	*x = AssignCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[4]
+	mi := &file_quire_v1_log_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +694,7 @@ func (x *AssignCommand) String() string {
 func (*AssignCommand) ProtoMessage() {}
 
 func (x *AssignCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[4]
+	mi := &file_quire_v1_log_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +707,7 @@ func (x *AssignCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignCommand.ProtoReflect.Descriptor instead.
 func (*AssignCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{4}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AssignCommand) GetRequestId() string {
@@ -612,7 +753,7 @@ type FinishCommand struct {
 
 func (x *FinishCommand) Reset() {
 	*x = FinishCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[5]
+	mi := &file_quire_v1_log_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +765,7 @@ func (x *FinishCommand) String() string {
 func (*FinishCommand) ProtoMessage() {}
 
 func (x *FinishCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[5]
+	mi := &file_quire_v1_log_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +778,7 @@ func (x *FinishCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishCommand.ProtoReflect.Descriptor instead.
 func (*FinishCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{5}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *FinishCommand) GetRequestId() string {
@@ -687,7 +828,7 @@ type ProgressCommand struct {
 
 func (x *ProgressCommand) Reset() {
 	*x = ProgressCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[6]
+	mi := &file_quire_v1_log_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +840,7 @@ func (x *ProgressCommand) String() string {
 func (*ProgressCommand) ProtoMessage() {}
 
 func (x *ProgressCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[6]
+	mi := &file_quire_v1_log_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +853,7 @@ func (x *ProgressCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressCommand.ProtoReflect.Descriptor instead.
 func (*ProgressCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{6}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ProgressCommand) GetRequestId() string {
@@ -741,7 +882,7 @@ type AdoptCommand struct {
 
 func (x *AdoptCommand) Reset() {
 	*x = AdoptCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[7]
+	mi := &file_quire_v1_log_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +894,7 @@ func (x *AdoptCommand) String() string {
 func (*AdoptCommand) ProtoMessage() {}
 
 func (x *AdoptCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[7]
+	mi := &file_quire_v1_log_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +907,7 @@ func (x *AdoptCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptCommand.ProtoReflect.Descriptor instead.
 func (*AdoptCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{7}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AdoptCommand) GetRequestId() string {
@@ -802,7 +943,7 @@ type Tenant struct {
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_quire_v1_log_proto_msgTypes[8]
+	mi := &file_quire_v1_log_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +955,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[8]
+	mi := &file_quire_v1_log_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +968,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{8}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Tenant) GetName() string {
@@ -883,7 +1024,7 @@ type TenantCommand struct {
 
 func (x *TenantCommand) Reset() {
 	*x = TenantCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[9]
+	mi := &file_quire_v1_log_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -895,7 +1036,7 @@ func (x *TenantCommand) String() string {
 func (*TenantCommand) ProtoMessage() {}
 
 func (x *TenantCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[9]
+	mi := &file_quire_v1_log_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -908,7 +1049,7 @@ func (x *TenantCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantCommand.ProtoReflect.Descriptor instead.
 func (*TenantCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{9}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TenantCommand) GetTenant() *Tenant {
@@ -941,7 +1082,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_quire_v1_log_proto_msgTypes[10]
+	mi := &file_quire_v1_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1094,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[10]
+	mi := &file_quire_v1_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1107,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{10}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Node) GetId() string {
@@ -1015,7 +1156,7 @@ type NodeCommand struct {
 
 func (x *NodeCommand) Reset() {
 	*x = NodeCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[11]
+	mi := &file_quire_v1_log_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1027,7 +1168,7 @@ func (x *NodeCommand) String() string {
 func (*NodeCommand) ProtoMessage() {}
 
 func (x *NodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[11]
+	mi := &file_quire_v1_log_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1040,7 +1181,7 @@ func (x *NodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeCommand.ProtoReflect.Descriptor instead.
 func (*NodeCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{11}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *NodeCommand) GetNode() *Node {
@@ -1071,7 +1212,7 @@ type WorkerCommand struct {
 
 func (x *WorkerCommand) Reset() {
 	*x = WorkerCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[12]
+	mi := &file_quire_v1_log_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1224,7 @@ func (x *WorkerCommand) String() string {
 func (*WorkerCommand) ProtoMessage() {}
 
 func (x *WorkerCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[12]
+	mi := &file_quire_v1_log_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1237,7 @@ func (x *WorkerCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerCommand.ProtoReflect.Descriptor instead.
 func (*WorkerCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{12}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WorkerCommand) GetWorker() *WorkerInfo {
@@ -1132,7 +1273,7 @@ type ModelIdentity struct {
 
 func (x *ModelIdentity) Reset() {
 	*x = ModelIdentity{}
-	mi := &file_quire_v1_log_proto_msgTypes[13]
+	mi := &file_quire_v1_log_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1285,7 @@ func (x *ModelIdentity) String() string {
 func (*ModelIdentity) ProtoMessage() {}
 
 func (x *ModelIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[13]
+	mi := &file_quire_v1_log_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1298,7 @@ func (x *ModelIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelIdentity.ProtoReflect.Descriptor instead.
 func (*ModelIdentity) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{13}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ModelIdentity) GetName() string {
@@ -1193,7 +1334,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_quire_v1_log_proto_msgTypes[14]
+	mi := &file_quire_v1_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1346,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[14]
+	mi := &file_quire_v1_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1359,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{14}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Pool) GetName() string {
@@ -1246,7 +1387,7 @@ type PoolCommand struct {
 
 func (x *PoolCommand) Reset() {
 	*x = PoolCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[15]
+	mi := &file_quire_v1_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1399,7 @@ func (x *PoolCommand) String() string {
 func (*PoolCommand) ProtoMessage() {}
 
 func (x *PoolCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[15]
+	mi := &file_quire_v1_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1412,7 @@ func (x *PoolCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolCommand.ProtoReflect.Descriptor instead.
 func (*PoolCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{15}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PoolCommand) GetPool() *Pool {
@@ -1301,7 +1442,7 @@ type CordonCommand struct {
 
 func (x *CordonCommand) Reset() {
 	*x = CordonCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[16]
+	mi := &file_quire_v1_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1313,7 +1454,7 @@ func (x *CordonCommand) String() string {
 func (*CordonCommand) ProtoMessage() {}
 
 func (x *CordonCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[16]
+	mi := &file_quire_v1_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1326,7 +1467,7 @@ func (x *CordonCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonCommand.ProtoReflect.Descriptor instead.
 func (*CordonCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{16}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CordonCommand) GetWorkerId() string {
@@ -1361,7 +1502,7 @@ type RequeueCommand struct {
 
 func (x *RequeueCommand) Reset() {
 	*x = RequeueCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[17]
+	mi := &file_quire_v1_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1514,7 @@ func (x *RequeueCommand) String() string {
 func (*RequeueCommand) ProtoMessage() {}
 
 func (x *RequeueCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[17]
+	mi := &file_quire_v1_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1527,7 @@ func (x *RequeueCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequeueCommand.ProtoReflect.Descriptor instead.
 func (*RequeueCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{17}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RequeueCommand) GetRequestId() string {
@@ -1424,7 +1565,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[18]
+	mi := &file_quire_v1_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1577,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[18]
+	mi := &file_quire_v1_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1590,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{18}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -1613,7 +1754,7 @@ type PromptUpload struct {
 
 func (x *PromptUpload) Reset() {
 	*x = PromptUpload{}
-	mi := &file_quire_v1_log_proto_msgTypes[19]
+	mi := &file_quire_v1_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1766,7 @@ func (x *PromptUpload) String() string {
 func (*PromptUpload) ProtoMessage() {}
 
 func (x *PromptUpload) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[19]
+	mi := &file_quire_v1_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1779,7 @@ func (x *PromptUpload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromptUpload.ProtoReflect.Descriptor instead.
 func (*PromptUpload) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{19}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PromptUpload) GetRequestId() string {
@@ -1693,7 +1834,7 @@ type TenantRecord struct {
 
 func (x *TenantRecord) Reset() {
 	*x = TenantRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[20]
+	mi := &file_quire_v1_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1846,7 @@ func (x *TenantRecord) String() string {
 func (*TenantRecord) ProtoMessage() {}
 
 func (x *TenantRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[20]
+	mi := &file_quire_v1_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1859,7 @@ func (x *TenantRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantRecord.ProtoReflect.Descriptor instead.
 func (*TenantRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{20}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TenantRecord) GetName() string {
@@ -1769,14 +1910,15 @@ type SnapshotHeader struct {
 	Index     uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
 	ChainHash uint64                 `protobuf:"varint,3,opt,name=chain_hash,json=chainHash,proto3" json:"chain_hash,omitempty"`
 	// The log's time.
-	TimeMs        int64 `protobuf:"varint,4,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	TimeMs        int64      `protobuf:"varint,4,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	Retention     *Retention `protobuf:"bytes,5,opt,name=retention,proto3" json:"retention,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_quire_v1_log_proto_msgTypes[21]
+	mi := &file_quire_v1_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +1930,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[21]
+	mi := &file_quire_v1_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +1943,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{21}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -1832,6 +1974,13 @@ func (x *SnapshotHeader) GetTimeMs() int64 {
 	return 0
 }
 
+func (x *SnapshotHeader) GetRetention() *Retention {
+	if x != nil {
+		return x.Retention
+	}
+	return nil
+}
+
 type RequestRecord struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Request        *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
@@ -1857,14 +2006,15 @@ type RequestRecord struct {
 	Redirected bool  `protobuf:"varint,16,opt,name=redirected,proto3" json:"redirected,omitempty"`
 	ArrivalMs  int64 `protobuf:"varint,17,opt,name=arrival_ms,json=arrivalMs,proto3" json:"arrival_ms,omitempty"`
 	// 0 is none.
-	DeadlineMs    int64 `protobuf:"varint,18,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"`
+	DeadlineMs    int64  `protobuf:"varint,18,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"`
+	PromptDigest  []byte `protobuf:"bytes,19,opt,name=prompt_digest,json=promptDigest,proto3" json:"prompt_digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RequestRecord) Reset() {
 	*x = RequestRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[22]
+	mi := &file_quire_v1_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +2026,7 @@ func (x *RequestRecord) String() string {
 func (*RequestRecord) ProtoMessage() {}
 
 func (x *RequestRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[22]
+	mi := &file_quire_v1_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +2039,7 @@ func (x *RequestRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRecord.ProtoReflect.Descriptor instead.
 func (*RequestRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{22}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RequestRecord) GetRequest() *Request {
@@ -2018,6 +2168,13 @@ func (x *RequestRecord) GetDeadlineMs() int64 {
 	return 0
 }
 
+func (x *RequestRecord) GetPromptDigest() []byte {
+	if x != nil {
+		return x.PromptDigest
+	}
+	return nil
+}
+
 var File_quire_v1_log_proto protoreflect.FileDescriptor
 
 const file_quire_v1_log_proto_rawDesc = "" +
@@ -2025,7 +2182,7 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x12quire/v1/log.proto\x12\bquire.v1\x1a\x16quire/v1/control.proto\x1a\x18quire/v1/inference.proto\"O\n" +
 	"\x05Entry\x12\x17\n" +
 	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\x12-\n" +
-	"\bcommands\x18\x02 \x03(\v2\x11.quire.v1.CommandR\bcommands\"\xff\x04\n" +
+	"\bcommands\x18\x02 \x03(\v2\x11.quire.v1.CommandR\bcommands\"\xbb\x05\n" +
 	"\aCommand\x121\n" +
 	"\x06submit\x18\x01 \x01(\v2\x17.quire.v1.SubmitCommandH\x00R\x06submit\x121\n" +
 	"\x06assign\x18\x02 \x01(\v2\x17.quire.v1.AssignCommandH\x00R\x06assign\x121\n" +
@@ -2040,15 +2197,24 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	" \x01(\v2\x1b.quire.v1.PromptPartCommandH\x00R\n" +
 	"promptPart\x12+\n" +
 	"\x04pool\x18\v \x01(\v2\x15.quire.v1.PoolCommandH\x00R\x04pool\x121\n" +
-	"\x06cordon\x18\f \x01(\v2\x17.quire.v1.CordonCommandH\x00R\x06cordonB\t\n" +
-	"\acommand\"\xa3\x01\n" +
+	"\x06cordon\x18\f \x01(\v2\x17.quire.v1.CordonCommandH\x00R\x06cordon\x12:\n" +
+	"\tretention\x18\r \x01(\v2\x1a.quire.v1.RetentionCommandH\x00R\tretentionB\t\n" +
+	"\acommand\"\xc8\x01\n" +
 	"\rSubmitCommand\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x14\n" +
 	"\x05rerun\x18\x03 \x01(\bR\x05rerun\x12\x16\n" +
 	"\x06upload\x18\x04 \x01(\x04R\x06upload\x12\x1f\n" +
 	"\vdeadline_ms\x18\x05 \x01(\x03R\n" +
-	"deadlineMs\"v\n" +
+	"deadlineMs\x12#\n" +
+	"\rprompt_digest\x18\x06 \x01(\fR\fpromptDigest\"E\n" +
+	"\x10RetentionCommand\x121\n" +
+	"\tretention\x18\x01 \x01(\v2\x13.quire.v1.RetentionR\tretention\"\x84\x01\n" +
+	"\tRetention\x12\x15\n" +
+	"\x06age_ms\x18\x01 \x01(\x03R\x05ageMs\x12'\n" +
+	"\x0ftenant_requests\x18\x02 \x01(\x03R\x0etenantRequests\x12!\n" +
+	"\ftenant_bytes\x18\x03 \x01(\x03R\vtenantBytes\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\"v\n" +
 	"\x11PromptPartCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
@@ -2146,13 +2312,14 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"tokensLeft\x12\x1f\n" +
 	"\vrefilled_ms\x18\x05 \x01(\x03R\n" +
 	"refilledMs\x12\x16\n" +
-	"\x06served\x18\x06 \x01(\x03R\x06served\"x\n" +
+	"\x06served\x18\x06 \x01(\x03R\x06served\"\xab\x01\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1d\n" +
 	"\n" +
 	"chain_hash\x18\x03 \x01(\x04R\tchainHash\x12\x17\n" +
-	"\atime_ms\x18\x04 \x01(\x03R\x06timeMs\"\xa3\x05\n" +
+	"\atime_ms\x18\x04 \x01(\x03R\x06timeMs\x121\n" +
+	"\tretention\x18\x05 \x01(\v2\x13.quire.v1.RetentionR\tretention\"\xc8\x05\n" +
 	"\rRequestRecord\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.quire.v1.RequestStateR\x05state\x12\x1b\n" +
@@ -2177,7 +2344,8 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\n" +
 	"arrival_ms\x18\x11 \x01(\x03R\tarrivalMs\x12\x1f\n" +
 	"\vdeadline_ms\x18\x12 \x01(\x03R\n" +
-	"deadlineMs*\x7f\n" +
+	"deadlineMs\x12#\n" +
+	"\rprompt_digest\x18\x13 \x01(\fR\fpromptDigest*\x7f\n" +
 	"\fRequestState\x12\x1d\n" +
 	"\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REQUEST_STATE_QUEUED\x10\x01\x12\x1a\n" +
@@ -2197,82 +2365,87 @@ func file_quire_v1_log_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quire_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_quire_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_quire_v1_log_proto_goTypes = []any{
 	(RequestState)(0),         // 0: quire.v1.RequestState
 	(*Entry)(nil),             // 1: quire.v1.Entry
 	(*Command)(nil),           // 2: quire.v1.Command
 	(*SubmitCommand)(nil),     // 3: quire.v1.SubmitCommand
-	(*PromptPartCommand)(nil), // 4: quire.v1.PromptPartCommand
-	(*AssignCommand)(nil),     // 5: quire.v1.AssignCommand
-	(*FinishCommand)(nil),     // 6: quire.v1.FinishCommand
-	(*ProgressCommand)(nil),   // 7: quire.v1.ProgressCommand
-	(*AdoptCommand)(nil),      // 8: quire.v1.AdoptCommand
-	(*Tenant)(nil),            // 9: quire.v1.Tenant
-	(*TenantCommand)(nil),     // 10: quire.v1.TenantCommand
-	(*Node)(nil),              // 11: quire.v1.Node
-	(*NodeCommand)(nil),       // 12: quire.v1.NodeCommand
-	(*WorkerCommand)(nil),     // 13: quire.v1.WorkerCommand
-	(*ModelIdentity)(nil),     // 14: quire.v1.ModelIdentity
-	(*Pool)(nil),              // 15: quire.v1.Pool
-	(*PoolCommand)(nil),       // 16: quire.v1.PoolCommand
-	(*CordonCommand)(nil),     // 17: quire.v1.CordonCommand
-	(*RequeueCommand)(nil),    // 18: quire.v1.RequeueCommand
-	(*SnapshotRecord)(nil),    // 19: quire.v1.SnapshotRecord
-	(*PromptUpload)(nil),      // 20: quire.v1.PromptUpload
-	(*TenantRecord)(nil),      // 21: quire.v1.TenantRecord
-	(*SnapshotHeader)(nil),    // 22: quire.v1.SnapshotHeader
-	(*RequestRecord)(nil),     // 23: quire.v1.RequestRecord
-	(*Request)(nil),           // 24: quire.v1.Request
-	(FinishReason)(0),         // 25: quire.v1.FinishReason
-	(*Usage)(nil),             // 26: quire.v1.Usage
-	(*ChoiceProgress)(nil),    // 27: quire.v1.ChoiceProgress
-	(*WorkerInfo)(nil),        // 28: quire.v1.WorkerInfo
-	(*Output)(nil),            // 29: quire.v1.Output
+	(*RetentionCommand)(nil),  // 4: quire.v1.RetentionCommand
+	(*Retention)(nil),         // 5: quire.v1.Retention
+	(*PromptPartCommand)(nil), // 6: quire.v1.PromptPartCommand
+	(*AssignCommand)(nil),     // 7: quire.v1.AssignCommand
+	(*FinishCommand)(nil),     // 8: quire.v1.FinishCommand
+	(*ProgressCommand)(nil),   // 9: quire.v1.ProgressCommand
+	(*AdoptCommand)(nil),      // 10: quire.v1.AdoptCommand
+	(*Tenant)(nil),            // 11: quire.v1.Tenant
+	(*TenantCommand)(nil),     // 12: quire.v1.TenantCommand
+	(*Node)(nil),              // 13: quire.v1.Node
+	(*NodeCommand)(nil),       // 14: quire.v1.NodeCommand
+	(*WorkerCommand)(nil),     // 15: quire.v1.WorkerCommand
+	(*ModelIdentity)(nil),     // 16: quire.v1.ModelIdentity
+	(*Pool)(nil),              // 17: quire.v1.Pool
+	(*PoolCommand)(nil),       // 18: quire.v1.PoolCommand
+	(*CordonCommand)(nil),     // 19: quire.v1.CordonCommand
+	(*RequeueCommand)(nil),    // 20: quire.v1.RequeueCommand
+	(*SnapshotRecord)(nil),    // 21: quire.v1.SnapshotRecord
+	(*PromptUpload)(nil),      // 22: quire.v1.PromptUpload
+	(*TenantRecord)(nil),      // 23: quire.v1.TenantRecord
+	(*SnapshotHeader)(nil),    // 24: quire.v1.SnapshotHeader
+	(*RequestRecord)(nil),     // 25: quire.v1.RequestRecord
+	(*Request)(nil),           // 26: quire.v1.Request
+	(FinishReason)(0),         // 27: quire.v1.FinishReason
+	(*Usage)(nil),             // 28: quire.v1.Usage
+	(*ChoiceProgress)(nil),    // 29: quire.v1.ChoiceProgress
+	(*WorkerInfo)(nil),        // 30: quire.v1.WorkerInfo
+	(*Output)(nil),            // 31: quire.v1.Output
 }
 var file_quire_v1_log_proto_depIdxs = []int32{
 	2,  // 0: quire.v1.Entry.commands:type_name -> quire.v1.Command
 	3,  // 1: quire.v1.Command.submit:type_name -> quire.v1.SubmitCommand
-	5,  // 2: quire.v1.Command.assign:type_name -> quire.v1.AssignCommand
-	6,  // 3: quire.v1.Command.finish:type_name -> quire.v1.FinishCommand
-	13, // 4: quire.v1.Command.worker:type_name -> quire.v1.WorkerCommand
-	18, // 5: quire.v1.Command.requeue:type_name -> quire.v1.RequeueCommand
-	7,  // 6: quire.v1.Command.progress:type_name -> quire.v1.ProgressCommand
-	8,  // 7: quire.v1.Command.adopt:type_name -> quire.v1.AdoptCommand
-	10, // 8: quire.v1.Command.tenant:type_name -> quire.v1.TenantCommand
-	12, // 9: quire.v1.Command.node:type_name -> quire.v1.NodeCommand
-	4,  // 10: quire.v1.Command.prompt_part:type_name -> quire.v1.PromptPartCommand
-	16, // 11: quire.v1.Command.pool:type_name -> quire.v1.PoolCommand
-	17, // 12: quire.v1.Command.cordon:type_name -> quire.v1.CordonCommand
-	24, // 13: quire.v1.SubmitCommand.request:type_name -> quire.v1.Request
-	25, // 14: quire.v1.FinishCommand.finish_reason:type_name -> quire.v1.FinishReason
-	26, // 15: quire.v1.FinishCommand.usage:type_name -> quire.v1.Usage
-	27, // 16: quire.v1.FinishCommand.choices:type_name -> quire.v1.ChoiceProgress
-	27, // 17: quire.v1.ProgressCommand.choices:type_name -> quire.v1.ChoiceProgress
-	9,  // 18: quire.v1.TenantCommand.tenant:type_name -> quire.v1.Tenant
-	11, // 19: quire.v1.NodeCommand.node:type_name -> quire.v1.Node
-	28, // 20: quire.v1.WorkerCommand.worker:type_name -> quire.v1.WorkerInfo
-	14, // 21: quire.v1.WorkerCommand.model:type_name -> quire.v1.ModelIdentity
-	15, // 22: quire.v1.PoolCommand.pool:type_name -> quire.v1.Pool
-	22, // 23: quire.v1.SnapshotRecord.header:type_name -> quire.v1.SnapshotHeader
-	28, // 24: quire.v1.SnapshotRecord.worker:type_name -> quire.v1.WorkerInfo
-	23, // 25: quire.v1.SnapshotRecord.request:type_name -> quire.v1.RequestRecord
-	21, // 26: quire.v1.SnapshotRecord.tenant:type_name -> quire.v1.TenantRecord
-	11, // 27: quire.v1.SnapshotRecord.node:type_name -> quire.v1.Node
-	20, // 28: quire.v1.SnapshotRecord.upload:type_name -> quire.v1.PromptUpload
-	14, // 29: quire.v1.SnapshotRecord.model:type_name -> quire.v1.ModelIdentity
-	15, // 30: quire.v1.SnapshotRecord.pool:type_name -> quire.v1.Pool
-	9,  // 31: quire.v1.TenantRecord.tenant:type_name -> quire.v1.Tenant
-	24, // 32: quire.v1.RequestRecord.request:type_name -> quire.v1.Request
-	0,  // 33: quire.v1.RequestRecord.state:type_name -> quire.v1.RequestState
-	25, // 34: quire.v1.RequestRecord.finish_reason:type_name -> quire.v1.FinishReason
-	26, // 35: quire.v1.RequestRecord.usage:type_name -> quire.v1.Usage
-	29, // 36: quire.v1.RequestRecord.outputs:type_name -> quire.v1.Output
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	7,  // 2: quire.v1.Command.assign:type_name -> quire.v1.AssignCommand
+	8,  // 3: quire.v1.Command.finish:type_name -> quire.v1.FinishCommand
+	15, // 4: quire.v1.Command.worker:type_name -> quire.v1.WorkerCommand
+	20, // 5: quire.v1.Command.requeue:type_name -> quire.v1.RequeueCommand
+	9,  // 6: quire.v1.Command.progress:type_name -> quire.v1.ProgressCommand
+	10, // 7: quire.v1.Command.adopt:type_name -> quire.v1.AdoptCommand
+	12, // 8: quire.v1.Command.tenant:type_name -> quire.v1.TenantCommand
+	14, // 9: quire.v1.Command.node:type_name -> quire.v1.NodeCommand
+	6,  // 10: quire.v1.Command.prompt_part:type_name -> quire.v1.PromptPartCommand
+	18, // 11: quire.v1.Command.pool:type_name -> quire.v1.PoolCommand
+	19, // 12: quire.v1.Command.cordon:type_name -> quire.v1.CordonCommand
+	4,  // 13: quire.v1.Command.retention:type_name -> quire.v1.RetentionCommand
+	26, // 14: quire.v1.SubmitCommand.request:type_name -> quire.v1.Request
+	5,  // 15: quire.v1.RetentionCommand.retention:type_name -> quire.v1.Retention
+	27, // 16: quire.v1.FinishCommand.finish_reason:type_name -> quire.v1.FinishReason
+	28, // 17: quire.v1.FinishCommand.usage:type_name -> quire.v1.Usage
+	29, // 18: quire.v1.FinishCommand.choices:type_name -> quire.v1.ChoiceProgress
+	29, // 19: quire.v1.ProgressCommand.choices:type_name -> quire.v1.ChoiceProgress
+	11, // 20: quire.v1.TenantCommand.tenant:type_name -> quire.v1.Tenant
+	13, // 21: quire.v1.NodeCommand.node:type_name -> quire.v1.Node
+	30, // 22: quire.v1.WorkerCommand.worker:type_name -> quire.v1.WorkerInfo
+	16, // 23: quire.v1.WorkerCommand.model:type_name -> quire.v1.ModelIdentity
+	17, // 24: quire.v1.PoolCommand.pool:type_name -> quire.v1.Pool
+	24, // 25: quire.v1.SnapshotRecord.header:type_name -> quire.v1.SnapshotHeader
+	30, // 26: quire.v1.SnapshotRecord.worker:type_name -> quire.v1.WorkerInfo
+	25, // 27: quire.v1.SnapshotRecord.request:type_name -> quire.v1.RequestRecord
+	23, // 28: quire.v1.SnapshotRecord.tenant:type_name -> quire.v1.TenantRecord
+	13, // 29: quire.v1.SnapshotRecord.node:type_name -> quire.v1.Node
+	22, // 30: quire.v1.SnapshotRecord.upload:type_name -> quire.v1.PromptUpload
+	16, // 31: quire.v1.SnapshotRecord.model:type_name -> quire.v1.ModelIdentity
+	17, // 32: quire.v1.SnapshotRecord.pool:type_name -> quire.v1.Pool
+	11, // 33: quire.v1.TenantRecord.tenant:type_name -> quire.v1.Tenant
+	5,  // 34: quire.v1.SnapshotHeader.retention:type_name -> quire.v1.Retention
+	26, // 35: quire.v1.RequestRecord.request:type_name -> quire.v1.Request
+	0,  // 36: quire.v1.RequestRecord.state:type_name -> quire.v1.RequestState
+	27, // 37: quire.v1.RequestRecord.finish_reason:type_name -> quire.v1.FinishReason
+	28, // 38: quire.v1.RequestRecord.usage:type_name -> quire.v1.Usage
+	31, // 39: quire.v1.RequestRecord.outputs:type_name -> quire.v1.Output
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_log_proto_init() }
@@ -2295,8 +2468,9 @@ func file_quire_v1_log_proto_init() {
 		(*Command_PromptPart)(nil),
 		(*Command_Pool)(nil),
 		(*Command_Cordon)(nil),
+		(*Command_Retention)(nil),
 	}
-	file_quire_v1_log_proto_msgTypes[18].OneofWrappers = []any{
+	file_quire_v1_log_proto_msgTypes[20].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Request)(nil),
@@ -2313,7 +2487,7 @@ func file_quire_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_log_proto_rawDesc), len(file_quire_v1_log_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
