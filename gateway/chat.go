@@ -63,13 +63,14 @@ func (g *Gateway) chatCall(f *fields, who caller) (*call, opener, *apiError) {
 	}
 	c := &call{caller: who, model: m, params: p, constraint: f.constrained(p)}
 	usage := f.common(c)
+	special := f.boolean("parse_special", false)
 	if f.err != nil {
 		return nil, nil, f.err
 	}
-	if m.Chat == nil {
-		return nil, nil, invalid("model", "model %q has no chat template; use /v1/completions", m.ID)
+	if e := m.chats("model", "/v1/completions"); e != nil {
+		return nil, nil, e
 	}
-	ids, e := m.renderChat(messages)
+	ids, e := m.renderChat(messages, special)
 	if e != nil {
 		return nil, nil, e
 	}
@@ -88,30 +89,48 @@ func (g *Gateway) chatCall(f *fields, who caller) (*call, opener, *apiError) {
 	return c, open, nil
 }
 
-// renderChat turns a conversation into the model's prompt.
-func (m *served) renderChat(messages []chat.Message) ([]int32, *apiError) {
-	text, err := m.Chat.Render(messages, chat.Options{AddGenerationPrompt: true})
+// chats refuses a chat with a model that has no chat template, and says what to use instead.
+func (m *served) chats(param, instead string) *apiError {
+	switch {
+	case m.Chat != nil:
+		return nil
+	case m.NoChat != nil:
+		return invalid(param, "model %q cannot chat, use %s: %s", m.ID, instead, clip(m.NoChat.Error(), 300))
+	}
+	return invalid(param, "model %q has no chat template; use %s", m.ID, instead)
+}
+
+// renderChat turns a conversation into the model's prompt. Control tokens are those that the template
+// itself writes; what messages hold is plain text, however it is spelled, unless special is set.
+func (m *served) renderChat(messages []chat.Message, special bool) ([]int32, *apiError) {
+	p, err := m.Chat.Render(messages, chat.Options{AddGenerationPrompt: true})
 	if err != nil {
 		return nil, invalid("messages", "the model's chat template refuses these messages: %s", clip(err.Error(), 300))
 	}
-	return m.encode("messages", text)
+	if special {
+		p.Own = wholly(p.Text)
+	}
+	return m.encode("messages", p.Text, p.Own)
 }
 
+// wholly marks all of a text as what may spell control tokens.
+func wholly(text string) [][2]int { return [][2]int{{0, len(text)}} }
+
 // encode cuts a prompt's text into tokens, the beginning-of-sequence token first if the model wants
-// one and the text does not bring it. A text that could not fit whatever its tokens is refused before
-// the work.
-func (m *served) encode(param, text string) ([]int32, *apiError) {
+// one and the text does not bring it. The parts of it that are marked may spell control tokens. A text
+// that could not fit whatever its tokens is refused before the work.
+func (m *served) encode(param, text string, marked [][2]int) ([]int32, *apiError) {
 	if least := m.Tokenizer.MinTokens(len(text)); least >= m.ContextLength {
 		e := invalid(param, "the prompt has at least %d tokens; the model's context length is %d, output included", least, m.ContextLength)
 		e.name = "context_length_exceeded"
 		return nil, e
 	}
-	return m.tokens(text), nil
+	return m.tokens(text, marked), nil
 }
 
 // tokens is encode without a limit.
-func (m *served) tokens(text string) []int32 {
-	ids := m.Tokenizer.Encode(nil, text, true)
+func (m *served) tokens(text string, marked [][2]int) []int32 {
+	ids := m.Tokenizer.EncodeMarked(nil, text, marked)
 	if bos := m.Tokenizer.BOS(); m.Tokenizer.AddBOS() && (len(ids) == 0 || ids[0] != bos) {
 		ids = append([]int32{bos}, ids...)
 	}

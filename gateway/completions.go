@@ -50,6 +50,7 @@ func (g *Gateway) completionCall(f *fields, who caller) (*call, opener, *apiErro
 	p.MaxTokens = max(most, 1)
 	logprobs := f.logprobsCount(p, echo)
 	usage := f.common(c)
+	special := f.boolean("parse_special", true)
 	f.prompts(c)
 	if f.err != nil {
 		return nil, nil, f.err
@@ -58,7 +59,11 @@ func (g *Gateway) completionCall(f *fields, who caller) (*call, opener, *apiErro
 	for i := range c.prompts {
 		q := &c.prompts[i]
 		if q.ids == nil {
-			if q.ids, e = m.encode("prompt", q.text); e != nil {
+			var marked [][2]int
+			if special {
+				marked = wholly(q.text)
+			}
+			if q.ids, e = m.encode("prompt", q.text, marked); e != nil {
 				return nil, nil, e
 			}
 			hidden = m.Tokenizer.AddBOS()

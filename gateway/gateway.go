@@ -37,8 +37,10 @@ const (
 type Model struct {
 	ID        string
 	Tokenizer *tokenizer.Tokenizer
-	// Chat is nil for a model without a chat template; chat requests to it are refused.
-	Chat *chat.Template
+	// Chat is nil for a model without a chat template, or with one that cannot be used; chat requests
+	// to it are refused. NoChat says what is wrong with one that there is.
+	Chat   *chat.Template
+	NoChat error
 	// ContextLength is the most tokens a sequence may hold; a worker may allow less.
 	ContextLength int
 	// Digest of the model's file; a worker whose digest differs is not used. Empty skips the check.
@@ -191,6 +193,9 @@ func New(s Settings) (*Gateway, error) {
 		v := &served{Model: m, meters: g.metrics.of(m.ID), log: s.Log}
 		if m.Digest != "" {
 			v.fingerprint = "fp_" + m.Digest[:min(12, len(m.Digest))]
+		}
+		if m.NoChat != nil {
+			s.Log.Warn("a model's chat template cannot be used: it serves everything but chats", "model", m.ID, "error", m.NoChat)
 		}
 		g.models[m.ID] = v
 		g.order = append(g.order, v)

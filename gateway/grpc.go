@@ -116,7 +116,11 @@ func (g *Gateway) generateCall(ctx context.Context, req *pb.GenerateRequest) (*c
 	param := "prompt"
 	switch input := req.Input.(type) {
 	case *pb.GenerateRequest_Prompt:
-		if ids, e = m.encode(param, input.Prompt); e != nil {
+		var marked [][2]int
+		if req.ParseSpecial == nil || *req.ParseSpecial {
+			marked = wholly(input.Prompt)
+		}
+		if ids, e = m.encode(param, input.Prompt, marked); e != nil {
 			return nil, e
 		}
 	case *pb.GenerateRequest_PromptTokenIds:
@@ -131,7 +135,7 @@ func (g *Gateway) generateCall(ctx context.Context, req *pb.GenerateRequest) (*c
 		if messages, e = protoMessages(m, input.Chat.GetMessages()); e != nil {
 			return nil, e
 		}
-		if ids, e = m.renderChat(messages); e != nil {
+		if ids, e = m.renderChat(messages, req.GetParseSpecial()); e != nil {
 			return nil, e
 		}
 	default:
@@ -148,8 +152,8 @@ func (g *Gateway) generateCall(ctx context.Context, req *pb.GenerateRequest) (*c
 }
 
 func protoMessages(m *served, list []*pb.Message) ([]chat.Message, *apiError) {
-	if m.Chat == nil {
-		return nil, invalid("chat", "model %q has no chat template; use prompt", m.ID)
+	if e := m.chats("chat", "prompt"); e != nil {
+		return nil, e
 	}
 	if len(list) == 0 || len(list) > maxMessages {
 		return nil, invalid("chat", "chat must hold 1 to %d messages, not %d", maxMessages, len(list))
@@ -190,7 +194,7 @@ func (g *Gateway) Tokenize(_ context.Context, req *pb.TokenizeRequest) (*pb.Toke
 		return nil, unknownModel(req.Model)
 	}
 	if req.AddSpecial {
-		return &pb.TokenizeResponse{TokenIds: m.tokens(req.Text)}, nil
+		return &pb.TokenizeResponse{TokenIds: m.tokens(req.Text, wholly(req.Text))}, nil
 	}
 	return &pb.TokenizeResponse{TokenIds: m.Tokenizer.Encode(nil, req.Text, true)}, nil
 }

@@ -24,7 +24,8 @@ type Spec struct {
 	Digest    string
 	Config    Config
 	Tokenizer *tokenizer.Tokenizer
-	Chat      *chat.Template // nil if the file has no template
+	Chat      *chat.Template // nil if the file has no template, or none that can be used
+	NoChat    error          // what is wrong with the file's template; the model serves all but chats
 	File      *gguf.File
 }
 
@@ -78,11 +79,9 @@ func newSpec(f *gguf.File) (*Spec, error) {
 	if tok.Size() != config.Vocab {
 		return nil, fmt.Errorf("tokenizer.ggml.tokens has %d tokens, but tensor %q has %d rows", tok.Size(), "token_embd.weight", config.Vocab)
 	}
-	template, err := newTemplate(f, tok)
-	if err != nil {
-		return nil, err
-	}
-	return &Spec{Digest: digest(f), Config: config, Tokenizer: tok, Chat: template, File: f}, nil
+	s := &Spec{Digest: digest(f), Config: config, Tokenizer: tok, File: f}
+	s.Chat, s.NoChat = newTemplate(f, tok)
+	return s, nil
 }
 
 // Close unmaps the file. Models loaded from it keep running.

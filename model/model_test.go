@@ -108,14 +108,38 @@ func TestOpenRefuses(t *testing.T) {
 		{"vocabulary of another size", func(f *fixture) { f.set("llama.vocab_size", uint32(300)) }, `llama.vocab_size is 300, but tensor "token_embd.weight" has 256`, nil},
 		{"a token too many", func(f *fixture) { f.set("tokenizer.ggml.tokens", append(byteTokens(), "ab")) }, "has 257 tokens", nil},
 		{"no tokens", func(f *fixture) { f.set("tokenizer.ggml.tokens", nil) }, `"tokenizer.ggml.tokens" is missing`, nil},
-		{"template no string", func(f *fixture) { f.set("tokenizer.chat_template", uint32(1)) }, `"tokenizer.chat_template" is of type uint32`, nil},
-		{"template broken", func(f *fixture) { f.set("tokenizer.chat_template", "{% for %}") }, `"tokenizer.chat_template"`, nil},
 	} {
 		f := newFixture("llama")
 		c.change(f)
 		_, err := OpenBytes("fixture", f.bytes(t))
 		if err == nil || !strings.Contains(err.Error(), c.want) || c.is != nil && !errors.Is(err, c.is) {
 			t.Errorf("%s: %v; want %q", c.name, err, c.want)
+		}
+	}
+}
+
+// TestTemplateThatDoesNotCompileCostsChatAlone: the model opens, and says why it cannot chat.
+func TestTemplateThatDoesNotCompileCostsChatAlone(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		template any
+		want     string
+	}{
+		{"no string", uint32(1), `"tokenizer.chat_template" is of type uint32`},
+		{"broken", "\n{% for %}", `"tokenizer.chat_template": chat: the template does not compile: line 2`},
+		{"unknown statement", "{% include 'x' %}", `unknown statement "include"`},
+		{"unknown filter", "{{ messages | frobnicate }}", `unknown filter "frobnicate"`},
+		{"too long", strings.Repeat("x", 300<<10), "the limit is 262144"},
+	} {
+		f := newFixture("llama")
+		f.set("tokenizer.chat_template", c.template)
+		s, err := OpenBytes("fixture", f.bytes(t))
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		if s.Chat != nil || s.NoChat == nil || !strings.Contains(s.NoChat.Error(), c.want) {
+			t.Errorf("%s: chat %v, reason %v, want %q", c.name, s.Chat, s.NoChat, c.want)
 		}
 	}
 }

@@ -8,7 +8,8 @@ import (
 	"github.com/quire-serve/quire/model/tokenizer"
 )
 
-// newTemplate compiles the chat template of a file; nil if it has none.
+// newTemplate compiles the chat template of a file; nil if it has none. An error costs the model its
+// chats alone.
 func newTemplate(f *gguf.File, tok *tokenizer.Tokenizer) (*chat.Template, error) {
 	const key = "tokenizer.chat_template"
 	if !f.Has(key) {

@@ -183,7 +183,14 @@ func newModelInspect() *cobra.Command {
 				if v.Windows != nil {
 					fmt.Fprintf(t, "sliding windows\t%v tokens, by layer (0: all)\n", v.Windows)
 				}
-				fmt.Fprintf(t, "vocabulary\t%d\ncontext\t%d tokens\nchat template\t%v\ndigest\t%s\npath\t%s\n", v.Vocab, v.Context, v.Chat, v.Digest, v.Path)
+				template := "none"
+				switch {
+				case spec.NoChat != nil:
+					template = "unusable: " + spec.NoChat.Error()
+				case v.Chat:
+					template = "yes"
+				}
+				fmt.Fprintf(t, "vocabulary\t%d\ncontext\t%d tokens\nchat template\t%s\ndigest\t%s\npath\t%s\n", v.Vocab, v.Context, template, v.Digest, v.Path)
 				t.Flush()
 			})
 		},

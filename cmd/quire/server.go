@@ -302,7 +302,7 @@ func (n *controlNode) close() error {
 func gatewayModels(specs []*model.Spec) []gateway.Model {
 	var models []gateway.Model
 	for _, s := range specs {
-		models = append(models, gateway.Model{ID: s.ID, Tokenizer: s.Tokenizer, Chat: s.Chat, ContextLength: s.Config.ContextLength, Digest: s.Digest})
+		models = append(models, gateway.Model{ID: s.ID, Tokenizer: s.Tokenizer, Chat: s.Chat, NoChat: s.NoChat, ContextLength: s.Config.ContextLength, Digest: s.Digest})
 	}
 	return models
 }

@@ -2,17 +2,16 @@
 //
 // A template is a Jinja program inside the model's file. It decides which control tokens a turn is
 // wrapped in, so it must come out byte for byte as the model's trainers rendered it: golden files
-// made with the real Jinja2 say whether it does. The language is interpreted by ardanlabs/jinja.
-// This package adds the environment that Hugging Face gives templates, an injected clock, limits, and
-// Jinja's rules for space between tags and for variables set in loops, which the interpreter takes
-// too lightly: a template is rewritten so that no such rule is left to apply.
+// made with the real Jinja2 say whether it does. And it is a stranger's program that is fed with
+// clients' text, so what it may cost is bounded, and its prompt says which bytes the template's author
+// wrote: only these may become control tokens. Package jinja, which interprets it, sees to both.
 //
 // Invariants:
 //   - Messages and the keys of objects keep the order in which they came.
 //   - Rendering is a function of the messages, the options and the clock.
-//   - Rendering ends: loops, calls, nesting, output and time are bounded, and a template that makes
-//     the interpreter panic gives an error. What is not bounded is one expression: a file could still
-//     ask for a very long string.
+//   - Rendering ends: the steps that it takes and the bytes that it builds are bounded in proportion
+//     to the messages, whatever the template does.
+//   - No byte of a message counts as the template's own, however the template moves it.
 //
 // It must not import gRPC, the tokenizer, the engine or the gateway.
 package chat

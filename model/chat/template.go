@@ -1,11 +1,13 @@
 package chat
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
-	"github.com/ardanlabs/jinja"
+	"github.com/quire-serve/quire/model/chat/jinja"
 )
 
 // Errors of [Template.Render].
@@ -17,16 +19,14 @@ var (
 	ErrTooLarge = errors.New("chat: rendering the chat template went over a limit")
 )
 
-// Limits. They are far above what any published template needs for a context of a million tokens.
+// Limits. A published template takes a few hundred steps a message and builds its text less than ten
+// times over.
 const (
 	maxSource   = 256 << 10 // bytes of a template
-	maxNesting  = 64        // brackets inside brackets
 	maxMessages = 16 << 10
-	maxOutput   = 64 << 20 // bytes
-	maxRounds   = 1 << 20  // of all loops together
-	maxCalls    = 1 << 13  // of macros
-	maxRange    = 1 << 16  // length of a range()
-	maxTime     = 5 * time.Second
+	// What a rendering may spend: so much, and so much for each byte that it is given.
+	steps, stepsPerByte = 2 << 20, 1
+	bytes, bytesPerByte = 16 << 20, 16
 )
 
 // Message is one turn of a conversation.
@@ -51,83 +51,89 @@ type Options struct {
 	Extra map[string]any
 }
 
+// Prompt is a rendered conversation.
+type Prompt struct {
+	Text string
+	// Own are the parts of Text that the template's author wrote, as byte offsets [from, to),
+	// ascending and not touching. The rest came with the messages.
+	Own [][2]int
+}
+
 // Template is a compiled chat template. It is safe for concurrent use.
 type Template struct {
 	source   string
 	compiled *jinja.Template
 	settings Settings
+	// slots bounds the renderings at once, and so their memory together; more could not run anyway.
+	slots chan struct{}
 }
 
 // New compiles source.
-func New(source string, s Settings) (t *Template, err error) {
-	// The interpreter is not ours and source comes from a file.
-	defer func() {
-		if p := recover(); p != nil {
-			t, err = nil, fmt.Errorf("chat: the template does not compile: %v", p)
-		}
-	}()
+func New(source string, s Settings) (*Template, error) {
 	if len(source) > maxSource {
 		return nil, fmt.Errorf("chat: the template has %d bytes, the limit is %d", len(source), maxSource)
 	}
-	prepared, err := prepare(source)
-	if err != nil {
-		return nil, err
-	}
-	compiled, err := jinja.Compile(prepared)
+	compiled, err := jinja.Parse(source)
 	if err != nil {
 		return nil, fmt.Errorf("chat: the template does not compile: %w", err)
 	}
 	if s.Now == nil {
 		s.Now = time.Now
 	}
-	return &Template{source: source, compiled: compiled, settings: s}, nil
+	return &Template{source: source, compiled: compiled, settings: s, slots: make(chan struct{}, runtime.GOMAXPROCS(0))}, nil
 }
 
 // Source returns the template as it was given.
 func (t *Template) Source() string { return t.source }
 
 // Render returns the prompt of messages.
-func (t *Template) Render(messages []Message, o Options) (prompt string, err error) {
+func (t *Template) Render(messages []Message, o Options) (Prompt, error) {
 	if len(messages) > maxMessages {
-		return "", fmt.Errorf("%w: %d messages, the limit is %d", ErrTooLarge, len(messages), maxMessages)
+		return Prompt{}, fmt.Errorf("%w: %d messages, the limit is %d", ErrTooLarge, len(messages), maxMessages)
 	}
-	// Templates ask whether these are none, not whether they are defined.
-	data := map[string]jinja.Value{"tools": jinja.None(), "documents": jinja.None()}
-	for key, v := range o.Extra {
-		if data[key], err = value(v); err != nil {
-			return "", fmt.Errorf("chat: variable %q: %w", key, err)
-		}
-	}
-	items := make([]jinja.Value, len(messages))
+	given := 0
+	items := make([]any, len(messages))
 	for i, m := range messages {
-		items[i] = jinja.NewDict()
-		d := items[i].AsDict()
-		d.Set("role", jinja.NewString(m.Role))
-		d.Set("content", jinja.NewString(m.Content))
+		given += len(m.Role) + len(m.Content) + len(m.Name) + 64
+		object := jinja.Object{{Name: "role", Value: m.Role}, {Name: "content", Value: m.Content}}
 		if m.Name != "" {
-			d.Set("name", jinja.NewString(m.Name))
+			object = append(object, jinja.Member{Name: "name", Value: m.Name})
 		}
+		items[i] = object
 	}
-	data["messages"] = jinja.NewList(items)
-	data["add_generation_prompt"] = jinja.NewBool(o.AddGenerationPrompt)
-	data["bos_token"] = jinja.NewString(t.settings.BOS)
-	data["eos_token"] = jinja.NewString(t.settings.EOS)
-	b := budget{now: t.settings.Now}
-	b.define(data)
-	defer func() {
-		if p := recover(); p != nil {
-			prompt, err = "", fmt.Errorf("chat: rendering the template: %v", p)
+	// Templates ask whether tools and documents are none, not whether they are defined.
+	variables := jinja.Object{{Name: "tools"}, {Name: "documents"}}
+	for name, v := range o.Extra {
+		if raw, ok := v.(json.RawMessage); ok {
+			given += len(raw)
 		}
-	}()
-	prompt, err = t.compiled.RenderValues(data)
+		variables = append(variables, jinja.Member{Name: name, Value: v})
+	}
+	variables = append(variables, jinja.Object{
+		{Name: "messages", Value: items},
+		{Name: "add_generation_prompt", Value: o.AddGenerationPrompt},
+		{Name: "bos_token", Value: jinja.Own(t.settings.BOS)},
+		{Name: "eos_token", Value: jinja.Own(t.settings.EOS)},
+	}...)
+
+	t.slots <- struct{}{}
+	defer func() { <-t.slots }()
+	out, err := t.compiled.Render(variables, jinja.Environment{
+		Limits: jinja.Limits{Steps: steps + stepsPerByte*given, Bytes: bytes + bytesPerByte*given},
+		Now:    t.settings.Now,
+	})
+	var e *jinja.Error
 	switch {
-	// The interpreter does not wrap the errors of the functions that it calls.
-	case b.err != nil:
-		return "", b.err
+	case errors.As(err, &e) && e.Raised:
+		return Prompt{}, fmt.Errorf("%w: %s", ErrRejected, e.Text)
+	case errors.As(err, &e) && e.Limit:
+		return Prompt{}, fmt.Errorf("%w: %w", ErrTooLarge, err)
 	case err != nil:
-		return "", fmt.Errorf("chat: rendering the template: %w", err)
-	case len(prompt) > maxOutput:
-		return "", fmt.Errorf("%w: %d bytes of prompt, the limit is %d", ErrTooLarge, len(prompt), maxOutput)
+		return Prompt{}, fmt.Errorf("chat: rendering the template: %w", err)
 	}
-	return prompt, nil
+	p := Prompt{Text: out.String()}
+	for _, own := range out.Own() {
+		p.Own = append(p.Own, [2]int{own.From, own.To})
+	}
+	return p, nil
 }

@@ -4,10 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 )
 
 func clock() time.Time { return time.Date(2026, 11, 3, 9, 5, 7, 0, time.UTC) }
@@ -62,32 +65,28 @@ func TestGolden(t *testing.T) {
 			}
 		case err != nil:
 			t.Errorf("case %d, %s: %v", i, c.Template, err)
-		case got != *c.Want:
-			t.Errorf("case %d, %s:\n got %q\nwant %q", i, c.Template, got, *c.Want)
+		case got.Text != *c.Want:
+			t.Errorf("case %d, %s:\n got %q\nwant %q", i, c.Template, got.Text, *c.Want)
 		}
 	}
 }
 
-func TestLimits(t *testing.T) {
-	hello := []Message{{Role: "user", Content: "hello"}}
-	for _, c := range []struct{ name, source, want string }{
-		{"loops", "{% for a in range(2000) %}{% for b in range(2000) %}{% endfor %}{% endfor %}", "rounds of loops"},
-		{"recursion", "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "calls of macros"},
-		{"mutual recursion", "{%- macro f(x) -%}{{ g(x) }}{%- endmacro -%}{%- macro g(x) -%}{{ f(x) }}{%- endmacro -%}{{ f(1) }}", "calls of macros"},
-		{"range", "{{ range(100000000) | length }}", "a range of more than"},
-		{"negative range", "{{ range(0, -100000000, -1) | length }}", "a range of more than"},
-		{"range of zero steps", "{{ range(1, 2, 0) }}", "must not be zero"},
-		{"range of text", "{{ range('x') }}", "takes integers"},
-		{"date", "{{ strftime_now('%Q') }}", "unknown directive %Q"},
-		{"date cut off", "{{ strftime_now('%') }}", "ends in %"},
+// TestHostileTemplateEnds: what a rendering may cost is in proportion to what it was given, whatever
+// the template does; jinja's tests try every operation.
+func TestHostileTemplateEnds(t *testing.T) {
+	for name, source := range map[string]string{
+		"bytes": "{% set ns = namespace(x='ab') %}{% for i in range(100) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+		"steps": "{% for a in range(3000) %}{% for b in range(3000) %}{% endfor %}{% endfor %}",
+		"depth": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+		"given": "{% for m in messages %}{{ m.content * 20 }}{% endfor %}",
 	} {
-		template, err := New(c.source, Settings{Now: clock})
+		template, err := New(source, Settings{Now: clock})
 		if err != nil {
-			t.Errorf("%s: %v", c.name, err)
+			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if _, err := template.Render(hello, Options{}); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: error %v, want one with %q", c.name, err, c.want)
+		if p, err := template.Render([]Message{{Role: "user", Content: strings.Repeat("x", 4<<20)}}, Options{}); !errors.Is(err, ErrTooLarge) || p.Text != "" {
+			t.Errorf("%s: %d bytes, error %v", name, len(p.Text), err)
 		}
 	}
 	if _, err := load(t, "tiny.jinja").Render(make([]Message, maxMessages+1), Options{}); !errors.Is(err, ErrTooLarge) {
@@ -95,24 +94,62 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-func TestTimeLimit(t *testing.T) {
-	now := clock()
-	template, err := New("{% for a in range(1000) %}x{% endfor %}", Settings{Now: func() time.Time {
-		now = now.Add(time.Second)
-		return now
-	}})
-	if err != nil {
-		t.Fatal(err)
+// TestLargeConversationFits: the longest conversations that a gateway takes are far from the limits.
+func TestLargeConversationFits(t *testing.T) {
+	for _, name := range templateFiles(t) {
+		template := load(t, name)
+		var messages []Message
+		for i := range 4096 {
+			messages = append(messages, Message{Role: []string{"user", "assistant"}[i%2], Content: strings.Repeat("word ", 400)})
+		}
+		if _, err := template.Render(messages[:4095], Options{AddGenerationPrompt: true}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := template.Render([]Message{{Role: "user", Content: strings.Repeat("word ", 1600<<10)}}, Options{AddGenerationPrompt: true}); err != nil {
+			t.Errorf("%s, one message of 8 MiB: %v", name, err)
+		}
 	}
-	if got, err := template.Render(nil, Options{}); err != nil || len(got) != 1000 {
-		t.Errorf("three looks at the clock: %d bytes, %v", len(got), err)
+}
+
+func templateFiles(t testing.TB) []string {
+	t.Helper()
+	names, err := fs.Glob(os.DirFS("testdata"), "*.jinja")
+	if err != nil || len(names) < 7 {
+		t.Fatal(names, err)
 	}
-	template.settings.Now = func() time.Time {
-		now = now.Add(4 * time.Second)
-		return now
-	}
-	if _, err := template.Render(nil, Options{}); !errors.Is(err, ErrTooLarge) {
-		t.Errorf("past the time limit: error %v", err)
+	return names
+}
+
+// TestMessagesAreNeverTheTemplatesOwn: the part of the prompt that may spell control tokens is what the
+// template's author wrote, for every template and whatever a message says. The sentinel is
+// in no template.
+func TestMessagesAreNeverTheTemplatesOwn(t *testing.T) {
+	const sentinel = "\u2042"
+	for _, name := range templateFiles(t) {
+		template := load(t, name)
+		rapid.Check(t, func(t *rapid.T) {
+			said := func() string {
+				parts := rapid.SliceOfN(rapid.SampledFrom([]string{"<|im_end|>", "<|im_start|>system\n", "<|", "|>", "im_start", "</think>", "[/INST]", " ", "\n", "</s>", "<", "x", "'", "\""}), 1, 6).Draw(t, "said")
+				return sentinel + strings.Join(parts, sentinel) + sentinel
+			}
+			var messages []Message
+			for i := range rapid.IntRange(1, 2).Draw(t, "turns")*2 - 1 {
+				messages = append(messages, Message{Role: []string{"user", "assistant"}[i%2], Content: said(), Name: said()})
+			}
+			extra := map[string]any{"tools": []any{map[string]any{"type": "function", "function": map[string]any{"name": said(), "description": said(), "parameters": map[string]any{said(): said()}}}}}
+			p, err := template.Render(messages, Options{AddGenerationPrompt: true, Extra: extra})
+			if err != nil {
+				t.Fatal(name, err)
+			}
+			if !strings.Contains(p.Text, sentinel) {
+				t.Fatalf("%s: the messages are not in the prompt %q", name, p.Text)
+			}
+			for _, own := range p.Own {
+				if s := p.Text[own[0]:own[1]]; strings.Contains(s, sentinel) {
+					t.Fatalf("%s: %q counts as the template's own", name, s)
+				}
+			}
+		})
 	}
 }
 
@@ -120,11 +157,9 @@ func TestNewRefuses(t *testing.T) {
 	for _, c := range []struct{ name, source, want string }{
 		{"long", strings.Repeat("x", maxSource+1), "the limit is 262144"},
 		{"open tag", "{{ x", "a tag without \"}}\""},
-		{"open comment", "{# x", "a comment without its end"},
-		{"open raw", "{% raw %} x", "a raw block without its end"},
-		{"open loop", "{% for x in y %}", "does not compile"},
-		{"unknown statement", "{% frobnicate %}", "does not compile"},
-		{"nesting", "{{ " + strings.Repeat("(", 1000) + "1" + strings.Repeat(")", 1000) + " }}", "nests more than 64 brackets"},
+		{"open loop", "a\n{% for x in y %}", "does not compile"},
+		{"unknown statement", "a\n{% frobnicate %}", "line 2: unknown statement"},
+		{"unknown filter", "{{ x | frobnicate }}", "line 1: unknown filter"},
 	} {
 		if _, err := New(c.source, Settings{}); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want one with %q", c.name, err, c.want)
@@ -149,42 +184,14 @@ func TestOrderOfKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := template.Render(nil, Options{Extra: map[string]any{"x": json.RawMessage(`{"z":1,"a":{"y":2.5,"b":[null,true]},"m":"<é>"}`)}})
-	if want := `{"z": 1, "a": {"y": 2.5, "b": [null, true]}, "m": "<é>"}|zam`; err != nil || got != want {
-		t.Errorf("got %s, %v, want %s", got, err, want)
+	if want := `{"z": 1, "a": {"y": 2.5, "b": [null, true]}, "m": "<é>"}|zam`; err != nil || got.Text != want {
+		t.Errorf("got %s, %v, want %s", got.Text, err, want)
 	}
-	for _, bad := range []string{`{`, `{"a":1} 2`, strings.Repeat("[", 200) + strings.Repeat("]", 200), ``} {
+	for _, bad := range []string{`{`, `{"a":1} 2`, strings.Repeat("[", 5000) + strings.Repeat("]", 5000), ``} {
 		if _, err := template.Render(nil, Options{Extra: map[string]any{"x": json.RawMessage(bad)}}); err == nil || !strings.Contains(err.Error(), `variable "x"`) {
 			t.Errorf("%.20s: error %v", bad, err)
 		}
 	}
-}
-
-func TestStrftime(t *testing.T) {
-	got, err := strftime(clock(), "%A %a %d %-d %B %b %Y %y %H:%M:%S %I %-I %p %j 100%%")
-	if want := "Tuesday Tue 03 3 November Nov 2026 26 09:05:07 09 9 AM 307 100%"; err != nil || got != want {
-		t.Errorf("got %q, %v, want %q", got, err, want)
-	}
-}
-
-func FuzzTemplate(f *testing.F) {
-	for _, name := range []string{"smollm2", "tiny", "headers", "thinking", "alternating", "plain"} {
-		source, err := os.ReadFile("testdata/" + name + ".jinja")
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(string(source))
-	}
-	f.Add("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}")
-	f.Fuzz(func(t *testing.T, source string) {
-		template, err := New(source, Settings{Now: clock})
-		if err != nil {
-			return
-		}
-		prompt, err := template.Render([]Message{{Role: "user", Content: "hi"}, {Role: "assistant", Content: "hello", Name: "n"}}, Options{AddGenerationPrompt: true})
-		if err != nil && prompt != "" {
-			t.Errorf("a prompt beside the error %v", err)
-		}
-	})
 }
 
 func BenchmarkRender(b *testing.B) {

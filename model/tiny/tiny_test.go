@@ -74,8 +74,8 @@ func TestPrompts(t *testing.T) {
 		}
 		question, _, _ = strings.Cut(question, "<|im_end|>")
 		got, err := template.Render([]chat.Message{{Role: "user", Content: question}}, chat.Options{AddGenerationPrompt: true})
-		if err != nil || got != c.Prompt {
-			t.Errorf("the template gives %q, %v, want %q", got, err, c.Prompt)
+		if err != nil || got.Text != c.Prompt {
+			t.Errorf("the template gives %q, %v, want %q", got.Text, err, c.Prompt)
 		}
 	}
 	if tok.EOS() != 2 || !slices.Equal(tok.EOGs(), []int32{0, 2}) || tok.AddBOS() {

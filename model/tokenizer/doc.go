@@ -10,7 +10,7 @@
 //   - A [Tokenizer] is immutable and safe for concurrent use; [Stream] and [StopMatcher] belong to
 //     one request.
 //   - Text that holds the spelling of a control token becomes that token only when the caller asks
-//     for it: what a user types cannot end a turn.
+//     for it, for the whole text or for parts of it: what a user types cannot end a turn.
 //   - What a [Stream] returns, joined, is what [Tokenizer.Decode] returns for the same ids.
 //   - Encoding never fails: each byte has its token, so text that is not UTF-8 is encoded byte by
 //     byte, and a byte without a token is left out. A vocabulary without plain ASCII is refused.

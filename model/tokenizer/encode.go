@@ -17,15 +17,34 @@ func (t *Tokenizer) Encode(dst []int32, text string, special bool) []int32 {
 	if special {
 		m = t.control
 	}
+	return t.encode(dst, text, m, nil)
+}
+
+// EncodeMarked is Encode for a text of which only the parts in marked, byte offsets [from, to) that
+// ascend and do not touch, may spell control tokens: a token counts if all of its bytes lie in one
+// part. What lies between two special tokens is cut into words as one text, wherever parts begin and
+// end in it.
+func (t *Tokenizer) EncodeMarked(dst []int32, text string, marked [][2]int) []int32 {
+	next := 0 // the first part that may still hold a token
+	return t.encode(dst, text, t.control, func(id int32, start, end int) bool {
+		for next < len(marked) && marked[next][1] <= start {
+			next++
+		}
+		return t.plain[id] || next < len(marked) && marked[next][0] <= start && end <= marked[next][1]
+	})
+}
+
+// encode looks for those tokens of m that are allowed.
+func (t *Tokenizer) encode(dst []int32, text string, m *matcher, allowed func(id int32, start, end int) bool) []int32 {
 	e := t.pool.get()
 	defer t.pool.put(e)
-	for text != "" {
-		start, end, id := m.find(text)
-		dst = t.encodePlain(e, dst, text[:start])
+	for at := 0; at < len(text); {
+		start, end, id := m.find(text, at, allowed)
+		dst = t.encodePlain(e, dst, text[at:start])
 		if id >= 0 {
 			dst = append(dst, id)
 		}
-		text = text[end:]
+		at = end
 	}
 	return dst
 }

@@ -34,12 +34,13 @@ func (m *matcher) add(text string, id int32) {
 	}
 }
 
-// find returns the next special token of text and where it lies, or id -1.
-func (m *matcher) find(text string) (start, end int, id int32) {
+// find returns the next special token of text from an offset on and where it lies, or id -1. allowed
+// says which of those that are spelled count; nil: all.
+func (m *matcher) find(text string, from int, allowed func(id int32, start, end int) bool) (start, end int, id int32) {
 	if len(m.ids) == 1 {
 		return len(text), len(text), -1
 	}
-	for start = range len(text) {
+	for start = from; start < len(text); start++ {
 		if !m.first[text[start]] {
 			continue
 		}
@@ -50,8 +51,8 @@ func (m *matcher) find(text string) (start, end int, id int32) {
 				break
 			}
 			node = next
-			if m.ids[node] >= 0 {
-				id, end = m.ids[node], i+1
+			if found := m.ids[node]; found >= 0 && (allowed == nil || allowed(found, start, i+1)) {
+				id, end = found, i+1
 			}
 		}
 		if id >= 0 {

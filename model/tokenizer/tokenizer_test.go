@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"pgregory.net/rapid"
 )
 
 // smolLM2 builds the vocabulary of SmolLM2 from its compact copy.
@@ -314,4 +316,83 @@ func naiveEncode(t *Tokenizer, text string) []int32 {
 		text = text[n:]
 	}
 	return ids
+}
+
+// TestEncodeMarkedEqualsDefinition: a text is cut at the special tokens that lie within the marked parts,
+// and what is between two of them is encoded as one plain text. Without any part nothing special is
+// left; with one part that is all of it, everything.
+func TestEncodeMarkedEqualsDefinition(t *testing.T) {
+	piece := rapid.SampledFrom([]string{"<e>", "<e", ">", "<e>x", "<tool>", "<to", "ol>", "ab", " a", "c d", "\n", "e>", "<", "é", "x", "<|m|>", "|>", "<|m"})
+	v := small()
+	v.Tokens, v.Types = append(v.Tokens, "<|m|>"), append(v.Types, typeUserDefined)
+	tok := mustNew(t, v)
+	rapid.Check(t, func(t *rapid.T) {
+		var text string
+		var marked [][2]int
+		for _, p := range rapid.SliceOfN(piece, 0, 12).Draw(t, "pieces") {
+			from := len(text)
+			text += p
+			if !rapid.Bool().Draw(t, "marked") || p == "" {
+				continue
+			}
+			if n := len(marked); n > 0 && marked[n-1][1] == from {
+				marked[n-1][1] = len(text)
+			} else {
+				marked = append(marked, [2]int{from, len(text)})
+			}
+		}
+		within := func(from, to int) bool {
+			return slices.ContainsFunc(marked, func(m [2]int) bool { return m[0] <= from && to <= m[1] })
+		}
+		var want []int32
+		plain := ""
+		for at := 0; at < len(text); {
+			best := ""
+			for _, s := range []string{"<e>", "<e>x", "<tool>", "<|m|>"} {
+				if strings.HasPrefix(text[at:], s) && (s == "<tool>" || within(at, at+len(s))) && len(s) > len(best) {
+					best = s
+				}
+			}
+			if best == "" {
+				plain += text[at : at+1]
+				at++
+				continue
+			}
+			id, _ := tok.TokenID(best)
+			want = append(tok.Encode(want, plain, false), id)
+			plain = ""
+			at += len(best)
+		}
+		want = tok.Encode(want, plain, false)
+		if got := tok.EncodeMarked(nil, text, marked); !slices.Equal(got, want) {
+			t.Fatalf("%q with %v: %v, want %v", text, marked, got, want)
+		}
+		if got, want := tok.EncodeMarked(nil, text, [][2]int{{0, len(text)}}), tok.Encode(nil, text, true); !slices.Equal(got, want) {
+			t.Fatalf("%q marked as a whole: %v, want %v", text, got, want)
+		}
+		if got, want := tok.EncodeMarked(nil, text, nil), tok.Encode(nil, text, false); !slices.Equal(got, want) {
+			t.Fatalf("%q without a mark: %v, want %v", text, got, want)
+		}
+	})
+}
+
+// TestMarkersAreNotPlainText: some files call tokens that begin and end turns user-defined.
+func TestMarkersAreNotPlainText(t *testing.T) {
+	v := small()
+	markers := []string{"<|user|>", "<|im_start|>", "<\uff5cUser\uff5c>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<s>", "</s>", "<bos>"}
+	for _, s := range markers {
+		v.Tokens, v.Types = append(v.Tokens, s), append(v.Types, typeUserDefined)
+	}
+	tok := mustNew(t, v)
+	for _, s := range markers {
+		if ids := tok.Encode(nil, s, false); len(ids) != len(s) {
+			t.Errorf("plain text %q became %v", s, ids)
+		}
+		if ids := tok.Encode(nil, s, true); len(ids) != 1 {
+			t.Errorf("marker %q became %v", s, ids)
+		}
+	}
+	if ids := tok.Encode(nil, "<tool>", false); len(ids) != 1 {
+		t.Errorf("the user-defined token <tool> became %v", ids)
+	}
 }

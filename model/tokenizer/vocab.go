@@ -57,8 +57,9 @@ type Tokenizer struct {
 	merges map[uint64]merge
 	end    []int32 // ids that end a generation, ascending
 
-	control *matcher // control and user-defined tokens
-	always  *matcher // user-defined tokens alone
+	control *matcher       // control and user-defined tokens
+	always  *matcher       // those user-defined tokens alone that plain text becomes
+	plain   map[int32]bool // the ids of always
 
 	longest int // bytes of the longest piece
 	pool    encoders
@@ -75,6 +76,14 @@ func pair(left, right int32) uint64 { return uint64(uint32(left))<<32 | uint64(u
 // endNames are the spellings of control tokens that end a turn or a text. Files name one of them as
 // EOS, but models trained for chat stop with others too.
 var endNames = []string{"<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<|call|>", "</s>", "<eos>", "<end_of_turn>", "<|endofturn|>"}
+
+// isMarker reports whether a token's spelling is that of a control token. Some files call tokens that
+// begin and end turns user-defined, which would let plain text spell them.
+func isMarker(text string) bool {
+	return slices.Contains(endNames, text) || text == "<bos>" || text == "<s>" || strings.HasPrefix(text, "<start_of_") || strings.HasPrefix(text, "<end_of_") ||
+		len(text) > 4 && (strings.HasPrefix(text, "<|") && strings.HasSuffix(text, "|>") || strings.HasPrefix(text, "<\uff5c") && strings.HasSuffix(text, "\uff5c>")) ||
+		strings.HasPrefix(text, "[") && strings.HasSuffix(text, "INST]")
+}
 
 // New checks v and builds its tokenizer. v's slices must not be changed afterwards.
 func New(v Vocab) (*Tokenizer, error) {
@@ -123,6 +132,7 @@ func (t *Tokenizer) addTokens() error {
 		t.bytes[i] = -1
 	}
 	control, always := newMatcher(), newMatcher()
+	t.plain = map[int32]bool{}
 	for i, text := range v.Tokens {
 		id := int32(i)
 		if len(text) > maxTokenBytes {
@@ -136,8 +146,9 @@ func (t *Tokenizer) addTokens() error {
 		case typeControl, typeUserDefined:
 			t.pieces[i] = text
 			control.add(text, id)
-			if kind == typeUserDefined {
+			if kind == typeUserDefined && !isMarker(text) {
 				always.add(text, id)
+				t.plain[id] = true
 			}
 		case typeByte:
 			var b byte

@@ -121,9 +121,11 @@ type SamplingParams struct {
 	// How many choices, 1 to 128. Default 1.
 	N int32 `protobuf:"varint,17,opt,name=n,proto3" json:"n,omitempty"`
 	// What the output must be. Unset: anything.
-	Constraint    *Constraint `protobuf:"bytes,18,opt,name=constraint,proto3" json:"constraint,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Constraint *Constraint `protobuf:"bytes,18,opt,name=constraint,proto3" json:"constraint,omitempty"`
+	// Spell control tokens out in the text, and find stop strings in it so. Default: they are left out.
+	ShowSpecialTokens bool `protobuf:"varint,19,opt,name=show_special_tokens,json=showSpecialTokens,proto3" json:"show_special_tokens,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *SamplingParams) Reset() {
@@ -280,6 +282,13 @@ func (x *SamplingParams) GetConstraint() *Constraint {
 		return x.Constraint
 	}
 	return nil
+}
+
+func (x *SamplingParams) GetShowSpecialTokens() bool {
+	if x != nil {
+		return x.ShowSpecialTokens
+	}
+	return false
 }
 
 // Constraint restricts a choice's whole text, so that what ends with a stop is complete and valid.
@@ -555,7 +564,10 @@ type GenerateRequest struct {
 	Sampling *SamplingParams         `protobuf:"bytes,5,opt,name=sampling,proto3" json:"sampling,omitempty"`
 	// Names the request; the same id twice runs once, and the second call gets the same answer.
 	// Generated if empty. At most 128 bytes.
-	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Whether spellings of control tokens in prompt, or in chat's messages, become these tokens. Default:
+	// in prompt yes, in chat no, so that what a message holds cannot end a turn.
+	ParseSpecial  *bool `protobuf:"varint,7,opt,name=parse_special,json=parseSpecial,proto3,oneof" json:"parse_special,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -643,6 +655,13 @@ func (x *GenerateRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *GenerateRequest) GetParseSpecial() bool {
+	if x != nil && x.ParseSpecial != nil {
+		return *x.ParseSpecial
+	}
+	return false
 }
 
 type isGenerateRequest_Input interface {
@@ -1420,7 +1439,7 @@ var File_quire_v1_inference_proto protoreflect.FileDescriptor
 
 const file_quire_v1_inference_proto_rawDesc = "" +
 	"\n" +
-	"\x18quire/v1/inference.proto\x12\bquire.v1\"\xab\x06\n" +
+	"\x18quire/v1/inference.proto\x12\bquire.v1\"\xdb\x06\n" +
 	"\x0eSamplingParams\x12%\n" +
 	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x13\n" +
 	"\x05top_k\x18\x02 \x01(\x05R\x04topK\x12\x18\n" +
@@ -1446,7 +1465,8 @@ const file_quire_v1_inference_proto_rawDesc = "" +
 	"\x01n\x18\x11 \x01(\x05R\x01n\x124\n" +
 	"\n" +
 	"constraint\x18\x12 \x01(\v2\x14.quire.v1.ConstraintR\n" +
-	"constraint\x1a<\n" +
+	"constraint\x12.\n" +
+	"\x13show_special_tokens\x18\x13 \x01(\bR\x11showSpecialTokens\x1a<\n" +
 	"\x0eLogitBiasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x05R\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01B\x0e\n" +
@@ -1474,7 +1494,7 @@ const file_quire_v1_inference_proto_rawDesc = "" +
 	"\bMessages\x12-\n" +
 	"\bmessages\x18\x01 \x03(\v2\x11.quire.v1.MessageR\bmessages\"\x1c\n" +
 	"\bTokenIds\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\x05R\x03ids\"\x89\x02\n" +
+	"\x03ids\x18\x01 \x03(\x05R\x03ids\"\xc5\x02\n" +
 	"\x0fGenerateRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
 	"\x06prompt\x18\x02 \x01(\tH\x00R\x06prompt\x12>\n" +
@@ -1482,8 +1502,10 @@ const file_quire_v1_inference_proto_rawDesc = "" +
 	"\x04chat\x18\x04 \x01(\v2\x12.quire.v1.MessagesH\x00R\x04chat\x124\n" +
 	"\bsampling\x18\x05 \x01(\v2\x18.quire.v1.SamplingParamsR\bsampling\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x06 \x01(\tR\trequestIdB\a\n" +
-	"\x05input\"J\n" +
+	"request_id\x18\x06 \x01(\tR\trequestId\x12(\n" +
+	"\rparse_special\x18\a \x01(\bH\x01R\fparseSpecial\x88\x01\x01B\a\n" +
+	"\x05inputB\x10\n" +
+	"\x0e_parse_special\"J\n" +
 	"\rResumeRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1a\n" +
