@@ -170,18 +170,24 @@ func protoMessages(m *served, list []*pb.Message) ([]chat.Message, *apiError) {
 	return messages, nil
 }
 
-// Cancel ends a request wherever it is.
+// Cancel ends a request of the caller's tenant wherever it is. Others' are answered like those that are not
+// there, so that nobody learns which ids there are.
 func (g *Gateway) Cancel(ctx context.Context, req *pb.CancelRequest) (*pb.CancelResponse, error) {
 	if !validID(req.RequestId) {
 		return nil, badRequestID()
 	}
+	who, _, e := fromMetadata(ctx, req.RequestId)
+	if e != nil {
+		return nil, e
+	}
 	const reason = "cancelled by a client"
 	ctx, cancel := context.WithTimeout(ctx, g.SubmitTimeout)
 	defer cancel()
-	if _, err := ask(ctx, g.control, &pb.AbortRequest{RequestId: req.RequestId, Reason: reason}, pb.ControlClient.Abort); err != nil {
+	abort := &pb.AbortRequest{RequestId: who.id, Reason: reason, GatewayId: g.NodeID, Tenant: &who.tenant}
+	if _, err := ask(ctx, g.control, abort, pb.ControlClient.Abort); err != nil {
 		return nil, fromControl(err)
 	}
-	if l := g.lives.get(req.RequestId); l != nil {
+	if l := g.lives.get(who.id); l != nil && l.tenant() == who.tenant {
 		l.fail(cancelled(reason))
 	}
 	return &pb.CancelResponse{}, nil

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
@@ -182,6 +183,56 @@ func TestCancel(t *testing.T) {
 	}
 	cancel()
 	d.Await(func(s gatewaytest.State) bool { return s.UsedBlocks == 0 && len(s.Aborts) == 2 })
+}
+
+// TestOnlyTheOwnerCancelsAndResumes: a request of one tenant goes on, unread, whatever another tenant who
+// knows its id asks for, here and at another gateway; its own client may, at either.
+func TestOnlyTheOwnerCancelsAndResumes(t *testing.T) {
+	for _, there := range []bool{false, true} {
+		d := open(t, gatewaytest.Options{Manual: true})
+		owner := metadata.AppendToOutgoingContext(t.Context(), "quire-tenant", "owner")
+		d.Step(1)
+		stream, err := pb.NewInferenceClient(d.grpc()).Generate(owner, &pb.GenerateRequest{
+			Model: "test", Input: &pb.GenerateRequest_Prompt{Prompt: "hi"}, RequestId: "known"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		asked := d
+		if there {
+			asked = join(t, d.Cluster, gatewaytest.Options{Manual: true}, "node-2")
+		}
+		client := pb.NewInferenceClient(asked.grpc())
+		for _, tenant := range []string{"", "other", "owner2"} {
+			ctx := metadata.AppendToOutgoingContext(t.Context(), "quire-tenant", tenant)
+			if _, err := client.Cancel(ctx, &pb.CancelRequest{RequestId: "known"}); err != nil {
+				t.Errorf("tenant %q cancels: %v; want the answer for what is not there", tenant, err)
+			}
+			again, err := client.Resume(ctx, &pb.ResumeRequest{RequestId: "known"})
+			if err == nil {
+				_, err = again.Recv()
+			}
+			if status.Code(err) != codes.NotFound {
+				t.Errorf("tenant %q resumes: %v", tenant, err)
+			}
+		}
+		if s := d.State(); len(s.Aborts) != 0 || s.Live != 1 || s.Adoptions != 0 {
+			t.Errorf("after strangers asked (elsewhere: %t) the cluster is %+v", there, s)
+		}
+		d.Step(1)
+		if _, err := stream.Recv(); err != nil {
+			t.Errorf("the owner's stream: %v", err)
+		}
+		if _, err := client.Cancel(owner, &pb.CancelRequest{RequestId: "known"}); err != nil {
+			t.Error(err)
+		}
+		if _, _, err := collect(stream); err == nil {
+			t.Error("the owner's stream did not end")
+		}
+		d.Await(func(s gatewaytest.State) bool { return s.UsedBlocks == 0 && len(s.Aborts) == 1 })
+	}
 }
 
 func TestTokenizeAndModels(t *testing.T) {

@@ -66,6 +66,13 @@ type live struct {
 	counted bool
 }
 
+// tenant is whose request it is.
+func (l *live) tenant() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.request.Tenant
+}
+
 // dispatch is one handing of a request to a worker.
 type dispatch struct{ term, index uint64 }
 

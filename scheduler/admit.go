@@ -370,16 +370,25 @@ func (s *Scheduler) Abort(ctx context.Context, in *pb.AbortRequest) (*pb.AbortRe
 }
 
 // abort begins a request's end and returns the channel that tells of it; nil for one that is unknown,
-// or that another gateway owns than the one that asks.
+// or that is not the asker's.
 func (l *leader) abort(in *pb.AbortRequest) <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := l.live[in.GetRequestId()]
-	if r == nil || in.GetGatewayId() != "" && in.GetGatewayId() != r.request.GetGatewayId() {
+	if r == nil || !owns(in, r.request) {
 		return nil
 	}
 	l.stop(r, in.GetReason())
 	return r.ended
+}
+
+// owns says whether who asks for a request's end may have it: an operator, its tenant's client, or the
+// gateway that it streams to.
+func owns(in *pb.AbortRequest, r *pb.Request) bool {
+	if in.Tenant != nil {
+		return in.GetTenant() == r.GetTenant()
+	}
+	return in.GetGatewayId() == "" || in.GetGatewayId() == r.GetGatewayId()
 }
 
 // stop aborts a request in any state.

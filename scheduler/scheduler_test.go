@@ -172,8 +172,18 @@ func TestAbortInEveryState(t *testing.T) {
 		mustSubmit(t, s, request("running"))
 		mustSubmit(t, s, request("waiting"))
 		until(t, "one runs", func() bool { return w.has("running") })
+		mine, others := request("running").GetTenant(), "another"
+		for _, not := range []*pb.AbortRequest{
+			{RequestId: "running", GatewayId: "another"},
+			{RequestId: "running", GatewayId: "another", Tenant: &others},
+			{RequestId: "running", GatewayId: request("running").GetGatewayId(), Tenant: &others},
+		} {
+			if r, err := s.Abort(t.Context(), not); err != nil || r.GetFound() {
+				t.Errorf("abort as %v: %v, %v", not, r, err)
+			}
+		}
 		for _, id := range []string{"waiting", "running"} {
-			r, err := s.Abort(t.Context(), &pb.AbortRequest{RequestId: id, Reason: "because"})
+			r, err := s.Abort(t.Context(), &pb.AbortRequest{RequestId: id, Reason: "because", GatewayId: "another", Tenant: &mine})
 			if err != nil || !r.GetFound() {
 				t.Errorf("abort %s: %v, %v", id, r, err)
 			}

@@ -153,6 +153,27 @@ func TestDoorsAreLocked(t *testing.T) {
 			t.Errorf("clients are told of %s", s.GetName())
 		}
 	}
+	// What clients may do works through the locked doors: a long stream is cancelled.
+	api := pb.NewInferenceClient(c.run[0].dial())
+	stream, err := api.Generate(ctx, &pb.GenerateRequest{
+		Model: "tiny", RequestId: "long", Input: &pb.GenerateRequest_Prompt{Prompt: "Once"},
+		Sampling: &pb.SamplingParams{MaxTokens: 480, IgnoreEos: true},
+	})
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	if err == nil {
+		_, err = api.Cancel(ctx, &pb.CancelRequest{RequestId: "long"})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if status.Code(err) != codes.Aborted {
+		t.Errorf("a cancelled stream ends with %v", err)
+	}
 	// All this while the cluster went on.
 	if code, body := c.run[0].post("/v1/completions", `{"model":"tiny","prompt":"Hello","max_tokens":5,"temperature":0}`); code != http.StatusOK {
 		t.Errorf("after the attacks: %d %s", code, body)

@@ -262,8 +262,11 @@ func (c *Cluster) abort(req *pb.AbortRequest) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.runs[req.RequestId]
-	if r == nil || r.done || req.GatewayId != "" && req.GatewayId != r.gateway {
+	switch {
+	case r == nil || r.done:
 		return r != nil
+	case req.Tenant != nil && req.GetTenant() != r.req.Tenant, req.Tenant == nil && req.GatewayId != "" && req.GatewayId != r.gateway:
+		return false
 	}
 	r.end(pb.FinishReason_FINISH_REASON_ABORT, req.Reason)
 	c.aborts = append(c.aborts, req.RequestId)

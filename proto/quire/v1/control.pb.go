@@ -439,8 +439,11 @@ type AbortRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	Reason    string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	// If set, abort only while the request streams to this gateway.
-	GatewayId     string `protobuf:"bytes,3,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	// The gateway that asks: only what streams to it ends. Operators set none, and anything does.
+	GatewayId string `protobuf:"bytes,3,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	// Set by a gateway for a client who asks by the request's id: it ends whatever it streams to, if it is
+	// this tenant's, who may be the one without a name.
+	Tenant        *string `protobuf:"bytes,4,opt,name=tenant,proto3,oneof" json:"tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -492,6 +495,13 @@ func (x *AbortRequest) GetReason() string {
 func (x *AbortRequest) GetGatewayId() string {
 	if x != nil {
 		return x.GatewayId
+	}
+	return ""
+}
+
+func (x *AbortRequest) GetTenant() string {
+	if x != nil && x.Tenant != nil {
+		return *x.Tenant
 	}
 	return ""
 }
@@ -3495,13 +3505,15 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1c\n" +
 	"\tduplicate\x18\x03 \x01(\bR\tduplicate\x12\x1b\n" +
 	"\tworker_id\x18\x04 \x01(\tR\bworkerId\x12;\n" +
-	"\rfinish_reason\x18\x05 \x01(\x0e2\x16.quire.v1.FinishReasonR\ffinishReason\"d\n" +
+	"\rfinish_reason\x18\x05 \x01(\x0e2\x16.quire.v1.FinishReasonR\ffinishReason\"\x8c\x01\n" +
 	"\fAbortRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1d\n" +
 	"\n" +
-	"gateway_id\x18\x03 \x01(\tR\tgatewayId\"%\n" +
+	"gateway_id\x18\x03 \x01(\tR\tgatewayId\x12\x1b\n" +
+	"\x06tenant\x18\x04 \x01(\tH\x00R\x06tenant\x88\x01\x01B\t\n" +
+	"\a_tenant\"%\n" +
 	"\rAbortResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\"-\n" +
 	"\fWatchRequest\x12\x1d\n" +
@@ -3919,6 +3931,7 @@ func file_quire_v1_control_proto_init() {
 		return
 	}
 	file_quire_v1_inference_proto_init()
+	file_quire_v1_control_proto_msgTypes[3].OneofWrappers = []any{}
 	file_quire_v1_control_proto_msgTypes[17].OneofWrappers = []any{
 		(*WorkRequest_Hello)(nil),
 		(*WorkRequest_Heartbeat)(nil),

@@ -46,9 +46,11 @@ type InferenceClient interface {
 	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
 	// buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
 	// Resume goes on with the stream of a request that was begun here or on another node: what comes
-	// after the tokens that the client has. NOT_FOUND if the request is unknown or forgotten.
+	// after the tokens that the client has. NOT_FOUND if the request is unknown, forgotten or another
+	// tenant's.
 	Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GenerateResponse], error)
-	// Cancel ends a request wherever it is. Cancelling an ended or unknown request does nothing.
+	// Cancel ends a request of the caller's tenant wherever it is. Cancelling one that has ended, is unknown
+	// or another tenant's does nothing, and is answered alike.
 	Cancel(ctx context.Context, in *CancelRequest, opts ...grpc.CallOption) (*CancelResponse, error)
 	Tokenize(ctx context.Context, in *TokenizeRequest, opts ...grpc.CallOption) (*TokenizeResponse, error)
 	Detokenize(ctx context.Context, in *DetokenizeRequest, opts ...grpc.CallOption) (*DetokenizeResponse, error)
@@ -158,9 +160,11 @@ type InferenceServer interface {
 	// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
 	// buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
 	// Resume goes on with the stream of a request that was begun here or on another node: what comes
-	// after the tokens that the client has. NOT_FOUND if the request is unknown or forgotten.
+	// after the tokens that the client has. NOT_FOUND if the request is unknown, forgotten or another
+	// tenant's.
 	Resume(*ResumeRequest, grpc.ServerStreamingServer[GenerateResponse]) error
-	// Cancel ends a request wherever it is. Cancelling an ended or unknown request does nothing.
+	// Cancel ends a request of the caller's tenant wherever it is. Cancelling one that has ended, is unknown
+	// or another tenant's does nothing, and is answered alike.
 	Cancel(context.Context, *CancelRequest) (*CancelResponse, error)
 	Tokenize(context.Context, *TokenizeRequest) (*TokenizeResponse, error)
 	Detokenize(context.Context, *DetokenizeRequest) (*DetokenizeResponse, error)
