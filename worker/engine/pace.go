@@ -14,6 +14,9 @@ import "math/bits"
 //   - Each request brings a credit, within which its prompt is computed at once: short prompts are not
 //     held up to protect streams from a pause that nobody sees. A long one pays it back.
 //
+//   - However many short prompts come with their credits, each prompt gets an equal part of a step's prompt
+//     tokens at least, so that a long one is done in about the time that an equal share of the device takes.
+//
 // Time is measured, not assumed: what a step of so many decodes takes, from those without prompts, and
 // what so many prompt tokens add, from those with. What a step took beyond its allowance is owed by the
 // next ones, so that the share holds whatever the device's costs look like.
@@ -150,7 +153,7 @@ func (t *pace) pick(time, pause float64, most int) (rows int, cost float64) {
 func (p *planner) allowPrompts(st *step, decodes, budget int) int {
 	st.decodes = decodes
 	waiting, credit, tokens := p.prompts()
-	st.parts, st.common = waiting, budget
+	st.parts, st.all, st.common = waiting, budget, budget
 	if decodes == 0 || p.DecodeShare < 0 || waiting == 0 || budget == 0 {
 		return budget
 	}
@@ -169,7 +172,7 @@ func (p *planner) allowPrompts(st *step, decodes, budget int) int {
 	if rows == 0 {
 		return 0
 	}
-	st.row = cost / float64(rows)
+	st.row, st.all = cost/float64(rows), rows
 	if st.row > 0 {
 		st.common = int(max(0, float64(rows)-credit/st.row))
 	}
@@ -177,13 +180,14 @@ func (p *planner) allowPrompts(st *step, decodes, budget int) int {
 }
 
 // portion is how many of the rows that s wants for its prompt it gets, with others behind it: a long
-// prompt does not make short ones wait for its end.
+// prompt does not make short ones wait for its end. Nor do these, whose credits make the step's rows what
+// they are, leave it with less than its part of all rows.
 func (p *planner) portion(st *step, s *sequence, want, budget, behind int) int {
 	fair := budget
 	switch {
 	case behind <= 0:
 	case st.alone > 0:
-		fair = (st.common + st.parts - 1) / st.parts
+		fair = (st.all + st.parts - 1) / st.parts
 		if st.row > 0 {
 			fair += int(min(s.credits/st.row, float64(budget)))
 		}
@@ -215,9 +219,11 @@ func (p *planner) prompts() (n int, credit float64, tokens int) {
 	return n, credit, tokens
 }
 
-// chargePrompts notes what the planned step spends on prompts.
+// chargePrompts notes what the planned step spends on prompts. What is taken beyond the rows that are for
+// all was lent by those who have credit: it costs the streams nothing that their credits would not have.
 func (p *planner) chargePrompts(st *step) {
 	st.planned = p.now
+	rest := 0.0
 	for _, s := range st.seqs {
 		n := s.rows - len(s.drafts)
 		if n == 1 && s.computed > s.prompt {
@@ -228,12 +234,13 @@ func (p *planner) chargePrompts(st *step) {
 			cost := float64(n) * st.row
 			own := min(cost, s.credits)
 			st.charged += cost
-			p.pace.balance -= cost - own
+			rest += cost - own
 			if s.credits -= own; own > 0 && s.credits <= 0 && s.want() > 0 {
 				p.pace.balance -= promptCredit // it is long: what it had was lent
 			}
 		}
 	}
+	p.pace.balance -= min(rest, float64(st.common)*st.row)
 }
 
 // measure learns from what the step took, now that it is back.

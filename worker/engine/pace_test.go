@@ -193,3 +193,60 @@ func TestPaceBuckets(t *testing.T) {
 		}
 	}
 }
+
+// besideShorts is how long a prompt of so many tokens takes, in microseconds, beside so many clients that each
+// ask for output tokens after a prompt of 200 again and again, and how often they were answered.
+func besideShorts(t *testing.T, tokens, clients, output int, cost func(*device.Batch) int64) (took int64, answers int) {
+	r := newRig(t, Settings{Blocks: 16_384, MaxSequences: 64, MaxBatchTokens: 512, DecodeShare: 0.8}, func(c *enginetest.Config, m *Model) {
+		m.ContextLength = 1 << 16
+		c.Token = func([]int32, device.Sample) int32 { return 7 }
+	})
+	r.cost = cost
+	short := func(client int) {
+		r.add(ask(fmt.Sprint(client, " ", r.number), prompt(client, 200), output))
+	}
+	for i := range clients {
+		short(i)
+	}
+	long := func() *heard { return r.got["long/0"] }
+	for began := int64(0); long() == nil; {
+		if answers >= 3*clients && began == 0 {
+			began = r.now
+			r.add(ask("long", prompt(1000, tokens), 1))
+		}
+		done := len(r.log)
+		r.step()
+		took = r.now - began
+		for _, id := range r.log[done:] {
+			if id != "long" {
+				client := 0
+				fmt.Sscan(id, &client)
+				short(client)
+				answers++
+			}
+		}
+		if began > 0 && took > 1e9 {
+			break // a thousand seconds
+		}
+	}
+	return took, answers
+}
+
+// TestLongPromptsGetTheirShare: beside closed-loop clients with short prompts a long one takes at most
+// twice as long as with an equal share of the device.
+func TestLongPromptsGetTheirShare(t *testing.T) {
+	const tokens, clients = 20_000, 31
+	for name, cost := range map[string]func(*device.Batch) int64{
+		"by the row": func(b *device.Batch) int64 { return 2000 + 100*int64(len(b.Tokens)) },
+		"H100":       devices["H100"],
+	} {
+		alone, _ := besideShorts(t, tokens, 0, 1, cost)
+		for _, output := range []int{1, 4, 16, 64} {
+			took, answers := besideShorts(t, tokens, clients, output, cost)
+			t.Logf("%s, %d tokens of output: %.1f s, alone %.2f s, %d answers", name, output, float64(took)/1e6, float64(alone)/1e6, answers)
+			if took > 2*(clients+1)*alone {
+				t.Errorf("%s, %d tokens of output: the prompt takes %.1f s, an equal share is %.1f s", name, output, float64(took)/1e6, float64(clients+1)*float64(alone)/1e6)
+			}
+		}
+	}
+}

@@ -63,15 +63,16 @@ type step struct {
 	draws  []draw
 
 	// How prompts are held back beside decodes; see pace. Times are in microseconds.
-	planned       int64   // when
-	decodes       int     // sequences that decode
-	prompts       int     // rows of prompts
-	parts, common int     // prompts that share its rows, and rows that none has credit for
-	alone         float64 // what it would take without prompts, 0 unknown
-	grant         float64 // what prompts may add
-	charged       float64 // what they are expected to add
-	row           float64 // what each of their rows is expected to add
-	pause         float64 // what they may add at most
+	planned     int64   // when
+	decodes     int     // sequences that decode
+	prompts     int     // rows of prompts
+	parts       int     // prompts that share its rows
+	all, common int     // those rows, and how many of them none has credit for
+	alone       float64 // what it would take without prompts, 0 unknown
+	grant       float64 // what prompts may add
+	charged     float64 // what they are expected to add
+	row         float64 // what each of their rows is expected to add
+	pause       float64 // what they may add at most
 }
 
 type draw struct {
@@ -182,19 +183,35 @@ func (p *planner) scheduleRunning(st *step) (budget int, preempted bool) {
 	budget -= decodes
 	budget -= p.speculate(st, budget)
 	budget = p.allowPrompts(st, decodes, budget)
-	behind := st.parts
+	return p.schedulePrompts(st, budget), preempted
+}
+
+// schedulePrompts shares budget among the prefills that run, and returns what is left for newcomers. They
+// get it in their order, but who lags behind an equal part, counting those who could start, gets what it
+// lacks whatever those before it may take.
+func (p *planner) schedulePrompts(st *step, budget int) (left int) {
+	part := (budget + max(st.parts, 1) - 1) / max(st.parts, 1)
+	kept, behind := 0, st.parts
+	for _, s := range p.running {
+		if s.rows == 0 && s.want() > 1 {
+			kept += min(s.want(), s.lag)
+		}
+	}
 	for _, s := range p.running {
 		want := s.want()
 		if s.rows > 0 || want <= 1 {
 			continue
 		}
 		behind--
-		if n := p.cover(s, p.portion(st, s, want, budget, behind)); n > 0 {
+		kept -= min(want, s.lag)
+		n := max(p.portion(st, s, want, budget, behind), p.chunk(s, min(want, s.lag), budget))
+		n = p.cover(s, min(n, max(part, budget-kept)))
+		if s.lag = min(max(0, s.lag+part-n), p.MaxBatchTokens); n > 0 {
 			p.schedule(st, s, n)
 			budget -= n
 		}
 	}
-	return budget, preempted
+	return budget
 }
 
 // chunk is how many of the rows that s wants it gets.
@@ -264,7 +281,7 @@ func (p *planner) preempt(s *sequence) {
 
 // enqueue puts s into the waiting order, to be computed from its first token.
 func (p *planner) enqueue(s *sequence) {
-	s.state, s.computed, s.rows, s.room, s.published = stateWaiting, 0, 0, 0, 0
+	s.state, s.computed, s.rows, s.room, s.published, s.lag = stateWaiting, 0, 0, 0, 0, 0
 	p.waiting.insert(s)
 	p.misfit = -1
 	p.load.waitingTokens += int64(len(s.tokens))

@@ -81,6 +81,7 @@ type sequence struct {
 	computed int     // tokens whose KV is computed or scheduled
 	start    int     // computed before the step being planned
 	rows     int     // rows in the step being planned
+	lag      int     // rows that it got less than an equal part, while its prompt is computed
 
 	kv        kvcache.Tables // none from a release to the next attempt to start
 	room      int            // tokens that its blocks hold
