@@ -26,6 +26,7 @@ func (m *membership) Describe(context.Context, *pb.DescribeRequest) (*pb.Describ
 		AppliedIndex: view.Index(), ChainHash: view.ChainHash(),
 		LastContactMs: sinceMS(progress.LastContact),
 	}
+	_, out.Repairing = m.identity.standing()
 	for _, member := range m.s.node.Members() {
 		out.Member = true
 		out.Members = append(out.Members, m.member(member, leader.ID))

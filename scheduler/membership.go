@@ -29,8 +29,8 @@ import (
 // A new cluster is formed by one node alone, so that two can never be: the one behind the address
 // that sorts first in Join. It does so once BootstrapExpect nodes without a cluster answer, writes
 // down who they are, and says so in Describe; each of them starts with the same members when it reads
-// that. A node whose disk was replaced has another store id, so it is no founder any more and joins as
-// a newcomer, without a vote.
+// that. A node whose disk was replaced, or whose log was damaged, has another store id, so it is no
+// founder any more and joins as a newcomer, without a vote.
 type membership struct {
 	pb.UnimplementedClusterServer
 	s    *Scheduler
@@ -67,22 +67,15 @@ const (
 	changeTimeout = 15 * time.Second
 )
 
-// openMembership prepares what the node says about itself. The data folder must be locked already.
-func openMembership(s *Scheduler) (*membership, error) {
-	m := &membership{s: s, instance: randomID(), changing: make(chan struct{}, 1), conns: map[string]*nodeConn{}}
-	dir := s.settings.DataDir
-	if s.settings.Store == consensus.Memory {
-		dir = "" // The store ends with the process, and so does its id.
+// openMembership prepares what the node says about itself.
+func openMembership(s *Scheduler) *membership {
+	return &membership{
+		s: s, instance: randomID(), changing: make(chan struct{}, 1), conns: map[string]*nodeConn{}, identity: s.identity,
+		self: &pb.Node{
+			Id: s.settings.NodeID, RaftAddress: s.node.Address(), ControlAddress: s.settings.ControlAdvertise,
+			Version: s.settings.Version, StoreId: s.identity.StoreID,
+		},
 	}
-	var err error
-	if m.identity, err = openIdentity(dir, s.settings.NodeID); err != nil {
-		return nil, err
-	}
-	m.self = &pb.Node{
-		Id: s.settings.NodeID, RaftAddress: s.node.Address(), ControlAddress: s.settings.ControlAdvertise,
-		Version: s.settings.Version, StoreId: m.identity.StoreID,
-	}
-	return m, nil
 }
 
 // run searches until the node is a settled member, again whenever it is not.
@@ -94,6 +87,8 @@ func (m *membership) run(ctx context.Context) {
 			if err := m.search(ctx); err != nil && ctx.Err() == nil {
 				m.complain(err)
 			}
+		} else if err := m.takenIn(); err != nil {
+			m.complain(err)
 		}
 		select {
 		case <-ctx.Done():
@@ -111,6 +106,20 @@ func (m *membership) settled() bool {
 	member, ok := m.s.node.Member(m.self.GetId())
 	return ok && member.Address == m.self.GetRaftAddress() && m.s.node.Leader().ID != "" &&
 		proto.Equal(m.s.store.View().Node(m.self.GetId()), m.self)
+}
+
+// takenIn notes that the cluster knows this node as it is, and when one that was damaged votes again. What
+// it applied includes that it was taken in, and so all that it may have acknowledged before.
+func (m *membership) takenIn() error {
+	newcomer, repairing := m.identity.standing()
+	if newcomer {
+		return m.identity.settle(repairing)
+	}
+	if member, _ := m.s.node.Member(m.self.GetId()); repairing && member.Voter {
+		m.s.settings.Logger.Warn("this node, whose log was damaged, has caught up and votes again")
+		return m.identity.settle(false)
+	}
+	return nil
 }
 
 // answer is what one address said.
@@ -196,6 +205,9 @@ func (m *membership) form(answers []answer) error {
 		if a.GetMember() {
 			return nil // There is a cluster; its leader will be found.
 		}
+		if a.GetRepairing() {
+			return fmt.Errorf("the log of node %q was damaged, and there is no cluster that it could be repaired from; until one answers no new one is formed, because that would be empty", id)
+		}
 		nodes[id] = a.GetNode()
 	}
 	founders := m.identity.founders()
@@ -220,6 +232,9 @@ func (m *membership) found(founders []*pb.Node) error {
 		peers = append(peers, consensus.Server{ID: n.GetId(), Address: n.GetRaftAddress()})
 	}
 	m.s.settings.Logger.Info("forming a cluster", "nodes", len(peers))
+	if err := m.identity.settle(false); err != nil {
+		return err
+	}
 	return m.s.node.Found(peers)
 }
 

@@ -22,6 +22,7 @@ type Scheduler struct {
 	settings Settings
 	store    *state.Store
 	node     *consensus.Node
+	identity *identity
 	members  *membership
 	// leader is what this node does as the leader; nil while it is not.
 	leader atomic.Pointer[leader]
@@ -53,6 +54,14 @@ func New(settings Settings) (*Scheduler, error) {
 	s.clock.Store(&clock{began: settings.now()})
 	peers := consensus.Settings{
 		NodeID: settings.NodeID, DataDir: settings.DataDir, Store: settings.Store, Fatal: settings.Fatal, Logger: settings.Logger,
+		Prepare: func(dir string, repaired bool) (err error) {
+			s.identity, err = openIdentity(dir, settings.NodeID, len(settings.Join) > 0, repaired)
+			return err
+		},
+		Newcomer: func() bool {
+			newcomer, _ := s.identity.standing()
+			return newcomer
+		},
 	}
 	for _, p := range settings.Peers {
 		peers.Peers = append(peers.Peers, consensus.Server{ID: p.ID, Address: p.Raft})
@@ -73,9 +82,7 @@ func New(settings Settings) (*Scheduler, error) {
 		return nil, fmt.Errorf("scheduler: %w", err)
 	}
 	s.node = node
-	if s.members, err = openMembership(s); err != nil {
-		return nil, errors.Join(fmt.Errorf("scheduler: %w", err), node.Close())
-	}
+	s.members = openMembership(s)
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	s.owned.Go(func() { s.watchLeadership(ctx) })

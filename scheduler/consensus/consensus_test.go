@@ -222,17 +222,18 @@ func logSurvivesTruncation(t *testing.T, store Store) {
 		}
 		return f
 	}
+	logs := func(f *Files) *verifiedLogs { return &verifiedLogs{LogStore: f.Logs, hard: f.hard} }
 	write := func(f *Files, from, to uint64, data string) {
 		t.Helper()
 		for i := from; i <= to; i++ {
-			if err := f.Logs.StoreLog(&raft.Log{Index: i, Term: 1, Data: []byte(data)}); err != nil {
+			if err := logs(f).StoreLog(&raft.Log{Index: i, Term: 1, Data: []byte(data)}); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	f := reopen()
 	write(f, 1, 10, "old")
-	if err := f.Logs.DeleteRange(6, 10); err != nil {
+	if err := logs(f).DeleteRange(6, 10); err != nil {
 		t.Fatal(err)
 	}
 	write(f, 6, 10, "new")
@@ -247,7 +248,7 @@ func logSurvivesTruncation(t *testing.T, store Store) {
 			want = "new"
 		}
 		var entry raft.Log
-		if err := f.Logs.GetLog(i, &entry); err != nil || string(entry.Data) != want {
+		if err := logs(f).GetLog(i, &entry); err != nil || string(entry.Data) != want {
 			t.Errorf("entry %d: %q, %v; want %q", i, entry.Data, err, want)
 		}
 	}
@@ -265,10 +266,12 @@ type cluster struct {
 	mu     sync.Mutex
 	cut    map[int]bool
 	fatals map[int]error
+	// newcomers are nodes that must not vote yet.
+	newcomers map[int]bool
 }
 
 func newCluster(t *testing.T, size int) *cluster {
-	c := &cluster{t: t, cut: map[int]bool{}, fatals: map[int]error{}}
+	c := &cluster{t: t, cut: map[int]bool{}, fatals: map[int]error{}, newcomers: map[int]bool{}}
 	for i := range size {
 		c.peers = append(c.peers, Server{ID: fmt.Sprint("node-", i), Address: fmt.Sprint("address-", i)})
 	}
@@ -300,6 +303,11 @@ func (c *cluster) open(t *testing.T, i int, await bool) *Node {
 	return open(t, Settings{
 		NodeID: fmt.Sprint("node-", i), Peers: c.peers, Await: await, Transport: c.transports[i],
 		Files: &Files{Logs: c.stores[i], Stable: c.stores[i], Snapshots: raft.NewInmemSnapshotStore()},
+		Newcomer: func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.newcomers[i]
+		},
 		Fatal: func(err error) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -319,6 +327,12 @@ func (c *cluster) add(t *testing.T) int {
 func (c *cluster) replace(t *testing.T, i int) {
 	_, c.transports[i] = raft.NewInmemTransportWithTimeout(raft.ServerAddress(fmt.Sprint("address-", i)), 500*time.Millisecond)
 	c.nodes[i] = c.open(t, i, true)
+}
+
+func (c *cluster) newcomer(i int, is bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.newcomers[i] = is
 }
 
 func (c *cluster) fatal(i int) error {

@@ -15,7 +15,11 @@
 //     other kinds, raft-boltdb and memory.
 //   - A write to the log that fails for want of room makes raft step down; after any other error
 //     nobody knows what the disk holds, and the node stops.
-//   - A node that knows no members gives no vote: its disk may have been replaced.
+//   - Nothing is applied that is not as it was written: all of a data folder is verified when the node
+//     starts and when it is read, the log must reach as far as the node has acknowledged, and a damaged
+//     node starts over from the others. DESIGN.md tells how.
+//   - A node that knows no members, or that its cluster has not taken in since its folder was new, gives
+//     no vote: its disk may have been replaced.
 //   - When the leader's connections break and its port refuses new ones, its process is gone, and the
 //     first voter by id stands for election at once instead of after the heartbeat timeout.
 //   - Raft looks whether the leader is silent at intervals of one to two heartbeat timeouts, and so may

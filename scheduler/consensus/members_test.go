@@ -126,6 +126,37 @@ func TestEmptyNodesGiveNoVote(t *testing.T) {
 	})
 }
 
+// TestReplacedNodesGiveNoVoteUntilTakenIn takes a voter's disk. The leader does not know that yet, and sends
+// the log from its beginning: what the node finds in there, that it is a voter, must not make it one.
+func TestReplacedNodesGiveNoVoteUntilTakenIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.close()
+		leader := c.leader(-1)
+		mustPropose(t, c.nodes[leader], "acknowledged")
+		wiped := (leader + 1) % 3
+		if err := c.nodes[wiped].Close(); err != nil {
+			t.Fatal(err)
+		}
+		c.newcomer(wiped, true)
+		c.replace(t, wiped)
+		c.heal()
+		time.Sleep(30 * time.Second) // Virtual.
+		if m := c.member(wiped, fmt.Sprint("node-", wiped)); !m.Voter {
+			t.Fatalf("in the log that it was sent the node is %+v", m)
+		}
+		c.isolate(leader)
+		time.Sleep(2 * time.Minute) // Virtual.
+		for i, n := range c.nodes {
+			if n.Leads() {
+				t.Errorf("node %d leads by the vote of one that was not taken in", i)
+			}
+		}
+		c.newcomer(wiped, false)
+		c.leader(leader)
+	})
+}
+
 // TestTheDeadAreRemoved, but never so many that the rest is no safe cluster.
 func TestTheDeadAreRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -74,9 +74,26 @@ type Settings struct {
 	// for a cluster of one, 2 s and 1 s otherwise.
 	HeartbeatTimeout, LeaseTimeout time.Duration
 
+	// Prepare is called before the log is opened, with the folder that it is in, once that is locked.
+	// repaired says that the folder was damaged and is empty now. It may return Damaged.
+	Prepare func(dir string, repaired bool) error
+
+	// Newcomer says whether the node must not vote or lead yet, because it may lack what a folder that it
+	// had before has acknowledged. Default: never, once it knows members.
+	Newcomer func() bool
+
 	// Files and Transport replace what Open makes itself; tests run whole clusters in memory.
 	Files     *Files
 	Transport raft.Transport
+	// segmentBytes is the size of the log's files; tests make it small.
+	segmentBytes int
+}
+
+func (s Settings) prepare(dir string, repaired bool) error {
+	if s.Prepare == nil {
+		return nil
+	}
+	return s.Prepare(dir, repaired)
 }
 
 // Node is one member of the cluster.
@@ -91,9 +108,11 @@ type Node struct {
 	slots    chan struct{}
 	leaders  chan raft.Observation // a sign that the leader has changed
 	stopping chan struct{}
-	closed   sync.Once
-	closeErr error
-	owned    sync.WaitGroup
+	// leadership is what Leadership returns; announce sends.
+	leadership chan bool
+	closed     sync.Once
+	closeErr   error
+	owned      sync.WaitGroup
 	// heartbeat is the silence after which a follower stands for election.
 	heartbeat time.Duration
 	stuck     stuckTransfer
@@ -131,6 +150,8 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 		slots:    make(chan struct{}, MaxUncommitted),
 		leaders:  make(chan raft.Observation, 1),
 		stopping: make(chan struct{}),
+
+		leadership: make(chan bool, 1),
 	}
 	transport := settings.Transport
 	var layer *watchedLayer
@@ -141,19 +162,33 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	if transport == nil { // No peers, no port.
 		_, transport = raft.NewInmemTransport(raft.ServerAddress(settings.NodeID))
 	}
-	n.inbox = newInbox(transport)
+	n.inbox = newInbox(transport, n.barred)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.release())
 		}
 	}()
-	if n.files == nil {
-		if n.files, err = OpenFiles(settings.DataDir, settings.Store, log); err != nil {
+	if n.files != nil {
+		if err := settings.prepare("", false); err != nil {
+			return nil, err
+		}
+	} else {
+		if n.files, err = openFiles(settings, log); err != nil {
 			return nil, err
 		}
 	}
+	hard := n.files.hard
+	if hard == nil {
+		hard = newHardState()
+	}
+	snapshots := n.files.Snapshots
+	if n.files.hard != nil {
+		snapshots = &verifiedSnapshots{SnapshotStore: snapshots, hard: hard, damaged: n.damaged}
+	}
 	// The cache hides what kind of error it got, so the guard is below it.
-	logs, err := raft.NewLogCache(cachedEntries, &guardedLogs{LogStore: n.files.Logs, log: settings.Logger, fatal: settings.Fatal})
+	logs, err := raft.NewLogCache(cachedEntries, &guardedLogs{
+		LogStore: &verifiedLogs{LogStore: n.files.Logs, hard: hard, damaged: n.damaged}, log: settings.Logger, fatal: settings.Fatal,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open the log: %w", err)
 	}
@@ -172,19 +207,19 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	n.heartbeat = config.HeartbeatTimeout
 	config.LeaderLeaseTimeout = or(settings.LeaseTimeout, alone, config.HeartbeatTimeout, config.HeartbeatTimeout/2)
 
-	if err := n.recoverMembers(config, logs, votes); err != nil {
+	if err := n.recoverMembers(config, logs, votes, snapshots); err != nil {
 		return nil, err
 	}
-	exists, err := raft.HasExistingState(logs, votes, n.files.Snapshots)
+	exists, err := raft.HasExistingState(logs, votes, snapshots)
 	if err != nil {
 		return nil, fmt.Errorf("read the log: %w", err)
 	}
 	if !exists && !settings.Await {
-		if err := raft.BootstrapCluster(config, logs, votes, n.files.Snapshots, n.inbox, members(settings, transport)); err != nil {
+		if err := raft.BootstrapCluster(config, logs, votes, snapshots, n.inbox, members(settings, transport)); err != nil {
 			return nil, fmt.Errorf("start the cluster: %w", err)
 		}
 	}
-	if n.raft, err = raft.NewRaft(config, n.machine, logs, votes, n.files.Snapshots, n.inbox); err != nil {
+	if n.raft, err = raft.NewRaft(config, n.machine, logs, votes, snapshots, n.inbox); err != nil {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
 	n.raft.RegisterObserver(raft.NewObserver(n.leaders, false, func(o *raft.Observation) bool {
@@ -194,8 +229,9 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	if err := n.checkMembership(settings.NodeID, alone); err != nil {
 		return nil, errors.Join(err, n.raft.Shutdown().Error())
 	}
+	n.owned.Go(n.announce)
 	n.owned.Go(n.snapshotWhenDue)
-	n.owned.Go(func() { n.inbox.forward(func() bool { return len(n.Members()) > 0 }, n.stopping) })
+	n.owned.Go(func() { n.inbox.forward(n.mayVote, n.stopping) })
 	if layer != nil {
 		n.owned.Go(func() { n.watchLeader(layer) })
 	}
@@ -246,6 +282,18 @@ func (n *Node) checkMembership(id string, alone bool) error {
 		return nil
 	}
 	return fmt.Errorf("the data folder belongs to node %q, this node is %q; use that name or another folder", servers[0].ID, id)
+}
+
+// damaged stops the node over damage that it has found while running. Before raft starts the next time
+// the folder is looked through, and put aside; that is noted, for damage that can't be seen then.
+func (n *Node) damaged(err error) {
+	if n.settings.Await && n.files.hard != nil {
+		why := fmt.Sprintf("found when it was used: %v", err)
+		if noting := n.files.hard.change(func(r *hardRecord) { r.Condemned = why[:min(len(why), maxReasonBytes)] }); noting != nil {
+			err = errors.Join(err, noting)
+		}
+	}
+	n.settings.Fatal(fmt.Errorf("the log of this node is damaged, and it stops before it applies or sends any of that: %w", err))
 }
 
 // snapshotWhenDue adds snapshots for bytes to those that raft takes for entries.
@@ -319,10 +367,10 @@ func (n *Node) Barrier(timeout time.Duration) error {
 
 // Leadership tells when this node gains or loses leadership; a value not yet read is replaced by
 // a newer one. One reader only.
-func (n *Node) Leadership() <-chan bool { return n.raft.LeaderCh() }
+func (n *Node) Leadership() <-chan bool { return n.leadership }
 
 // Leads says whether this node believes that it is the leader.
-func (n *Node) Leads() bool { return n.raft.State() == raft.Leader }
+func (n *Node) Leads() bool { return n.raft.State() == raft.Leader && n.barred() == nil }
 
 // Leader names the current leader, as far as known here.
 func (n *Node) Leader() Server {

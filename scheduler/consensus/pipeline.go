@@ -17,9 +17,14 @@ const pipelineStall = 2 * time.Second
 type pipeline struct {
 	raft.AppendPipeline
 	stall time.Duration
+	// barred says why this node must not lead.
+	barred func() error
 }
 
 func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	if err := p.barred(); err != nil {
+		return nil, err
+	}
 	timer := time.AfterFunc(p.stall, func() { _ = p.Close() }) // It ends the send with an error.
 	defer timer.Stop()
 	return p.AppendPipeline.AppendEntries(args, resp)

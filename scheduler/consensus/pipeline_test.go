@@ -35,7 +35,7 @@ func TestPipelineWithoutReaderEnds(t *testing.T) {
 			}
 		}
 	}()
-	p, err := newInbox(own).AppendEntriesPipeline("peer", peer.LocalAddr())
+	p, err := newInbox(own, func() error { return nil }).AppendEntriesPipeline("peer", peer.LocalAddr())
 	if err != nil {
 		t.Fatal(err)
 	}

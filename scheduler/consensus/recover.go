@@ -17,7 +17,7 @@ import (
 const RecoveryFile = "raft/peers.json"
 
 // recoverMembers acts on the recovery file, if there is one.
-func (n *Node) recoverMembers(config *raft.Config, logs raft.LogStore, votes raft.StableStore) error {
+func (n *Node) recoverMembers(config *raft.Config, logs raft.LogStore, votes raft.StableStore, snapshots raft.SnapshotStore) error {
 	if n.settings.DataDir == "" {
 		return nil
 	}
@@ -30,7 +30,7 @@ func (n *Node) recoverMembers(config *raft.Config, logs raft.LogStore, votes raf
 		err = errors.New("there is no log to recover")
 	}
 	if err == nil {
-		err = raft.RecoverCluster(config, n.machine, logs, votes, n.files.Snapshots, n.inbox, members)
+		err = raft.RecoverCluster(config, n.machine, logs, votes, snapshots, n.inbox, members)
 	}
 	if err == nil {
 		err = os.Rename(path, path+".used")

@@ -73,7 +73,9 @@ func (Suffrage) EnumDescriptor() ([]byte, []int) {
 }
 
 type DescribeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// An entry whose chain hash is wanted.
+	AtIndex       uint64 `protobuf:"varint,1,opt,name=at_index,json=atIndex,proto3" json:"at_index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -108,6 +110,13 @@ func (*DescribeRequest) Descriptor() ([]byte, []int) {
 	return file_quire_v1_cluster_proto_rawDescGZIP(), []int{0}
 }
 
+func (x *DescribeRequest) GetAtIndex() uint64 {
+	if x != nil {
+		return x.AtIndex
+	}
+	return 0
+}
+
 type DescribeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -128,6 +137,13 @@ type DescribeResponse struct {
 	// Since the leader was last heard of; 0 on the leader itself.
 	LastContactMs int64     `protobuf:"varint,12,opt,name=last_contact_ms,json=lastContactMs,proto3" json:"last_contact_ms,omitempty"`
 	Members       []*Member `protobuf:"bytes,13,rep,name=members,proto3" json:"members,omitempty"`
+	// The node's log was damaged, and it has not caught up with its cluster yet. It forms no other.
+	Repairing bool `protobuf:"varint,14,opt,name=repairing,proto3" json:"repairing,omitempty"`
+	// The chain hash after the entry that was asked for; 0 if the node has not applied it or has
+	// forgotten it.
+	ChainHashAt uint64 `protobuf:"varint,15,opt,name=chain_hash_at,json=chainHashAt,proto3" json:"chain_hash_at,omitempty"`
+	// Why the node takes no part in the cluster any more; empty while it does.
+	Problem       string `protobuf:"bytes,16,opt,name=problem,proto3" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -253,9 +269,32 @@ func (x *DescribeResponse) GetMembers() []*Member {
 	return nil
 }
 
+func (x *DescribeResponse) GetRepairing() bool {
+	if x != nil {
+		return x.Repairing
+	}
+	return false
+}
+
+func (x *DescribeResponse) GetChainHashAt() uint64 {
+	if x != nil {
+		return x.ChainHashAt
+	}
+	return 0
+}
+
+func (x *DescribeResponse) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 type JoinRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// As in DescribeResponse.
+	Instance      string `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -295,6 +334,13 @@ func (x *JoinRequest) GetNode() *Node {
 		return x.Node
 	}
 	return nil
+}
+
+func (x *JoinRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
 }
 
 type JoinResponse struct {
@@ -352,6 +398,8 @@ type Member struct {
 	LastIndex     uint64 `protobuf:"varint,11,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
 	AppliedIndex  uint64 `protobuf:"varint,12,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
 	ChainHash     uint64 `protobuf:"varint,13,opt,name=chain_hash,json=chainHash,proto3" json:"chain_hash,omitempty"`
+	// As in DescribeResponse.
+	Problem       string `protobuf:"bytes,14,opt,name=problem,proto3" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -475,6 +523,13 @@ func (x *Member) GetChainHash() uint64 {
 		return x.ChainHash
 	}
 	return 0
+}
+
+func (x *Member) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
 }
 
 type MembersRequest struct {
@@ -1036,8 +1091,9 @@ var File_quire_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_quire_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x16quire/v1/cluster.proto\x12\bquire.v1\x1a\x12quire/v1/log.proto\"\x11\n" +
-	"\x0fDescribeRequest\"\xc2\x03\n" +
+	"\x16quire/v1/cluster.proto\x12\bquire.v1\x1a\x12quire/v1/log.proto\",\n" +
+	"\x0fDescribeRequest\x12\x19\n" +
+	"\bat_index\x18\x01 \x01(\x04R\aatIndex\"\x9e\x04\n" +
 	"\x10DescribeResponse\x12\"\n" +
 	"\x04node\x18\x01 \x01(\v2\x0e.quire.v1.NodeR\x04node\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x16\n" +
@@ -1054,10 +1110,14 @@ const file_quire_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"chain_hash\x18\v \x01(\x04R\tchainHash\x12&\n" +
 	"\x0flast_contact_ms\x18\f \x01(\x03R\rlastContactMs\x12*\n" +
-	"\amembers\x18\r \x03(\v2\x10.quire.v1.MemberR\amembers\"1\n" +
+	"\amembers\x18\r \x03(\v2\x10.quire.v1.MemberR\amembers\x12\x1c\n" +
+	"\trepairing\x18\x0e \x01(\bR\trepairing\x12\"\n" +
+	"\rchain_hash_at\x18\x0f \x01(\x04R\vchainHashAt\x12\x18\n" +
+	"\aproblem\x18\x10 \x01(\tR\aproblem\"M\n" +
 	"\vJoinRequest\x12\"\n" +
-	"\x04node\x18\x01 \x01(\v2\x0e.quire.v1.NodeR\x04node\"\x0e\n" +
-	"\fJoinResponse\"\xb9\x03\n" +
+	"\x04node\x18\x01 \x01(\v2\x0e.quire.v1.NodeR\x04node\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\"\x0e\n" +
+	"\fJoinResponse\"\xd3\x03\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\fraft_address\x18\x02 \x01(\tR\vraftAddress\x12'\n" +
@@ -1074,7 +1134,8 @@ const file_quire_v1_cluster_proto_rawDesc = "" +
 	"last_index\x18\v \x01(\x04R\tlastIndex\x12#\n" +
 	"\rapplied_index\x18\f \x01(\x04R\fappliedIndex\x12\x1d\n" +
 	"\n" +
-	"chain_hash\x18\r \x01(\x04R\tchainHash\"\x10\n" +
+	"chain_hash\x18\r \x01(\x04R\tchainHash\x12\x18\n" +
+	"\aproblem\x18\x0e \x01(\tR\aproblem\"\x10\n" +
 	"\x0eMembersRequest\"\xbb\x01\n" +
 	"\x0fMembersResponse\x12*\n" +
 	"\amembers\x18\x01 \x03(\v2\x10.quire.v1.MemberR\amembers\x12\x18\n" +

@@ -1,0 +1,40 @@
+package consensus
+
+import "errors"
+
+// errNewcomer is why a node keeps out of elections that may lack what a folder before its own had.
+var errNewcomer = errors.New("this node's log is new, and its cluster has not taken it in yet")
+
+// barred says why this node must neither lead nor vote, whatever raft thinks; nil if it may. Raft would let
+// a node vote as soon as it finds itself among the voters in a log that it is just being sent, and one
+// that finds itself alone there would lead.
+func (n *Node) barred() error {
+	if n.settings.Newcomer != nil && n.settings.Newcomer() {
+		return errNewcomer
+	}
+	return nil
+}
+
+// mayVote says whether this node answers requests for its vote.
+func (n *Node) mayVote() bool { return len(n.Members()) > 0 && n.barred() == nil }
+
+// announce passes raft's word of leadership on, as far as this node may lead.
+func (n *Node) announce() {
+	for {
+		select {
+		case <-n.stopping:
+			return
+		case leads := <-n.raft.LeaderCh():
+			n.tell(leads && n.barred() == nil)
+		}
+	}
+}
+
+// tell replaces what nobody has read yet.
+func (n *Node) tell(leads bool) {
+	select {
+	case <-n.leadership:
+	default:
+	}
+	n.leadership <- leads // One goroutine sends.
+}
