@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"strings"
 
 	"google.golang.org/protobuf/encoding/protodelim"
 
@@ -100,6 +101,9 @@ func readBackup(r io.Reader, b *Backup, take func(io.Reader) error) error {
 	in := &hashingReader{from: bufio.NewReaderSize(r, backupPiece), sum: sha256.New()}
 	magic := make([]byte, len(backupMagic))
 	if _, err := io.ReadFull(in, magic); err != nil || !bytes.Equal(magic, []byte(backupMagic)) {
+		if name := backupMagic[:strings.LastIndexByte(backupMagic, ' ')+1]; bytes.HasPrefix(magic, []byte(name)) {
+			return fmt.Errorf("%w: its format is of another version than this program reads: it begins with %q, not %q", ErrDamagedSnapshot, magic, backupMagic)
+		}
 		return fmt.Errorf("%w: it does not begin with %q", ErrDamagedSnapshot, backupMagic)
 	}
 	b.Header = &pb.SnapshotFileHeader{}

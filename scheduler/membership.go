@@ -41,6 +41,8 @@ type membership struct {
 
 	// changing has one place, held while members change: one change at a time.
 	changing chan struct{}
+	// restoring has one place, held while a snapshot is uploaded and restored.
+	restoring chan struct{}
 	// pilot looks after the members; nil while this node does not lead.
 	pilot atomic.Pointer[consensus.Pilot]
 
@@ -70,7 +72,7 @@ const (
 // openMembership prepares what the node says about itself.
 func openMembership(s *Scheduler) *membership {
 	return &membership{
-		s: s, instance: randomID(), changing: make(chan struct{}, 1), conns: map[string]*nodeConn{}, identity: s.identity,
+		s: s, instance: randomID(), changing: make(chan struct{}, 1), restoring: make(chan struct{}, 1), conns: map[string]*nodeConn{}, identity: s.identity,
 		self: &pb.Node{
 			Id: s.settings.NodeID, RaftAddress: s.node.Address(), ControlAddress: s.settings.ControlAdvertise,
 			Version: s.settings.Version, StoreId: s.identity.StoreID,

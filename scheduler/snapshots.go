@@ -16,8 +16,12 @@ import (
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
-// maxBackupBytes bounds an uploaded snapshot file.
-const maxBackupBytes = 16 << 30
+const (
+	// maxBackupBytes bounds an uploaded snapshot file.
+	maxBackupBytes = 4 << 30
+	// uploadSilence is how long one that is being uploaded may bring nothing.
+	uploadSilence = 30 * time.Second
+)
 
 var errRestored = errors.New("a snapshot was restored")
 
@@ -55,21 +59,42 @@ func (w sendWriter) Write(data []byte) (int, error) {
 }
 
 // RestoreSnapshot makes a snapshot file's state the state of all nodes. Who the nodes are stays as it
-// is: the file may be another cluster's.
+// is: the file may be another cluster's. The file is checked as it comes, so that what is none is not kept,
+// and all of it again before anything changes.
 func (m *membership) RestoreSnapshot(stream pb.Cluster_RestoreSnapshotServer) error {
 	if _, err := m.s.leading(stream.SetTrailer); err != nil {
 		return err
 	}
-	spool, err := os.CreateTemp("", "quire-restore-*")
-	if err != nil {
-		return status.Errorf(codes.Internal, "no room for the file: %v", err)
+	select {
+	case m.restoring <- struct{}{}:
+		defer func() { <-m.restoring }()
+	default:
+		return status.Error(codes.Aborted, "another snapshot is being restored")
 	}
+	up, err := openUpload(stream)
+	if err != nil {
+		return err
+	}
+	file, err := os.CreateTemp("", "quire-restore-*")
+	if err != nil {
+		return status.Errorf(codes.ResourceExhausted, "no room for the file: %v", err)
+	}
+	spool := &spool{File: file}
 	defer func() {
 		_ = spool.Close()
 		_ = os.Remove(spool.Name()) // It is in the folder for what may be removed at any time.
 	}()
-	if err := receive(stream, spool); err != nil {
+	err = readBackup(io.TeeReader(up, spool), &Backup{}, func(state io.Reader) error {
+		_, err := io.Copy(io.Discard, state)
 		return err
+	})
+	switch {
+	case up.err != nil:
+		return up.err
+	case spool.err != nil:
+		return status.Errorf(codes.ResourceExhausted, "no room for the file: %v", spool.err)
+	case err != nil:
+		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	if _, err := spool.Seek(0, io.SeekStart); err != nil {
 		return status.Errorf(codes.Internal, "read the file: %v", err)
@@ -88,23 +113,89 @@ func (m *membership) RestoreSnapshot(stream pb.Cluster_RestoreSnapshotServer) er
 	return stream.SendAndClose(&pb.RestoreSnapshotResponse{Index: view.Index(), ChainHash: view.ChainHash()})
 }
 
-func receive(stream pb.Cluster_RestoreSnapshotServer, to io.Writer) error {
-	var total int64
-	for {
-		in, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
+// spool is where a file is kept while it comes. err says that the disk is at fault, and not the file.
+type spool struct {
+	*os.File
+	err error
+}
+
+func (s *spool) Write(p []byte) (n int, err error) {
+	n, s.err = s.File.Write(p)
+	return n, s.err
+}
+
+// upload reads a file as its pieces come. err is what went wrong with the stream, a status; what is
+// wrong with the file shows when it is read.
+type upload struct {
+	pieces <-chan piece
+	rest   []byte
+	left   int64 // of the announced size
+	err    error
+}
+
+type piece struct {
+	*pb.RestoreSnapshotRequest
+	err error
+}
+
+// openUpload takes the first message, with the size. The goroutine that it starts ends with the stream.
+func openUpload(stream pb.Cluster_RestoreSnapshotServer) (*upload, error) {
+	pieces := make(chan piece)
+	go func() {
+		for {
+			in, err := stream.Recv()
+			select {
+			case pieces <- piece{in, err}:
+			case <-stream.Context().Done():
+				return
+			}
+			if err != nil {
+				return
+			}
 		}
-		if err != nil {
-			return err
-		}
-		if total += int64(len(in.GetData())); total > maxBackupBytes {
-			return invalid("data", "the file is larger than %d bytes", int64(maxBackupBytes))
-		}
-		if _, err := to.Write(in.GetData()); err != nil {
-			return status.Errorf(codes.ResourceExhausted, "no room for the file: %v", err)
-		}
+	}()
+	u := &upload{pieces: pieces}
+	first, err := u.next()
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil, invalid("size", "is missing; the first message says how large the file is")
+	case err != nil:
+		return nil, err
+	case first.GetSize() < 1 || first.GetSize() > maxBackupBytes:
+		return nil, invalid("size", "%d bytes; a snapshot file has 1 to %d", first.GetSize(), int64(maxBackupBytes))
 	}
+	u.left, u.rest = first.GetSize(), first.GetData()
+	return u, nil
+}
+
+func (u *upload) next() (*pb.RestoreSnapshotRequest, error) {
+	patience := time.NewTimer(uploadSilence)
+	defer patience.Stop()
+	select {
+	case p := <-u.pieces:
+		return p.RestoreSnapshotRequest, p.err
+	case <-patience.C:
+		return nil, status.Errorf(codes.DeadlineExceeded, "nothing of the file came for %v", uploadSilence)
+	}
+}
+
+func (u *upload) Read(p []byte) (int, error) {
+	for u.err == nil && len(u.rest) == 0 {
+		in, err := u.next()
+		if errors.Is(err, io.EOF) {
+			return 0, io.EOF
+		}
+		u.rest, u.err = in.GetData(), err
+	}
+	if u.err == nil && int64(len(u.rest)) > u.left {
+		u.err = invalid("data", "more of it comes than size said")
+	}
+	if u.err != nil {
+		return 0, u.err
+	}
+	n := copy(p, u.rest)
+	u.rest, u.left = u.rest[n:], u.left-int64(n)
+	return n, nil
 }
 
 // restore replaces the state. What the leader holds in memory is of the old one, so it begins anew.

@@ -224,6 +224,12 @@ func upload(ctx context.Context, c pb.ClusterClient, path string, opts ...grpc.C
 	if err != nil {
 		return nil, err
 	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	// Where this fails the answer says why.
+	_ = stream.Send(&pb.RestoreSnapshotRequest{Size: info.Size()})
 	piece := make([]byte, 64<<10)
 	for {
 		n, err := f.Read(piece)
