@@ -39,8 +39,9 @@ type live struct {
 	digest, promptDigest []byte
 	// hashes name the blocks of its prompt. Without them it is placed by the load of workers alone.
 	hashes []kvcache.Hash
-	bytes  int
-	phase  phase
+	// size is its encoded size, bytes the memory that it takes while it waits.
+	size, bytes int
+	phase       phase
 	// worker has it while phaseAssigned, and had it while phaseLost and phaseReturned.
 	worker string
 	// dispatched is its newest dispatch; redirected says that it was adopted since.
@@ -61,6 +62,9 @@ type live struct {
 	outputs []output
 	held    int
 	news    bool
+	// grewMS is when the output last grew, in the log's time; of one that began under another leader,
+	// when it came.
+	grewMS int64
 
 	// upload numbers the parts of a prompt that is too large for one entry, logged tokens of which are
 	// on their way to the log, in parts.
@@ -84,6 +88,9 @@ func (r *live) tokens() int {
 	}
 	return len(r.request.GetPrompt()) + most
 }
+
+// choices is how many sequences it has.
+func (r *live) choices() int { return int(max(1, r.request.GetSampling().GetN())) }
 
 // longest is what it may end with, prompt and output, 0 if it does not say.
 func (r *live) longest() int {
@@ -218,7 +225,7 @@ func (l *leader) submit(request *live, rerun bool) (*live, *pb.SubmitResponse, e
 		return nil, nil, status.Errorf(codes.AlreadyExists, "request.id: what is kept of %q is not enough to answer again, and its chat template gives another prompt now (it may read the date), so that running it again would give another answer; use a new id", r.GetId())
 	}
 	now := l.s.settings.now()
-	request.bytes, request.phase, request.rerun = proto.Size(r), phaseNew, known != nil
+	request.size, request.bytes, request.phase, request.rerun = proto.Size(r), memoryOf(r, request.hashes), phaseNew, known != nil
 	request.arrivalMS = l.clock.ms(now)
 	request.admitted, request.ended = make(chan struct{}), make(chan struct{})
 	if r.GetPatienceMs() > 0 {
@@ -234,6 +241,7 @@ func (l *leader) submit(request *live, rerun bool) (*live, *pb.SubmitResponse, e
 	l.own(request, now)
 	l.submits = append(l.submits, request)
 	l.submitBytes += int64(request.bytes)
+	l.submitSequences += request.choices()
 	l.kick()
 	return request, nil, nil
 }
@@ -262,8 +270,8 @@ func (l *leader) accepts(r *live, now time.Time) error {
 		r.limited = true
 	}
 	waiting := l.batcher.Len() + len(l.submits)
-	if waiting >= l.s.settings.QueueRequests {
-		return exhausted(fmt.Sprintf("the queue is full: %d requests wait, the limit is %d", waiting, l.s.settings.QueueRequests), l.retryAfter(waiting))
+	if sequences := l.batcher.Sequences() + l.submitSequences; sequences+r.choices() > l.s.settings.QueueRequests {
+		return exhausted(fmt.Sprintf("the queue is full: %d sequences wait, this request has %d more, the limit is %d", sequences, r.choices(), l.s.settings.QueueRequests), l.retryAfter(waiting))
 	}
 	if waitingBytes := l.batcher.Bytes() + l.submitBytes; waitingBytes+int64(r.bytes) > l.s.settings.QueueBytes {
 		return exhausted(fmt.Sprintf("the queue is full: its requests take %d bytes, the limit is %d", waitingBytes, l.s.settings.QueueBytes), l.retryAfter(waiting))
@@ -286,7 +294,7 @@ func (l *leader) checkDeadline(r *live, now time.Time) error {
 	if wait(l.batcher.Len()) <= left {
 		return nil // Nobody need be counted.
 	}
-	ahead := l.batcher.Ahead(r.request.GetModel(), r.request.GetTenant(), r.request.GetPriority(), r.deadlineMS)
+	ahead := l.batcher.Ahead(r.request.GetModel(), r.request.GetTenant(), r.request.GetPriority(), r.arrivalMS, r.deadlineMS)
 	if wait(ahead) <= left {
 		return nil
 	}
@@ -402,6 +410,7 @@ func (l *leader) stop(r *live, reason string) {
 		r.phase = phaseEnding
 		l.submits = slices.DeleteFunc(l.submits, func(x *live) bool { return x == r })
 		l.submitBytes -= int64(r.bytes)
+		l.submitSequences -= r.choices()
 		delete(l.live, id)
 		l.disown(r)
 		r.err = status.Error(codes.Aborted, "the request was aborted before it was admitted")
@@ -416,10 +425,14 @@ func (l *leader) stop(r *live, reason string) {
 
 // queued is what the batcher must know of a request.
 func (l *leader) queued(r *live) batch.Request {
+	others := r.held
+	for _, o := range r.outputs {
+		others = min(others, r.held-len(o.tokens))
+	}
 	return batch.Request{
 		ID: r.request.GetId(), Model: r.request.GetModel(), Tenant: r.request.GetTenant(),
 		Priority: r.request.GetPriority(), ArrivalMS: r.arrivalMS, DeadlineMS: r.deadlineMS,
-		Tokens: r.tokens(), Length: r.longest(), Choices: int(r.request.GetSampling().GetN()), Bytes: r.bytes + tokenBytes*r.held,
-		Hashes: r.hashes, Resumed: r.held > 0,
+		Tokens: r.tokens(), OtherTokens: others, Length: r.longest(), Choices: r.choices(), Bytes: r.bytes + r.outputBytes(),
+		Hashes: r.hashes, Resumed: r.held > 0, PausedMS: r.grewMS,
 	}
 }

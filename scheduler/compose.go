@@ -79,14 +79,15 @@ func (l *leader) composeFinishes(e *entry) {
 
 func (l *leader) composeSubmits(e *entry) {
 	l.submits = take(l.submits, func(r *live) bool {
-		if r.bytes > onePieceBytes && len(r.request.GetPrompt())-r.logged > partTokens {
+		if r.size > onePieceBytes && len(r.request.GetPrompt())-r.logged > partTokens {
 			return l.composePart(e, r)
 		}
-		size := min(r.bytes, onePieceBytes) + commandBytes
+		size := min(r.size, onePieceBytes) + commandBytes
 		if e.bytes+size > admitBytes {
 			return false
 		}
 		l.submitBytes -= int64(r.bytes)
+		l.submitSequences -= r.choices()
 		submit := &pb.SubmitCommand{Request: r.request, Digest: r.digest, PromptDigest: r.promptDigest, Rerun: r.rerun, Upload: r.upload, DeadlineMs: r.deadlineMS}
 		if r.upload != 0 {
 			submit.Request = withPrompt(r.request, r.request.GetPrompt()[r.logged:])

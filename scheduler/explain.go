@@ -69,7 +69,7 @@ func (l *leader) explain(id string, now time.Time) *pb.ExplainResponse {
 func waiting(why batch.Explanation) *pb.Waiting {
 	out := &pb.Waiting{
 		Policy: string(why.Policy), WaitMs: why.WaitMS, Position: int32(why.Position),
-		ClassPosition: int32(why.ClassPosition), TenantPosition: int32(why.TenantPosition), AgedClasses: why.AgedClasses,
+		ClassPosition: int32(why.ClassPosition), TenantPosition: int32(why.TenantPosition), ReservedWorker: why.ReservedWorker, ReservedMs: why.ReservedMS,
 		TenantServed: why.TenantServed, TenantWeight: why.TenantWeight, HeldMs: why.HeldMS,
 		Blocked: why.Blocked.Names(), Unblock: why.Unblock,
 	}

@@ -42,6 +42,8 @@ type leader struct {
 	// What waits for the next entry, in order.
 	submits     []*live
 	submitBytes int64
+	// submitSequences are the choices of those.
+	submitSequences int
 	// uploads counts the prompts that went in parts.
 	uploads    uint64
 	finishes   []*ending
@@ -155,7 +157,7 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 	hashing := inheritedTokens
 	for record := range view.Live() {
 		r := &live{
-			request: record.Request, digest: record.Digest, promptDigest: record.PromptDigest, bytes: proto.Size(record.Request),
+			request: record.Request, digest: record.Digest, promptDigest: record.PromptDigest, size: proto.Size(record.Request),
 			attempts: record.Attempts, submitted: record.Submitted, redirected: record.Redirected,
 			arrivalMS: record.ArrivalMS, deadlineMS: record.DeadlineMS, admitted: admitted, ended: make(chan struct{}),
 		}
@@ -164,6 +166,7 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 			hashing -= prompt
 			r.hashes = hashPrompt(record.Request, l.models[record.Request.GetModel()].blockTokens)
 		}
+		r.bytes, r.grewMS = memoryOf(r.request, r.hashes), r.arrivalMS
 		l.live[record.Request.GetId()] = r
 		l.own(r, now)
 		if record.Phase == state.Assigned {

@@ -66,8 +66,7 @@ func (l *leader) learn(r *live, news []*pb.ChoiceProgress) {
 		if len(fresh) > 0 {
 			o.tokens = append(o.tokens, fresh...)
 			r.held += len(fresh)
-			r.attempts = 0
-			l.batcher.Served(r.request.GetTenant(), 2*int64(len(fresh)))
+			l.grew(r, len(fresh))
 			changed = true
 		}
 		if n.GetFinishReason() != 0 {
@@ -78,6 +77,15 @@ func (l *leader) learn(r *live, news []*pb.ChoiceProgress) {
 	if changed && !r.news {
 		r.news = true
 		l.progressed = append(l.progressed, r)
+	}
+}
+
+// grew books what a request's output grew by.
+func (l *leader) grew(r *live, tokens int) {
+	r.attempts, r.grewMS = 0, l.clock.ms(l.s.settings.now())
+	l.batcher.Served(r.request.GetModel(), r.request.GetTenant(), r.request.GetPriority(), 2*int64(tokens))
+	if r.phase == phaseAssigned {
+		l.batcher.Grew(r.worker, r.request.GetId(), r.tokens(), r.grewMS)
 	}
 }
 

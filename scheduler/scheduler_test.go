@@ -103,7 +103,7 @@ func TestTheSameIdRunsOnce(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := start(t, Settings{QueueRequests: 2, QueueBytes: 3000})
+		s := start(t, Settings{QueueRequests: 3, QueueBytes: 20_000})
 		if _, err := submit(s, request("early")); status.Code(err) != codes.Unavailable {
 			t.Errorf("before any worker: %v", err)
 		}
@@ -136,15 +136,24 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("%s: %v; want %v naming %q", c.name, err, c.code, c.field)
 			}
 		}
-		for _, id := range ids("q", 3) { // One runs, two wait.
+		for _, id := range ids("q", 2) { // One runs, one waits.
 			mustSubmit(t, s, request(id))
 		}
+		// Two places are left, and a request takes one for each of its choices.
+		wide := request("wide")
+		wide.Sampling.N = 3
+		if _, err := submit(s, wide); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "1 sequences wait, this request has 3 more, the limit is 3") {
+			t.Errorf("three choices for two places: %v", err)
+		}
+		wide.Sampling.N = 2
+		wide.Id = "q2"
+		mustSubmit(t, s, wide)
 		_, err := submit(s, request("more"))
 		var retry *errdetails.RetryInfo
 		for _, d := range status.Convert(err).Details() {
 			retry, _ = d.(*errdetails.RetryInfo)
 		}
-		if status.Code(err) != codes.ResourceExhausted || retry.GetRetryDelay().AsDuration() < 200*time.Millisecond || !strings.Contains(err.Error(), "2 requests wait, the limit is 2") {
+		if status.Code(err) != codes.ResourceExhausted || retry.GetRetryDelay().AsDuration() < 200*time.Millisecond || !strings.Contains(err.Error(), "3 sequences wait, this request has 1 more, the limit is 3") {
 			t.Errorf("a full queue: %v, retry after %v", err, retry.GetRetryDelay().AsDuration())
 		}
 		if _, err := s.Abort(t.Context(), &pb.AbortRequest{RequestId: "q2"}); err != nil {
@@ -152,7 +161,7 @@ func TestRefusals(t *testing.T) {
 		}
 		big := request("big")
 		big.Prompt = make([]int32, 3000)
-		if _, err := submit(s, big); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "the limit is 3000") {
+		if _, err := submit(s, big); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "the limit is 20000") {
 			t.Errorf("a queue that is full by bytes: %v", err)
 		}
 		mustSubmit(t, s, request("fits"))
@@ -263,8 +272,8 @@ func TestDeadlineThatCannotBeMet(t *testing.T) {
 		if err := due("urgent", 5*time.Second, -1); err != nil {
 			t.Errorf("its class puts it in front: %v", err)
 		}
-		err := due("hopeless", 5*time.Second, 1)
-		if status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), "5s away") || !strings.Contains(err.Error(), "requests that wait before this one take about 1") {
+		err := due("hopeless", 3*time.Second, 1)
+		if status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), "3s away") || !strings.Contains(err.Error(), "7 requests that wait before this one take about 4") {
 			t.Errorf("it could not have been met: %v", err)
 		}
 		for _, id := range append(ids("r", 40), "late", "early", "urgent") {

@@ -55,9 +55,10 @@ type Settings struct {
 	// Peers are the first members of a cluster in memory, this node among them.
 	Peers []Peer
 
-	// QueueRequests bounds the requests that wait for a worker. Default 16,384.
+	// QueueRequests bounds the requests that wait for a worker; each counts once for each of its choices.
+	// Default 16,384.
 	QueueRequests int
-	// QueueBytes bounds their encoded size together. Default 256 MiB.
+	// QueueBytes bounds the memory that they take on the leader. Default 256 MiB.
 	QueueBytes int64
 	// Batch sets the order of the queue and the placement.
 	Batch batch.Settings
@@ -216,8 +217,9 @@ const (
 	admitBytes  = settleBytes + onePieceBytes + 4<<10
 	// commandBytes is the most that a command without a prompt takes.
 	commandBytes = maxRequestIDBytes + maxIDBytes + 64
-	// dispatchBytes bounds the requests that one instant hands to workers.
-	dispatchBytes = 2 << 20
+	// dispatchBytes bounds the requests that one instant hands to workers, in memory: encoded, they take
+	// less than half.
+	dispatchBytes = 4 << 20
 
 	// instant is the least time between two log entries: what arrives within it goes together.
 	instant = time.Millisecond

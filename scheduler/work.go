@@ -256,6 +256,11 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 		ID: id, Model: info.GetModel(), Cache: s.cache, ContextTokens: int(info.GetContextLength()), BlockTokens: int(info.GetBlockTokens()),
 		TotalBlocks: int(info.GetTotalBlocks()), MaxSequences: int(info.GetMaxSequences()), MaxBatchTokens: int(info.GetMaxBatchTokens()),
 	}, len(running) == 0, l.clock.ms(now))
+	for request := range should {
+		if running[request] {
+			l.batcher.Running(id, l.queued(should[request]), l.clock.ms(now))
+		}
+	}
 	l.batcher.Cordon(id, l.s.store.View().Cordoned(info))
 	l.workers[id] = info
 	l.countModels()

@@ -104,7 +104,10 @@ func printExplanation(w io.Writer, r *pb.ExplainResponse) error {
 	if why == nil {
 		return t.Flush()
 	}
-	line("waits", "%v, ages by %d classes", milliseconds(why.GetWaitMs()), why.GetAgedClasses())
+	line("waits", "%v", milliseconds(why.GetWaitMs()))
+	if worker := why.GetReservedWorker(); worker != "" {
+		line("reserved", "worker %s is kept for it, which has room in %v at the latest", worker, milliseconds(why.GetReservedMs()))
+	}
 	line("place", "%d in the model's queue, %d in its class, %d of its tenant there", why.GetPosition(), why.GetClassPosition(), why.GetTenantPosition())
 	line("share", "%d tokens above the tenant served last, weight %d", why.GetTenantServed(), why.GetTenantWeight())
 	if why.GetHeldMs() > 0 {

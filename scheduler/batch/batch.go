@@ -13,9 +13,8 @@ import (
 
 // Settings are the batcher's constants. Zero values mean the defaults stated per field.
 type Settings struct {
-	// AgeStepMS is the wait that lifts the oldest request of a class by one class. Default 10,000.
-	AgeStepMS int64
-	// PassMS is how long smaller requests may pass one that fits nowhere. Default 1,000.
+	// PassMS is how long others may pass the first request, if it fits nowhere, before a worker is kept
+	// for it. Default 1,000.
 	PassMS int64
 	// StepsAhead is how many steps of prompt tokens a worker may hold, so that it need not wait for
 	// the leader between steps. Default 2.
@@ -40,7 +39,6 @@ func (s *Settings) setDefaults() {
 			*field = value
 		}
 	}
-	set(&s.AgeStepMS, 10_000)
 	set(&s.PassMS, 1000)
 	set(&s.FreshMS, 750)
 	set(&s.StaleMS, 3000)
@@ -56,8 +54,8 @@ func (s *Settings) setDefaults() {
 // Validate says which field is wrong.
 func (s Settings) Validate() error {
 	switch {
-	case s.AgeStepMS < 0, s.PassMS < 0, s.FreshMS < 0, s.StepsAhead < 0, s.HoldMS < 0:
-		return errors.New("batch: AgeStepMS, PassMS, FreshMS, StepsAhead and HoldMS must be positive")
+	case s.PassMS < 0, s.FreshMS < 0, s.StepsAhead < 0, s.HoldMS < 0:
+		return errors.New("batch: PassMS, FreshMS, StepsAhead and HoldMS must be positive")
 	case s.StaleMS < s.FreshMS:
 		return fmt.Errorf("batch: StaleMS %d is below FreshMS %d", s.StaleMS, s.FreshMS)
 	}
@@ -91,18 +89,17 @@ type Batcher struct {
 	pools     map[string]*pool
 	items     map[string]*item
 	members   map[string]*member
-	tenants   map[string]*tenant
 	deadlines heap[*item]
 	bytes     int64
+	sequences int
 	seq       uint64
-	// floor is the account of the tenant that was served last.
-	floor int64
-	// sweepAt is the number of accounts at which idle ones are looked for.
-	sweepAt int
+	// inherited is what tenants were given beyond others, in tokens by weight, under another batcher.
+	inherited map[string]int64
 
 	policy     policy
 	matches    matches
 	promises   promises
+	fitter     fitter      // Scratch of one plan.
 	candidates []candidate // Scratch of one placement.
 	held       []*member   // Those with a held backlog in this plan.
 }
@@ -112,14 +109,27 @@ type pool struct {
 	model   string
 	queue   queue
 	members []*member // By id.
-	open    heap[*member]
-	// longest is the longest sequence that a worker which takes new requests can hold.
+	open    tree[*member]
+	// reserved are the workers that are kept for a request, the longest first, and reserveMS is before
+	// when no other is looked for.
+	reserved  []*reservation
+	reserveMS int64
+	// sequences, tokens and bytes sum up what waits.
+	sequences int
+	tokens    int64
+	bytes     int64
+	// longest is the longest sequence that a worker which takes new requests can hold, as far as they have
+	// not changed.
 	longest int
+	changed bool
 }
 
 // findLongest brings longest up to date.
 func (p *pool) findLongest() {
-	p.longest = 0
+	if !p.changed {
+		return
+	}
+	p.longest, p.changed = 0, false
 	for _, m := range p.members {
 		if m.welcomes() {
 			p.longest = max(p.longest, m.room())
@@ -132,13 +142,13 @@ func New(settings Settings) *Batcher {
 	settings.setDefaults()
 	settings.Weights = maps.Clone(settings.Weights) // SetWeight changes it.
 	return &Batcher{
-		settings: settings,
-		policy:   newPolicy(settings.Policy),
-		promises: promises{heads: map[kvcache.Hash]int32{}},
-		pools:    map[string]*pool{},
-		items:    map[string]*item{},
-		members:  map[string]*member{},
-		tenants:  map[string]*tenant{},
+		settings:  settings,
+		policy:    newPolicy(settings.Policy),
+		promises:  promises{heads: map[kvcache.Hash]int32{}},
+		pools:     map[string]*pool{},
+		items:     map[string]*item{},
+		members:   map[string]*member{},
+		inherited: map[string]int64{},
 		deadlines: heap[*item]{
 			less: func(a, b *item) bool {
 				if a.DeadlineMS != b.DeadlineMS {
@@ -151,14 +161,15 @@ func New(settings Settings) *Batcher {
 	}
 }
 
-// Len is how many requests wait; Bytes is their size together.
-func (b *Batcher) Len() int     { return len(b.items) }
-func (b *Batcher) Bytes() int64 { return b.bytes }
+// Len is how many requests wait; Sequences and Bytes are their choices and their size together.
+func (b *Batcher) Len() int       { return len(b.items) }
+func (b *Batcher) Sequences() int { return b.sequences }
+func (b *Batcher) Bytes() int64   { return b.bytes }
 
 func (b *Batcher) pool(model string) *pool {
 	p := b.pools[model]
 	if p == nil {
-		p = &pool{model: model, open: heap[*member]{
+		p = &pool{model: model, open: tree[*member]{
 			less: func(a, b *member) bool {
 				switch ka, kb := a.key/alikeUS, b.key/alikeUS; {
 				case ka != kb:
@@ -170,7 +181,7 @@ func (b *Batcher) pool(model string) *pool {
 				}
 				return a.ID < b.ID
 			},
-			at: func(m *member) *int { return &m.at },
+			at: func(m *member) *node[*member] { return &m.at },
 		}}
 		b.pools[model] = p
 	}
@@ -195,53 +206,47 @@ func (b *Batcher) Push(r Request) {
 		panic(fmt.Sprintf("batch: request %q is in the queue already", r.ID))
 	}
 	b.seq++
-	b.enqueue(&item{
-		Request: r, seq: b.seq,
-		class:    classOf(r.Priority),
-		inTenant: absent, inClass: absent, inDeadlines: absent,
-	})
-}
-
-func (b *Batcher) enqueue(i *item) {
-	t := b.tenant(i.Tenant)
-	if t.queued == 0 {
-		t.served = max(t.served, b.floor)
-	}
-	t.queued++
-	b.pool(i.Model).queue.push(i, t)
-	if i.DeadlineMS != 0 {
+	i := &item{Request: r, need: r.need(), seq: b.seq, dueMS: r.ArrivalMS + patienceMS, inDeadlines: absent}
+	p := b.pool(r.Model)
+	if r.DeadlineMS != 0 {
+		i.dueMS = min(i.dueMS, r.DeadlineMS)
 		b.deadlines.push(i)
 	}
 	b.items[i.ID] = i
-	b.bytes += int64(i.Bytes)
+	b.count(p, i, 1)
+	b.open(p, r.Priority, r.Tenant)
+	p.queue.enter(i, b.weight(r.Tenant))
 }
 
-// tenant finds or opens an account. Accounts that stand no higher than the floor and wait for
-// nothing are the same as none; they go when there are many.
-func (b *Batcher) tenant(name string) *tenant {
-	if t := b.tenants[name]; t != nil {
-		return t
-	}
-	if len(b.tenants) >= b.sweepAt {
-		maps.DeleteFunc(b.tenants, func(_ string, t *tenant) bool { return t.queued == 0 && t.served <= b.floor })
-		b.sweepAt = max(1024, 2*len(b.tenants))
-	}
-	t := &tenant{name: name, weight: max(1, b.settings.Weights[name]), served: b.floor}
-	b.tenants[name] = t
-	return t
+// count adds a request to the sums, or takes it away.
+func (b *Batcher) count(p *pool, i *item, sign int) {
+	b.bytes += int64(sign * i.Bytes)
+	b.sequences += sign * i.choices()
+	p.bytes += int64(sign * i.Bytes)
+	p.sequences += sign * i.choices()
+	p.tokens += int64(sign * i.Tokens)
 }
 
+// dequeue takes a request out of the queue for good.
 func (b *Batcher) dequeue(i *item) {
 	p := b.pools[i.Model]
-	p.queue.remove(i)
-	b.tidy(p)
+	if i.reserved != nil {
+		b.release(p, i.reserved)
+	}
+	p.queue.leave(i)
 	if b.deadlines.has(i) {
 		b.deadlines.remove(i)
 	}
 	b.forgetMatches(i)
 	delete(b.items, i.ID)
-	b.bytes -= int64(i.Bytes)
-	b.tenants[i.Tenant].queued--
+	b.count(p, i, -1)
+	b.tidy(p)
+}
+
+// withdraw takes out a request that has not started.
+func (b *Batcher) withdraw(i *item) {
+	b.pools[i.Model].queue.giveBack(i)
+	b.dequeue(i)
 }
 
 // Remove takes a request out of the queue, and says whether it was there.
@@ -250,7 +255,7 @@ func (b *Batcher) Remove(id string) bool {
 	if i == nil {
 		return false
 	}
-	b.dequeue(i)
+	b.withdraw(i)
 	return true
 }
 
@@ -259,7 +264,7 @@ func (b *Batcher) Expired(nowMS int64) []Request {
 	var out []Request
 	for b.deadlines.len() > 0 && b.deadlines.top().DeadlineMS <= nowMS {
 		i := b.deadlines.top()
-		b.dequeue(i)
+		b.withdraw(i)
 		out = append(out, i.Request)
 	}
 	return out
@@ -273,16 +278,11 @@ func (b *Batcher) NextDeadlineMS() (int64, bool) {
 	return b.deadlines.top().DeadlineMS, true
 }
 
-// Served books tokens that a tenant was given beyond the prompts that Plan books itself.
-func (b *Batcher) Served(name string, tokens int64) {
-	b.tenant(name).charge(tokens)
-}
-
 // Join adds a worker, or replaces what is known of it. idle says that it runs nothing, so that it
 // may be used before its first heartbeat. The worker's numbers must be positive.
 func (b *Batcher) Join(w Worker, idle bool, nowMS int64) {
 	b.Leave(w.ID)
-	m := &member{Worker: w, reportMS: nowMS, known: idle, at: absent}
+	m := &member{Worker: w, reportMS: nowMS, known: idle}
 	if idle {
 		m.load.FreeBlocks = w.TotalBlocks
 	}
@@ -295,6 +295,7 @@ func (b *Batcher) Join(w Worker, idle bool, nowMS int64) {
 	}
 	at, _ := p.find(w.ID)
 	p.members = slices.Insert(p.members, at, m)
+	p.changed = true
 	b.reopen(p, m)
 }
 
@@ -310,9 +311,14 @@ func (b *Batcher) Leave(id string) {
 	}
 	at, _ := p.find(id)
 	p.members = slices.Delete(p.members, at, at+1)
+	p.changed = true
 	delete(b.members, id)
 	b.matches.leave(m)
 	m.gone = true
+	if r := m.reserved; r != nil {
+		b.release(p, r)
+		p.queue.push(r.item)
+	}
 	b.tidy(p)
 }
 
@@ -320,6 +326,7 @@ func (b *Batcher) Leave(id string) {
 func (b *Batcher) Drain(id string) {
 	if m := b.members[id]; m != nil {
 		m.draining = true
+		b.pools[m.Model].changed = true
 		b.reopen(b.pools[m.Model], m)
 	}
 }
@@ -328,6 +335,7 @@ func (b *Batcher) Drain(id string) {
 func (b *Batcher) Cordon(id string, cordoned bool) {
 	if m := b.members[id]; m != nil && m.cordoned != cordoned {
 		m.cordoned = cordoned
+		b.pools[m.Model].changed = true
 		b.reopen(b.pools[m.Model], m)
 	}
 }
@@ -340,6 +348,9 @@ func (b *Batcher) Report(id string, load Load, nowMS int64) {
 		return
 	}
 	m.measure(load, nowMS)
+	if load.Unhealthy != m.load.Unhealthy {
+		b.pools[m.Model].changed = true
+	}
 	m.load, m.reportMS, m.known = load, nowMS, true
 	m.drop(func(c charge) bool { return c.index <= load.DispatchIndex })
 	b.reopen(b.pools[m.Model], m)
@@ -353,6 +364,8 @@ func (b *Batcher) Forget(workerID, requestID string) {
 		return
 	}
 	m.drop(func(c charge) bool { return c.request == requestID })
+	delete(m.runs, requestID)
+	m.changed()
 	b.reopen(b.pools[m.Model], m)
 }
 
@@ -374,11 +387,11 @@ func (b *Batcher) Holds(model string, tokens int) (served, holds bool) {
 // reopen puts the worker where its load belongs: among the open ones, in order, or not.
 func (b *Batcher) reopen(p *pool, m *member) {
 	m.key = m.busyUS()
-	switch open := m.open(b.settings.StepsAhead); {
+	switch open := m.reserved == nil && m.open(b.settings.StepsAhead); {
 	case open && p.open.has(m):
-		p.open.fix(m)
+		p.open.update(m, m.free(b.settings.StepsAhead))
 	case open:
-		p.open.push(m)
+		p.open.insert(m, m.free(b.settings.StepsAhead))
 	case p.open.has(m):
 		p.open.remove(m)
 	}

@@ -135,13 +135,13 @@ func TestChoicesTakeSequences(t *testing.T) {
 }
 
 func TestOrder(t *testing.T) {
-	b := New(Settings{AgeStepMS: 1000, Weights: map[string]int64{"heavy": 3}})
+	b := New(Settings{Weights: map[string]int64{"heavy": 3}})
 	push := func(id, tenant string, priority int32, arrival, deadline int64) {
 		b.Push(Request{ID: id, Model: "m", Tenant: tenant, Priority: priority, ArrivalMS: arrival, DeadlineMS: deadline, Tokens: 64})
 	}
 	push("late", "t", 0, 20, 0)
 	push("early", "t", 0, 10, 0)
-	push("due", "t", 0, 30, 90_000)
+	push("due", "t", 0, 30, 50_000)
 	push("background", "t", 5, 0, 0)
 	push("urgent", "t", -1, 30, 0)
 	w := worker("w")
@@ -196,28 +196,6 @@ func TestOutputFits(t *testing.T) {
 	b.Push(r)
 	if got := plan(b, 0, 10); got != "last>short" {
 		t.Errorf("%s; nobody else takes it", got)
-	}
-}
-
-func TestAgeingLiftsTheOldest(t *testing.T) {
-	b := New(Settings{AgeStepMS: 1000})
-	old := request("old", 10)
-	old.Priority, old.ArrivalMS = 3, 0
-	b.Push(old)
-	for i := range 4 {
-		r := request(fmt.Sprint("new", i), 10)
-		r.ArrivalMS = 2900
-		b.Push(r)
-	}
-	w := worker("w")
-	w.MaxSequences = 1
-	b.Join(w, true, 2900)
-	if got := plan(b, 2900, 1); got != "new0>w" {
-		t.Errorf("after 2.9 s class 3 is still behind class 0: %q", got)
-	}
-	b.Report("w", Load{Sequence: 1, FreeBlocks: 256, DispatchIndex: 1}, 3000)
-	if got := plan(b, 3000, 2); got != "old>w" {
-		t.Errorf("after 3 s class 3 is level with class 0, and older: %q", got)
 	}
 }
 
@@ -343,7 +321,7 @@ func drawRequest(t *rapid.T, id string, nowMS int64) Request {
 
 // TestPlanSafety drives two batchers with the same random history and holds three properties: the
 // same calls give the same plans; no worker is ever given more sequences or blocks than it has, nor
-// prompt tokens beyond the steps ahead unless it had none; and no request is lost or given twice.
+// anything once it has the prompt tokens of the steps ahead; and no request is lost or given twice.
 func TestPlanSafety(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policy := rapid.SampledFrom(Policies()).Draw(t, "policy")
@@ -426,7 +404,7 @@ func TestPlanSafety(t *testing.T) {
 				}
 			}
 			for id, m := range one.members {
-				if m.charged.tokens > 2*512 && len(m.charges) > 1 && m.charges[len(m.charges)-1].index == index {
+				if n := len(m.charges); n > 1 && m.charges[n-1].index == index && m.charged.tokens-m.charges[n-1].tokens >= 2*512 {
 					t.Fatalf("worker %s was charged %d prompt tokens in %d dispatches", id, m.charged.tokens, len(m.charges))
 				}
 			}
@@ -437,52 +415,10 @@ func TestPlanSafety(t *testing.T) {
 	})
 }
 
-// TestNothingStarves serves a worker that never rests: urgent requests of many sizes keep coming
-// faster than they are served, and still every request of the victim starts, whatever its class,
-// tenant and size.
-func TestNothingStarves(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		b := New(Settings{AgeStepMS: 100, PassMS: 50})
-		w := &truth{Worker: worker("w"), running: map[string]Request{}}
-		b.Join(w.Worker, true, 0)
-		victim := drawRequest(t, "victim", 0)
-		victim.Model, victim.DeadlineMS = "m", 0
-		b.Push(victim)
-		ends := map[string]int64{}
-		n := 0
-		for now := int64(0); now < 30_000; now += 10 {
-			for range 2 {
-				n++
-				b.Push(Request{
-					ID: fmt.Sprint("noise", n), Model: "m", Tenant: fmt.Sprint("noise", n%5), Priority: -8, ArrivalMS: now,
-					DeadlineMS: now + 5000, Tokens: rapid.SampledFrom([]int{8, 100, 400}).Draw(t, "noise"),
-				})
-			}
-			b.Expired(now)
-			for _, a := range b.Plan(now, uint64(now+1), all) {
-				if a.Request.ID == "victim" {
-					return
-				}
-				w.running[a.Request.ID] = a.Request
-				ends[a.Request.ID] = now + 50
-			}
-			for id, end := range ends {
-				if end <= now {
-					delete(ends, id)
-					delete(w.running, id)
-				}
-			}
-			sequences, blocks := w.used()
-			b.Report("w", Load{Sequence: uint64(now + 1), Running: sequences, FreeBlocks: w.TotalBlocks - blocks, DispatchIndex: uint64(now + 1)}, now)
-		}
-		t.Fatalf("after 30 s the victim still waits behind %d others", b.Len()-1)
-	})
-}
-
 // BenchmarkPlan is the leader's load at 1,000 workers: at each instant some requests arrive, are
 // bound, and end, and the workers concerned send heartbeats.
 func BenchmarkPlan(b *testing.B) {
-	for _, waiting := range []int{0, 10_000} {
+	for _, waiting := range []int{0, 10_000, 100_000} {
 		b.Run(fmt.Sprintf("workers=1000/waiting=%d", waiting), func(b *testing.B) {
 			batcher := New(Settings{})
 			type state struct {
@@ -531,6 +467,7 @@ func BenchmarkPlan(b *testing.B) {
 					s.seq++
 					s.running = max(0, s.running-1)
 					batcher.Report(a.WorkerID, Load{Sequence: s.seq, Running: s.running, FreeBlocks: 1 << 15, DispatchIndex: index - 1}, now)
+					batcher.Forget(a.WorkerID, a.Request.ID)
 				}
 				if now%250 == 0 {
 					for id, s := range states {
@@ -580,7 +517,7 @@ func TestResumedRequestsGoFirst(t *testing.T) {
 	w := worker("w")
 	w.MaxSequences = 1
 	b.Join(w, true, 0)
-	b.Served("heavy", 1_000_000)
+	b.Served("m", "heavy", 0, 1_000_000)
 	for _, r := range []Request{
 		{ID: "light", Tenant: "light"}, {ID: "heavy", Tenant: "heavy", Resumed: true}, {ID: "urgent", Tenant: "light", Priority: -1},
 	} {

@@ -47,7 +47,8 @@ type candidate struct {
 func (c *candidate) fits() bool { return c.blocked == 0 }
 
 // candidate says how the request would do on the worker.
-func (b *Batcher) candidate(p *pool, m *member, r *Request, nowMS int64) candidate {
+func (b *Batcher) candidate(p *pool, m *member, i *item, nowMS int64) candidate {
+	r := &i.Request
 	c := candidate{member: m, found: b.found(m), tokens: int64(r.Tokens)}
 	c.work = m.work(r, c.found)
 	trust := b.trust(m, nowMS)
@@ -72,7 +73,7 @@ func (b *Batcher) candidate(p *pool, m *member, r *Request, nowMS int64) candida
 		c.blocked |= TooLong
 	}
 	if m.known {
-		c.short = m.shortage(m.need(r, c.work), trust, b.settings.StepsAhead)
+		c.short = m.shortage(m.need(i, c.work), trust, b.settings.StepsAhead)
 	}
 	if c.short.Sequences > 0 {
 		c.blocked |= Sequences
@@ -83,6 +84,9 @@ func (b *Batcher) candidate(p *pool, m *member, r *Request, nowMS int64) candida
 	if c.short.PromptTokens > 0 {
 		c.blocked |= PromptTokens
 	}
+	if m.reserved != nil && m.reserved.item != i && !m.reserved.allows(&i.need, c.us, nowMS) {
+		c.blocked |= Reserved
+	}
 	return c
 }
 
@@ -91,7 +95,7 @@ func (b *Batcher) candidate(p *pool, m *member, r *Request, nowMS int64) candida
 func (m *member) work(r *Request, found prefix.Match) int64 {
 	size := int64(m.BlockTokens)
 	copied := (int64(found.Host)*hostPermille + int64(found.Disk)*diskPermille) * size / 1000
-	return max(1, int64(r.Tokens)-int64(found.Blocks())*size) + copied
+	return max(1, int64(r.Tokens)-int64(found.Blocks())*size) + int64(r.OtherTokens) + copied
 }
 
 // predictUS is the time to the first token of a prompt that costs so much work, in microseconds.

@@ -6,12 +6,15 @@
 // newest heartbeat. Until then the request stays where every worker may still take it, so that
 // nobody waits behind a stranger while another worker idles.
 //
-// Requests are taken in this order: priority class; then, among tenants, the one that was served
-// the fewest tokens by its weight; then, within a tenant, the earliest deadline, then arrival. The
-// oldest request of each class rises by one class every AgeStepMS, ahead of all others there, so
-// that neither a busy class nor a busy tenant starves anyone. Requests that have run and lost their
-// worker go first in their class. A request that fits nowhere may be passed by smaller ones for PassMS;
-// after that the worker nearest to fitting it is kept free of others until it fits.
+// Requests are taken in this order: priority class, with a reserve of one token in eight for the less
+// urgent ones; then, among tenants, the one that was served the fewest tokens by its weight; then, within
+// a tenant, the earliest deadline, then arrival. All three are shares of what is served, none is a matter
+// of age, so that no backlog passes another's share and no class is turned over. Requests that have run
+// and lost their worker go first in their class.
+//
+// The queue is indexed by what requests need (tree.go), so that a plan finds what fits behind any number
+// of requests that do not. When the first request fits nowhere and others have passed it for PassMS, a
+// worker is kept for it, and whoever does not delay it may still go there (reserve.go).
 //
 // Which worker gets a request is a policy. The default goes where the first token is predicted
 // soonest: the work that waits there, and the part of the prompt that it does not hold already, by its

@@ -12,7 +12,7 @@ type Block uint16
 
 // Sequences, Blocks and PromptTokens are full for the request. Draining, Unhealthy and Cordoned workers
 // take nothing new. A Stale worker has not been heard of for too long, an Unknown one not yet. TooLong
-// requests never fit.
+// requests never fit. A Reserved worker is kept for a request that this one would delay.
 const (
 	Sequences Block = 1 << iota
 	Blocks
@@ -23,9 +23,10 @@ const (
 	Unknown
 	TooLong
 	Cordoned
+	Reserved
 )
 
-var blockNames = []string{"sequences", "blocks", "prompt tokens", "draining", "unhealthy", "stale", "unknown", "too long", "cordoned"}
+var blockNames = []string{"sequences", "blocks", "prompt tokens", "draining", "unhealthy", "stale", "unknown", "too long", "cordoned", "reserved"}
 
 // Names lists what blocks, in words.
 func (b Block) Names() []string {
@@ -46,18 +47,19 @@ type Explanation struct {
 	Policy  Policy
 	WaitMS  int64
 	// Position is the request's in the order in which the model's queue would be placed if nothing
-	// came, ended or aged; 1 is next. AgedClasses is by how many classes its wait lifts it once it is
-	// the oldest of its class.
-	Position    int
-	AgedClasses int64
+	// came or ended, and less urgent classes were owed nothing; 1 is next.
+	Position int
 	// ClassPosition and TenantPosition are the same within its class, and among its tenant's there.
 	ClassPosition, TenantPosition int
-	// TenantServed is the tenant's account, tokens by weight, above that of the tenant served last:
+	// TenantServed is the tenant's account in the class, tokens by weight, above that of the tenant served last:
 	// tenants with less go first. TenantWeight is its weight.
 	TenantServed, TenantWeight int64
 	// HeldMS is for how long a worker could have started the request, and it was kept for one that
 	// holds its prefix; 0 if it was not.
 	HeldMS int64
+	// ReservedWorker is kept for the request, if one is, and has room in ReservedMS at the latest.
+	ReservedWorker string
+	ReservedMS     int64
 	// Workers of the model, the best score first, then those that cannot start it.
 	Workers []WorkerScore
 	// Blocked is what is in the way on the worker nearest to starting it; 0 if one can start it.
@@ -101,15 +103,18 @@ func (b *Batcher) Explain(id string, nowMS int64) (Explanation, bool) {
 	p := b.pools[i.Model]
 	out := Explanation{
 		Request: i.Request, Policy: b.settings.Policy, WaitMS: max(0, nowMS-i.ArrivalMS),
-		AgedClasses:  max(0, nowMS-i.ArrivalMS) / b.settings.AgeStepMS,
-		TenantServed: (b.tenants[i.Tenant].served - b.floor) / accountScale, TenantWeight: b.tenants[i.Tenant].weight,
+		TenantServed: (i.flow.served - i.flow.class.now) / accountScale, TenantWeight: i.flow.weight,
 	}
-	out.ClassPosition, out.TenantPosition = p.queue.positions(i)
+	out.ClassPosition, out.TenantPosition = p.positions(i)
 	out.Position = out.ClassPosition
-	for _, c := range p.queue.classes[:i.class] {
+	for _, c := range p.queue.classes[:i.flow.class.number] {
 		if c != nil {
-			out.Position += c.oldest.len()
+			out.Position += c.len
 		}
+	}
+	if r := i.reserved; r != nil {
+		r.foresee(nowMS)
+		out.ReservedWorker, out.ReservedMS = r.member.ID, max(0, r.promiseMS-nowMS)
 	}
 	if i.held {
 		out.HeldMS = nowMS - i.heldMS
@@ -158,7 +163,7 @@ func (b *Batcher) rate(p *pool, i *item, nowMS int64) []candidate {
 	p.findLongest()
 	b.candidates = b.candidates[:0]
 	for _, m := range p.members {
-		b.candidates = append(b.candidates, b.candidate(p, m, &i.Request, nowMS))
+		b.candidates = append(b.candidates, b.candidate(p, m, i, nowMS))
 	}
 	// What the policy would choose among comes first, in the order of ids.
 	slices.SortStableFunc(b.candidates, func(x, y candidate) int {
@@ -195,7 +200,7 @@ func (b *Batcher) nearer(c, than *candidate) bool {
 			return 3
 		case c.blocked&(Draining|Cordoned) != 0:
 			return 2
-		case c.blocked&(Stale|Unknown) != 0:
+		case c.blocked&(Stale|Unknown|Reserved) != 0:
 			return 1
 		}
 		return 0
@@ -234,6 +239,7 @@ func (c *candidate) unblock() string {
 		{Unhealthy, "its devices' recovery"},
 		{Unknown, "its first heartbeat"},
 		{Stale, "its next heartbeat"},
+		{Reserved, "the start of the request that it is kept for"},
 		{Sequences, fmt.Sprintf("%d sequences fewer, of %d", c.short.Sequences, c.MaxSequences)},
 		{Blocks, fmt.Sprintf("%d more free blocks, of %d", c.short.Blocks, c.TotalBlocks)},
 		{PromptTokens, fmt.Sprintf("%d prompt tokens computed, of %d pending", c.short.PromptTokens, c.member.tokens())},
@@ -247,66 +253,72 @@ func (c *candidate) unblock() string {
 
 // positions are the request's in its class and in its tenant's queue there. Picking the tenant with
 // the lowest account again and again, and charging it, takes requests in the order of the accounts at
-// which each would be picked. What is in more urgent classes is charged before.
-func (q *queue) positions(i *item) (inClass, inTenant int) {
-	before := map[*tenant]int64{}
-	for _, c := range q.classes[:i.class] {
-		if c != nil {
-			for _, other := range c.oldest.items {
-				t := other.queue.tenant
-				before[t] += t.cost(int64(other.Tokens))
-			}
+// which each would be picked.
+func (p *pool) positions(i *item) (inClass, inTenant int) {
+	f, class := i.flow, i.flow.class
+	inClass, inTenant = 1, 1
+	// pass counts a request that goes first.
+	pass := func(other *item) {
+		inClass++
+		if other.flow == f {
+			inTenant++
 		}
 	}
-	t, class := i.queue.tenant, i.queue.class
-	for _, other := range class.oldest.items {
-		if other.Resumed && other != i && (!i.Resumed || class.oldest.less(other, i)) {
-			before[other.queue.tenant] += other.queue.tenant.cost(int64(other.Tokens))
-			inClass++
-			if other.queue == i.queue {
-				inTenant++
-			}
+	for _, r := range p.reserved {
+		if r.item == i {
+			return inClass, inTenant
+		}
+		if r.item.flow.class == class {
+			pass(r.item)
 		}
 	}
-	inClass, inTenant = inClass+1, inTenant+1
 	if i.Resumed {
+		class.resumed.all(func(other *item) bool {
+			if other != i {
+				pass(other)
+			}
+			return other != i
+		})
 		return inClass, inTenant
 	}
-	start := t.served + before[t]
-	for _, other := range i.queue.items.items {
-		if !other.Resumed && i.queue.items.less(other, i) {
-			inClass++
-			inTenant++
-			start += t.cost(int64(other.Tokens))
+	class.resumed.all(func(other *item) bool { pass(other); return true })
+	start := f.served
+	for _, other := range f.ordered() {
+		if other == i {
+			break
 		}
+		pass(other)
+		start += other.cost() * accountScale / f.weight
 	}
-	for _, tq := range class.byName {
-		if tq == i.queue {
+	for _, other := range class.flows {
+		account := other.served
+		if other == f {
 			continue
 		}
-		account := tq.tenant.served + before[tq.tenant]
-		for _, other := range slices.SortedFunc(slices.Values(tq.items.items), tq.order) {
-			if other.Resumed {
-				continue
-			}
-			if account > start || account == start && tq.tenant.name > t.name {
+		for _, o := range other.ordered() {
+			if account > start || account == start && other.name > f.name {
 				break
 			}
-			inClass++
-			account += tq.tenant.cost(int64(other.Tokens))
+			pass(o)
+			account += o.cost() * accountScale / other.weight
 		}
 	}
 	return inClass, inTenant
 }
 
-func (q *tenantQueue) order(x, y *item) int {
-	switch {
-	case q.items.less(x, y):
-		return -1
-	case q.items.less(y, x):
-		return 1
+// ordered are the flow's requests in order.
+func (f *flow) ordered() []*item {
+	var out []*item
+	for _, l := range f.lanes {
+		l.items.all(func(i *item) bool { out = append(out, i); return true })
 	}
-	return 0
+	slices.SortFunc(out, func(a, b *item) int {
+		if before(a, b) {
+			return -1
+		}
+		return 1
+	})
+	return out
 }
 
 // Count is what waits under a name.
@@ -351,7 +363,7 @@ func (b *Batcher) Summary(nowMS int64) Summary {
 		}
 		var nearest candidate
 		for _, m := range near[i.Model] {
-			if c := b.candidate(p, m, &i.Request, nowMS); nearest.member == nil || b.nearer(&c, &nearest) {
+			if c := b.candidate(p, m, i, nowMS); nearest.member == nil || b.nearer(&c, &nearest) {
 				nearest = c
 			}
 		}

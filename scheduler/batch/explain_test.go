@@ -102,7 +102,7 @@ func TestSummaryCounts(t *testing.T) {
 // with room takes the requests, and asking changes nothing.
 func TestPositionIsTheOrderOfPlacement(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		b := New(Settings{AgeStepMS: 1 << 40, Weights: map[string]int64{"u": 3}})
+		b := New(Settings{Weights: map[string]int64{"u": 3}})
 		w := worker("w")
 		w.MaxSequences, w.MaxBatchTokens, w.TotalBlocks = 1000, 1<<20, 1<<20
 		b.Join(w, true, 0)
@@ -117,11 +117,14 @@ func TestPositionIsTheOrderOfPlacement(t *testing.T) {
 			id := fmt.Sprint("r", i)
 			e, _ := b.Explain(id, 10)
 			b.Summary(10)
-			position[id] = e.Position
+			position[id] = e.ClassPosition
 		}
-		for at, a := range b.Plan(10, 1, all) {
-			if position[a.Request.ID] != at+1 {
-				t.Fatalf("%s was placed as number %d, explained as %d", a.Request.ID, at+1, position[a.Request.ID])
+		placed := map[int]int{}
+		for _, a := range b.Plan(10, 1, all) {
+			class := classOf(a.Request.Priority)
+			placed[class]++
+			if position[a.Request.ID] != placed[class] {
+				t.Fatalf("%s was placed as number %d of its class, explained as %d", a.Request.ID, placed[class], position[a.Request.ID])
 			}
 		}
 		if b.Len() != 0 {

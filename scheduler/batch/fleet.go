@@ -1,6 +1,10 @@
 package batch
 
-import "github.com/quire-serve/quire/scheduler/prefix"
+import (
+	"math"
+
+	"github.com/quire-serve/quire/scheduler/prefix"
+)
 
 // Worker is what a worker can hold.
 type Worker struct {
@@ -62,7 +66,12 @@ type member struct {
 	// key orders workers by load, and sent those that are about as busy: the microseconds of prompts
 	// that they were given to compute. at is the place among the open ones of the model.
 	key, sent int64
-	at        int
+	at        node[*member]
+	// runs are the requests that it runs or was sent, as far as the leader said so; pace is how fast it
+	// generates; reserved is what it is kept free for.
+	runs     map[string]*run
+	pace     pace
+	reserved *reservation
 	// gone says that the worker has left.
 	gone bool
 	// speed is how fast it computes prompts; found is what a prompt that is being placed would find
@@ -74,16 +83,44 @@ type member struct {
 }
 
 // need is what a request takes from this worker at its start, if so many of its tokens are work.
-func (m *member) need(r *Request, work int64) charge {
-	choices := max(1, r.Choices)
-	// A block a choice for the first new token, beside the prompt's, which the choices share. Blocks
-	// that the worker holds already count as free until they are used, so they are needed too.
-	blocks := (r.Tokens+m.BlockTokens-1)/m.BlockTokens + choices
+func (m *member) need(i *item, work int64) charge {
+	return m.charge(&i.need, work)
+}
+
+// charge is what a need takes of this worker: the blocks of its tokens, which the choices share as far
+// as they are the prompt's, and one for each choice's first new token. Blocks that the worker holds
+// already count as free until they are used, so they are needed too.
+func (m *member) charge(n *need, work int64) charge {
+	choices := int(n[needSequences])
+	blocks := (int(n[needTokens])+m.BlockTokens-1)/m.BlockTokens + choices
 	return charge{
 		sequences: min(choices, m.MaxSequences),
 		blocks:    min(blocks, m.TotalBlocks),
 		tokens:    work,
 	}
+}
+
+// free is the most that the worker could take by its last word, as a need below zero.
+func (m *member) free(stepsAhead int) need {
+	sequences, blocks, prompt := m.MaxSequences-m.sequences(), m.reportedBlocks()-int64(m.charged.blocks), int64(stepsAhead*m.MaxBatchTokens)-m.tokens()
+	// An idle worker takes whatever its context holds.
+	if m.sequences() == 0 {
+		sequences = math.MaxInt32
+	}
+	tokens := blocks * int64(m.BlockTokens)
+	if blocks >= int64(m.TotalBlocks) {
+		tokens = math.MaxInt32
+	}
+	if m.tokens() == 0 {
+		prompt = math.MaxInt32
+	}
+	return need{-bounded(sequences), -bounded(tokens), -bounded(prompt), -bounded(m.room())}
+}
+
+// might says whether one of the workers whose rooms were summed up could have room for one of the
+// requests whose needs were.
+func might(free, n *need, length int32, prompt bool) bool {
+	return n[needSequences] <= -free[0] && n[needTokens] <= -free[1] && (!prompt || n[needTokens] <= -free[2]) && length <= -free[3]
 }
 
 // sequences and tokens are in use or promised.

@@ -247,19 +247,19 @@ func TestPrediction(t *testing.T) {
 	m := b.members["w"]
 	r := request("r", 700)
 	// 900 pending and 700 own make 4 steps of 512, in each of which 5 sequences take 4 tokens' time.
-	if c := b.candidate(b.pools[m.Model], m, &r, 1000); c.us != (900+700+4*5*4)*1000/8 {
+	if c := b.candidate(b.pools[m.Model], m, &item{Request: r, need: r.need()}, 1000); c.us != (900+700+4*5*4)*1000/8 {
 		t.Errorf("predicted %d us", c.us)
 	}
 	// 50 ms later 400 of the pending ones are computed.
-	if c := b.candidate(b.pools[m.Model], m, &r, 1050); c.us != (500+700+3*5*4)*1000/8 {
+	if c := b.candidate(b.pools[m.Model], m, &item{Request: r, need: r.need()}, 1050); c.us != (500+700+3*5*4)*1000/8 {
 		t.Errorf("after 50 ms %d us", c.us)
 	}
 	// At 200 ms nothing is pending and the word counts half.
-	if c := b.candidate(b.pools[m.Model], m, &r, 1200); c.us != (700+2*5*4)*1000/8*2 {
+	if c := b.candidate(b.pools[m.Model], m, &item{Request: r, need: r.need()}, 1200); c.us != (700+2*5*4)*1000/8*2 {
 		t.Errorf("after 200 ms %d us", c.us)
 	}
 	b.Report("w", Load{Sequence: 2, FreeBlocks: 256, Derate: 250}, 1200)
-	if c := b.candidate(b.pools[m.Model], m, &r, 1200); c.us != 700*1000/8*4 {
+	if c := b.candidate(b.pools[m.Model], m, &item{Request: r, need: r.need()}, 1200); c.us != 700*1000/8*4 {
 		t.Errorf("at a quarter of the speed %d us", c.us)
 	}
 }

@@ -1212,14 +1212,13 @@ type Waiting struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Policy string                 `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
 	WaitMs int64                  `protobuf:"varint,2,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
-	// Its place in the order in which the model's queue would be placed if nothing came, ended or aged; 1
-	// is next. The same within its priority class, and among its tenant's there.
+	// Its place in the order in which the model's queue would be placed if nothing came or ended, and less
+	// urgent classes were owed nothing; 1 is next. The same within its priority class, and among its
+	// tenant's there.
 	Position       int32 `protobuf:"varint,3,opt,name=position,proto3" json:"position,omitempty"`
 	ClassPosition  int32 `protobuf:"varint,4,opt,name=class_position,json=classPosition,proto3" json:"class_position,omitempty"`
 	TenantPosition int32 `protobuf:"varint,5,opt,name=tenant_position,json=tenantPosition,proto3" json:"tenant_position,omitempty"`
-	// Classes by which its wait lifts it once it is the oldest of its class.
-	AgedClasses int64 `protobuf:"varint,6,opt,name=aged_classes,json=agedClasses,proto3" json:"aged_classes,omitempty"`
-	// What its tenant was given, tokens by weight, above the tenant served last.
+	// What its tenant was given in the class, tokens by weight, above the tenant served last.
 	TenantServed int64 `protobuf:"varint,7,opt,name=tenant_served,json=tenantServed,proto3" json:"tenant_served,omitempty"`
 	TenantWeight int64 `protobuf:"varint,8,opt,name=tenant_weight,json=tenantWeight,proto3" json:"tenant_weight,omitempty"`
 	// For how long it was kept for a worker that holds its prefix.
@@ -1228,9 +1227,12 @@ type Waiting struct {
 	Blocked []string `protobuf:"bytes,10,rep,name=blocked,proto3" json:"blocked,omitempty"`
 	Unblock string   `protobuf:"bytes,11,opt,name=unblock,proto3" json:"unblock,omitempty"`
 	// Workers of the model, the best score first, then those that cannot start it.
-	Workers       []*WorkerScore `protobuf:"bytes,12,rep,name=workers,proto3" json:"workers,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Workers []*WorkerScore `protobuf:"bytes,12,rep,name=workers,proto3" json:"workers,omitempty"`
+	// The worker that is kept for it, if one is, and when that has room for it at the latest.
+	ReservedWorker string `protobuf:"bytes,13,opt,name=reserved_worker,json=reservedWorker,proto3" json:"reserved_worker,omitempty"`
+	ReservedMs     int64  `protobuf:"varint,14,opt,name=reserved_ms,json=reservedMs,proto3" json:"reserved_ms,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Waiting) Reset() {
@@ -1298,13 +1300,6 @@ func (x *Waiting) GetTenantPosition() int32 {
 	return 0
 }
 
-func (x *Waiting) GetAgedClasses() int64 {
-	if x != nil {
-		return x.AgedClasses
-	}
-	return 0
-}
-
 func (x *Waiting) GetTenantServed() int64 {
 	if x != nil {
 		return x.TenantServed
@@ -1345,6 +1340,20 @@ func (x *Waiting) GetWorkers() []*WorkerScore {
 		return x.Workers
 	}
 	return nil
+}
+
+func (x *Waiting) GetReservedWorker() string {
+	if x != nil {
+		return x.ReservedWorker
+	}
+	return ""
+}
+
+func (x *Waiting) GetReservedMs() int64 {
+	if x != nil {
+		return x.ReservedMs
+	}
+	return 0
 }
 
 type WorkerScore struct {
@@ -1830,21 +1839,23 @@ const file_quire_v1_operator_proto_rawDesc = "" +
 	"\n" +
 	"PHASE_LOST\x10\x04\x12\x10\n" +
 	"\fPHASE_ENDING\x10\x05\x12\x0f\n" +
-	"\vPHASE_ENDED\x10\x06\"\x91\x03\n" +
+	"\vPHASE_ENDED\x10\x06\"\xb8\x03\n" +
 	"\aWaiting\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12\x17\n" +
 	"\await_ms\x18\x02 \x01(\x03R\x06waitMs\x12\x1a\n" +
 	"\bposition\x18\x03 \x01(\x05R\bposition\x12%\n" +
 	"\x0eclass_position\x18\x04 \x01(\x05R\rclassPosition\x12'\n" +
-	"\x0ftenant_position\x18\x05 \x01(\x05R\x0etenantPosition\x12!\n" +
-	"\faged_classes\x18\x06 \x01(\x03R\vagedClasses\x12#\n" +
+	"\x0ftenant_position\x18\x05 \x01(\x05R\x0etenantPosition\x12#\n" +
 	"\rtenant_served\x18\a \x01(\x03R\ftenantServed\x12#\n" +
 	"\rtenant_weight\x18\b \x01(\x03R\ftenantWeight\x12\x17\n" +
 	"\aheld_ms\x18\t \x01(\x03R\x06heldMs\x12\x18\n" +
 	"\ablocked\x18\n" +
 	" \x03(\tR\ablocked\x12\x18\n" +
 	"\aunblock\x18\v \x01(\tR\aunblock\x12/\n" +
-	"\aworkers\x18\f \x03(\v2\x15.quire.v1.WorkerScoreR\aworkers\"\x83\x04\n" +
+	"\aworkers\x18\f \x03(\v2\x15.quire.v1.WorkerScoreR\aworkers\x12'\n" +
+	"\x0freserved_worker\x18\r \x01(\tR\x0ereservedWorker\x12\x1f\n" +
+	"\vreserved_ms\x18\x0e \x01(\x03R\n" +
+	"reservedMs\"\x83\x04\n" +
 	"\vWorkerScore\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x14\n" +
 	"\x05score\x18\x02 \x01(\x03R\x05score\x12\x14\n" +
