@@ -19,8 +19,7 @@ type call struct {
 	// constraint names the parameter that params.Constraint comes from, in errors.
 	constraint string
 	// whole calls are answered once, at their end.
-	whole       bool
-	skipSpecial bool
+	whole bool
 	// scoreOnly calls want the prompt alone; the one token that must be generated is dropped.
 	scoreOnly bool
 	// marks are where the client has read the choices to; none is from the start.
@@ -92,7 +91,7 @@ func (g *Gateway) newAnswer(c *call) *answer {
 func (a *answer) add(l *live) {
 	a.lives = append(a.lives, l)
 	for k := range l.choices {
-		u := cursor{live: l, index: k, text: newAssembler(a.call.model.Tokenizer, a.call.params, a.call.skipSpecial)}
+		u := cursor{live: l, index: k, text: newAssembler(a.call.model.Tokenizer, a.call.params)}
 		if n := len(a.cursors); n < len(a.call.marks) && a.call.marks[n] != (mark{}) {
 			u.behind = &a.call.marks[n]
 		}

@@ -216,7 +216,7 @@ func (w *completionWriter) entries(p *piece) []legacyEntry {
 		entries = promptEntries(w.call.prompts[p.prompt].ids, p.promptLogprobs, w.hidden)
 	}
 	for i, lp := range p.logprobs {
-		hidden := w.call.skipSpecial && w.call.model.Tokenizer.IsSpecial(p.ids[i])
+		hidden := !w.call.params.ShowSpecialTokens && w.call.model.Tokenizer.IsSpecial(p.ids[i])
 		entries = append(entries, legacyEntry{id: p.ids[i], probs: lp, hidden: hidden})
 	}
 	return entries

@@ -234,7 +234,7 @@ func (p *play) overRPC() {
 	c, _ := p.call(p.body)
 	open := func(lives []*live, received []int32) *answer {
 		l := lives[0]
-		c := &call{caller: c.caller, model: c.model, params: l.request.Sampling, skipSpecial: true, prompts: []prompt{{maxTokens: l.request.Sampling.MaxTokens}}}
+		c := &call{caller: c.caller, model: c.model, params: l.request.Sampling, prompts: []prompt{{maxTokens: l.request.Sampling.MaxTokens}}}
 		if e := c.receive(received); e != nil {
 			p.t.Fatalf("%v", e)
 		}

@@ -111,7 +111,7 @@ func (g *Gateway) generateCall(ctx context.Context, req *pb.GenerateRequest) (*c
 	if params.PromptLogprobs != nil {
 		return nil, unsupported("prompt_logprobs", "prompt_logprobs has no place in Generate's answer")
 	}
-	c := &call{caller: who, model: m, params: params, priority: priority, constraint: "constraint", skipSpecial: true}
+	c := &call{caller: who, model: m, params: params, priority: priority, constraint: "constraint"}
 	var ids []int32
 	param := "prompt"
 	switch input := req.Input.(type) {

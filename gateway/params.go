@@ -312,7 +312,7 @@ func (f *fields) common(c *call) (usage bool) {
 	}
 	stream := f.boolean("stream", false)
 	c.whole = !stream
-	c.skipSpecial = f.boolean("skip_special_tokens", true)
+	c.params.ShowSpecialTokens = !f.boolean("skip_special_tokens", true)
 	if options, ok := f.object("stream_options"); ok {
 		usage = options.boolean("include_usage", false)
 		if options.err != nil {

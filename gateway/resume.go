@@ -53,7 +53,7 @@ func (g *Gateway) reopen(ctx context.Context, who caller, received []int32) (*an
 	if m == nil {
 		return nil, unknownModel(request.Model)
 	}
-	c := &call{caller: who, model: m, params: request.Sampling, skipSpecial: true, prompts: []prompt{{maxTokens: request.Sampling.MaxTokens}}}
+	c := &call{caller: who, model: m, params: request.Sampling, prompts: []prompt{{maxTokens: request.Sampling.MaxTokens}}}
 	if e := c.receive(received); e != nil {
 		return nil, e
 	}

@@ -170,6 +170,64 @@ func TestMinTokens(t *testing.T) {
 	}
 }
 
+// TestStopBeginsBeforeMinTokens: a stop string counts if it ends behind min_tokens.
+func TestStopBeginsBeforeMinTokens(t *testing.T) {
+	d := open(t, gatewaytest.Options{Reply: gatewaytest.Say("abSTOPcSTOPd")})
+	for least, want := range map[int]string{0: "ab", 5: "ab", 6: "abSTOPc", 8: "abSTOPc", 11: "abSTOPcSTOPd"} {
+		r := decode[chunk](t, d.post(textPath, fmt.Sprintf(`{"model":"test","prompt":"x","stop":"STOP","min_tokens":%d,"max_tokens":12}`, least)).body)
+		if got := r.Choices[0].Text; got != want {
+			t.Errorf("min_tokens %d: %q, want %q", least, got, want)
+		}
+	}
+}
+
+// TestStopsAcrossSpecialTokens: where special tokens are shown, stop strings are found in the text with
+// them, and nothing behind is generated or billed; where they are not, in the text without them. One
+// that spells a special token ends the choice by its id either way.
+func TestStopsAcrossSpecialTokens(t *testing.T) {
+	ids := append(append(gatewaytest.Text("ab"), gatewaytest.TurnStart), gatewaytest.Text("cdef")...)
+	d := open(t, gatewaytest.Options{Reply: func(_ *pb.Request, _, i int) int32 { return ids[min(i, len(ids)-1)] }})
+	for _, c := range []struct {
+		show   bool
+		stop   string
+		text   string
+		billed int
+	}{
+		{true, "b<|im_start|>c", "a", 4},
+		{true, "|>c", "ab<|im_start", 4},
+		{true, "bcd", "ab<|im_start|>cdef", 7},
+		{false, "bcd", "a", 5},
+		{false, "b<|im_start|>c", "abcdef", 7},
+		{false, "<|im_start|>", "ab", 3},
+		{true, "<|im_start|>", "ab", 3},
+	} {
+		r := decode[chunk](t, d.post(textPath, fmt.Sprintf(`{"model":"test","prompt":"x","stop":%q,"skip_special_tokens":%t,"max_tokens":7}`, c.stop, !c.show)).body)
+		if got := r.Choices[0].Text; got != c.text || r.Usage.Completion != c.billed {
+			t.Errorf("stop %q, special tokens shown %t: %q for %d tokens, want %q for %d", c.stop, c.show, got, r.Usage.Completion, c.text, c.billed)
+		}
+	}
+}
+
+// TestUnfinishedCharacter: an answer that ends within a character leaves it out, whole or streamed.
+func TestUnfinishedCharacter(t *testing.T) {
+	d := open(t, gatewaytest.Options{Reply: gatewaytest.Say("a\u20acb\u20ac")})
+	for most, want := range map[int]string{1: "a", 2: "a", 3: "a", 4: "a\u20ac", 6: "a\u20acb"} {
+		r := decode[chunk](t, d.post(textPath, fmt.Sprintf(`{"model":"test","prompt":"x","max_tokens":%d}`, most)).body)
+		if got := r.Choices[0].Text; got != want {
+			t.Errorf("max_tokens %d: %q, want %q", most, got, want)
+		}
+		text := ""
+		for _, e := range events(t, d.post(textPath, fmt.Sprintf(`{"model":"test","prompt":"x","max_tokens":%d,"stream":true}`, most)).body) {
+			if e != "[DONE]" {
+				text += decode[chunk](t, e).Choices[0].Text
+			}
+		}
+		if text != want {
+			t.Errorf("max_tokens %d, streamed: %q, want %q", most, text, want)
+		}
+	}
+}
+
 // TestMaxTokensDefaults checks what is generated when the client does not say.
 func TestMaxTokensDefaults(t *testing.T) {
 	d := open(t, gatewaytest.Options{ContextLength: 40})

@@ -31,8 +31,7 @@ type run struct {
 
 type runChoice struct {
 	tokens  []int32
-	text    *tokenizer.Stream
-	stops   *tokenizer.StopMatcher
+	text    *tokenizer.Visible
 	finish  pb.FinishReason
 	stopped string
 }
@@ -47,7 +46,11 @@ func (c *Cluster) newRun(req *pb.Request) *run {
 }
 
 func (c *Cluster) newChoice(req *pb.Request) *runChoice {
-	return &runChoice{text: c.opts.Tokenizer.NewStream(true), stops: tokenizer.NewStopMatcher(req.Sampling.GetStop())}
+	return newChoice(c.opts.Tokenizer, req.Sampling)
+}
+
+func newChoice(vocab *tokenizer.Tokenizer, p *pb.SamplingParams) *runChoice {
+	return &runChoice{text: vocab.NewVisible(p.GetShowSpecialTokens(), p.GetStop(), int(p.GetMinTokens()))}
 }
 
 // probabilities reports whether log-probabilities are wanted: then every dispatch says all tokens.
@@ -166,16 +169,20 @@ func (c *Cluster) step(r *run) {
 func (ch *runChoice) take(vocab *tokenizer.Tokenizer, p *pb.SamplingParams, id int32) {
 	position := len(ch.tokens)
 	ch.tokens = append(ch.tokens, id)
-	text := ch.text.Push(id)
 	stop, reason := false, ""
 	if position >= int(p.MinTokens) {
-		if _, hit, which := ch.stops.Push(text); hit {
-			stop, reason = true, p.Stop[which]
+		stop = !p.IgnoreEos && vocab.IsEOG(id)
+		if i := slices.Index(p.Stop, vocab.Text(id)); !stop && i >= 0 && vocab.IsSpecial(id) {
+			stop, reason = true, p.Stop[i]
 		}
 		if slices.Contains(p.StopTokenIds, id) {
 			stop, reason = true, strconv.Itoa(int(id))
 		}
-		stop = stop || !p.IgnoreEos && vocab.IsEOG(id)
+	}
+	if !stop {
+		if _, which := ch.text.Push(id); which >= 0 {
+			stop, reason = true, p.Stop[which]
+		}
 	}
 	switch {
 	case stop:
@@ -189,7 +196,7 @@ func (ch *runChoice) take(vocab *tokenizer.Tokenizer, p *pb.SamplingParams, id i
 func Answer(req *pb.Request, reply func(req *pb.Request, choice, position int) int32) []*pb.Output {
 	var list []*pb.Output
 	for i := range int(max(req.Sampling.GetN(), 1)) {
-		ch := &runChoice{text: Tokenizer().NewStream(true), stops: tokenizer.NewStopMatcher(req.Sampling.GetStop())}
+		ch := newChoice(Tokenizer(), req.Sampling)
 		for ch.finish == pb.FinishReason_FINISH_REASON_UNSPECIFIED {
 			ch.take(Tokenizer(), req.Sampling, reply(req, i, len(ch.tokens)))
 		}

@@ -7,8 +7,10 @@
 // is never cut by a similar one.
 //
 // Invariants:
-//   - A [Tokenizer] is immutable and safe for concurrent use; [Stream] and [StopMatcher] belong to
-//     one request.
+//   - A [Tokenizer] is immutable and safe for concurrent use; [Visible], [Stream] and [StopMatcher]
+//     belong to one request.
+//   - What a client sees of a choice, and where a stop string ends it, is what [Visible] says, for the
+//     engine and the front door alike.
 //   - Text that holds the spelling of a control token becomes that token only when the caller asks
 //     for it, for the whole text or for parts of it: what a user types cannot end a turn.
 //   - What a [Stream] returns, joined, is what [Tokenizer.Decode] returns for the same ids.

@@ -42,8 +42,9 @@ func NewStopMatcher(stops []string) *StopMatcher {
 
 // Push takes the next piece of the text. emit is text that certainly comes before any stop string.
 // stopped says that a stop string is complete: the first to be completed, the longest of several
-// that end together; which is its index. From then on nothing is emitted.
-func (m *StopMatcher) Push(text string) (emit string, stopped bool, which int) {
+// that end together; which is its index. From then on nothing is emitted. A stop string that is
+// completed by a piece that does not count is text like any other.
+func (m *StopMatcher) Push(text string, counts bool) (emit string, stopped bool, which int) {
 	if m.done {
 		return "", true, m.which
 	}
@@ -54,7 +55,7 @@ func (m *StopMatcher) Push(text string) (emit string, stopped bool, which int) {
 		m.held = append(m.held, text[i])
 		longest := 0
 		for j := range m.stops {
-			if s := &m.stops[j]; s.step(text[i]) && len(s.text) > longest {
+			if s := &m.stops[j]; s.step(text[i]) && counts && len(s.text) > longest {
 				longest, m.which, m.done = len(s.text), s.index, true
 			}
 		}
@@ -89,5 +90,9 @@ func (s *stop) step(b byte) bool {
 	if s.text[s.n] == b {
 		s.n++
 	}
-	return s.n == len(s.text)
+	if s.n < len(s.text) {
+		return false
+	}
+	s.n = int(s.fail[s.n])
+	return true
 }

@@ -103,7 +103,7 @@ func TestStopMatcherEqualsDefinition(t *testing.T) {
 		for _, piece := range pieces {
 			seen.WriteString(piece)
 			var emit string
-			emit, stopped, which = m.Push(piece)
+			emit, stopped, which = m.Push(piece, true)
 			got.WriteString(emit)
 			if !strings.HasPrefix(want, got.String()) {
 				t.Fatalf("emitted %q of %q, only %q is certain", got.String(), text, want)
@@ -133,9 +133,76 @@ func TestStopMatcherEqualsDefinition(t *testing.T) {
 	})
 }
 
+// naiveVisible is the definition of what a client sees of ids: the text of all of them, cut before the
+// stop string that is complete first behind the text of the first minTokens, without the beginning of
+// a character at the end. used is how many tokens that took.
+func naiveVisible(tok *Tokenizer, ids []int32, show bool, stops []string, minTokens int) (text string, used, stop int) {
+	text = func(n int) string {
+		s := tok.NewStream(!show)
+		return s.Push(ids[:n]...)
+	}(len(ids))
+	prefix := func(n int) int {
+		s := tok.NewStream(!show)
+		return len(s.Push(ids[:n]...))
+	}
+	if minTokens >= len(ids) {
+		return text, len(ids), -1
+	}
+	for end := prefix(minTokens) + 1; end <= len(text); end++ {
+		best := -1
+		for i, s := range stops {
+			if strings.HasSuffix(text[:end], s) && (best < 0 || len(s) > len(stops[best])) {
+				best = i
+			}
+		}
+		if best >= 0 {
+			for used = 0; prefix(used) < end; used++ {
+			}
+			return text[:end-len(stops[best])], used, best
+		}
+	}
+	return text, len(ids), -1
+}
+
+// TestVisibleEqualsDefinition: token by token, the text and the stop are those of the whole, special
+// tokens shown or not, stops across special tokens and across the end of the minimal length included.
+func TestVisibleEqualsDefinition(t *testing.T) {
+	v := small()
+	v.Tokens, v.Types = append(v.Tokens, "<|m|>"), append(v.Types, typeControl)
+	tok := mustNew(t, v)
+	ids := rapid.SliceOfN(rapid.OneOf(rapid.SampledFrom([]int32{'a', 'b', 'c', '<', 0xE2, 0x82, 0xAC, 0xF0}), rapid.Int32Range(256, int32(tok.Size())-1)), 0, 12)
+	stop := rapid.Custom(func(t *rapid.T) string {
+		return strings.Join(rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "<e>", "<|m|>", "e>", "<", "ab", "\u20ac", "\ufffd"}), 1, 3).Draw(t, "parts"), "")
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		ids, stops := ids.Draw(t, "ids"), rapid.SliceOfN(stop, 0, 3).Draw(t, "stops")
+		show, least := rapid.Bool().Draw(t, "show"), rapid.IntRange(0, 6).Draw(t, "min")
+		want, wantUsed, wantStop := naiveVisible(tok, ids, show, stops, least)
+		seen := tok.NewVisible(show, stops, least)
+		var got strings.Builder
+		used, which := 0, -1
+		for _, id := range ids {
+			if which >= 0 {
+				break
+			}
+			var text string
+			text, which = seen.Push(id)
+			got.WriteString(text)
+			used++
+			if !strings.HasPrefix(want, got.String()) {
+				t.Fatalf("after %d tokens %q, which does not begin %q", used, got.String(), want)
+			}
+		}
+		got.WriteString(seen.Flush())
+		if got.String() != want || used != wantUsed || (which >= 0) != (wantStop >= 0) || which >= 0 && stops[which] != stops[wantStop] {
+			t.Fatalf("%q after %d tokens, stop %d; want %q after %d, stop %d", got.String(), used, which, want, wantUsed, wantStop)
+		}
+	})
+}
+
 func TestStopMatcher(t *testing.T) {
 	m := NewStopMatcher(nil)
-	if emit, stopped, which := m.Push("abc"); emit != "abc" || stopped || which != -1 {
+	if emit, stopped, which := m.Push("abc", true); emit != "abc" || stopped || which != -1 {
 		t.Errorf("without stops: %q %t %d", emit, stopped, which)
 	}
 	m = NewStopMatcher([]string{"", "\n\n", "END"})
@@ -144,7 +211,7 @@ func TestStopMatcher(t *testing.T) {
 		stopped    bool
 		which      int
 	}{{"one\n", "one", false, -1}, {"two E", "\ntwo ", false, -1}, {"N", "", false, -1}, {"d EN", "ENd ", false, -1}, {"D rest", "", true, 2}, {"more", "", true, 2}} {
-		emit, stopped, which := m.Push(step.push)
+		emit, stopped, which := m.Push(step.push, true)
 		if emit != step.emit || stopped != step.stopped || which != step.which {
 			t.Errorf("push %d: %q %t %d, want %q %t %d", i, emit, stopped, which, step.emit, step.stopped, step.which)
 		}

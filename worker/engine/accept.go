@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"log/slog"
+	"slices"
 	"strconv"
 
 	"github.com/quire-serve/quire/device"
@@ -75,22 +76,21 @@ func (p *planner) replay(s *sequence) (reason pb.FinishReason, why string) {
 
 // stop reports why s ends with token at position i, if it does.
 func (s *sequence) stop(i int, token int32) (reason pb.FinishReason, why string) {
-	count := i - s.prompt + 1
-	if s.finder != nil {
-		if stop, found := s.finder.Push(token, count > s.min); found {
-			return pb.FinishReason_FINISH_REASON_STOP, stop
+	// A token that ends the choice by its id is no part of the text.
+	if count := i - s.prompt + 1; count > s.min {
+		if slices.Contains(s.eos, token) {
+			return pb.FinishReason_FINISH_REASON_STOP, ""
+		}
+		if slices.Contains(s.stopIDs, token) {
+			if stop, spelled := s.spelled[token]; spelled {
+				return pb.FinishReason_FINISH_REASON_STOP, stop
+			}
+			return pb.FinishReason_FINISH_REASON_STOP, strconv.Itoa(int(token))
 		}
 	}
-	if count > s.min {
-		for _, t := range s.eos {
-			if t == token {
-				return pb.FinishReason_FINISH_REASON_STOP, ""
-			}
-		}
-		for _, t := range s.stopIDs {
-			if t == token {
-				return pb.FinishReason_FINISH_REASON_STOP, strconv.Itoa(int(token))
-			}
+	if s.finder != nil {
+		if stop, found := s.finder.Push(token); found {
+			return pb.FinishReason_FINISH_REASON_STOP, stop
 		}
 	}
 	if i+1 >= s.limit {

@@ -45,9 +45,9 @@ type request struct {
 	penalised bool
 	eos       []int32
 	stopIDs   []int32
-	stops     []string
-	spec      *grammar.Spec // what the output must be, nil for anything
-	score     int32         // prompt log-probabilities wanted, as Sample.Logprobs
+	spelled   map[int32]string // those of stopIDs that a stop string spells
+	spec      *grammar.Spec    // what the output must be, nil for anything
+	score     int32            // prompt log-probabilities wanted, as Sample.Logprobs
 
 	choices []*sequence
 	// fetching says that its blocks are to come from source, and it waits for them.
@@ -297,8 +297,8 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		prompt: len(r.Prompt), limit: limit, min: int(sp.MinTokens),
 		root:      kvcache.Root(r.CacheSalt, nil),
 		penalised: repetition != 1 || sp.PresencePenalty != 0 || sp.FrequencyPenalty != 0,
-		stopIDs:   sp.StopTokenIds, stops: sp.Stop,
-		score: logprobs(sp.PromptLogprobs), live: n, credits: promptCredit,
+		stopIDs:   sp.StopTokenIds,
+		score:     logprobs(sp.PromptLogprobs), live: n, credits: promptCredit,
 		sample: device.Sample{
 			Score: -1, Temperature: temperature, TopK: sp.TopK, TopP: topP, MinP: sp.MinP,
 			RepetitionPenalty: repetition, PresencePenalty: sp.PresencePenalty, FrequencyPenalty: sp.FrequencyPenalty,
@@ -314,6 +314,17 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 	}
 	if !sp.IgnoreEos {
 		q.eos = m.EOS
+	}
+	for _, stop := range sp.Stop {
+		if m.Special == nil {
+			break
+		}
+		if id, ok := m.Special(stop); ok && !slices.Contains(q.stopIDs, id) {
+			if q.spelled == nil {
+				q.spelled = map[int32]string{}
+			}
+			q.stopIDs, q.spelled[id] = append(slices.Clip(q.stopIDs), id), stop
+		}
 	}
 	q.sample.Logprobs = min(q.sample.Logprobs, int32(m.Vocab))
 	q.score = min(q.score, int32(m.Vocab))
@@ -351,8 +362,8 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 			s.scoreTo = len(s.tokens)
 		}
 		s.scored = s.scoreFrom
-		if len(q.stops) > 0 {
-			s.finder = m.Stops(q.stops)
+		if len(sp.Stop) > 0 {
+			s.finder = m.Stops(sp)
 		}
 		q.choices = append(q.choices, s)
 	}

@@ -99,22 +99,20 @@ func newRig(t tb, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
 }
 
 // letters finds stop strings in a text in which every token is a letter.
-func letters(stops []string) StopFinder { return &letterStops{stops: stops} }
+func letters(p *pb.SamplingParams) StopFinder { return &letterStops{p: p} }
 
 type letterStops struct {
-	stops []string
-	text  string
+	p    *pb.SamplingParams
+	text string
 }
 
 func letter(t int32) string { return string('a' + t%26) }
 
-func (l *letterStops) Push(t int32, search bool) (string, bool) {
-	if search {
-		l.text += letter(t)
-		for _, s := range l.stops {
-			if strings.HasSuffix(l.text, s) {
-				return s, true
-			}
+func (l *letterStops) Push(t int32) (string, bool) {
+	l.text += letter(t)
+	for _, s := range l.p.Stop {
+		if len(l.text) > int(l.p.MinTokens) && strings.HasSuffix(l.text, s) {
+			return s, true
 		}
 	}
 	return "", false
@@ -368,7 +366,7 @@ func undisturbed(q *pb.Request, c int, m *Model, context int) (out []int32, fini
 	}
 	var finder StopFinder
 	if len(sp.Stop) > 0 {
-		finder = m.Stops(sp.Stop)
+		finder = m.Stops(sp)
 	}
 	var bias []device.TokenBias
 	for t, b := range sp.LogitBias {
@@ -377,7 +375,7 @@ func undisturbed(q *pb.Request, c int, m *Model, context int) (out []int32, fini
 	stops := func(i int) pb.FinishReason {
 		count := i - len(q.Prompt) + 1
 		if finder != nil {
-			if _, found := finder.Push(tokens[i], count > int(sp.MinTokens)); found {
+			if _, found := finder.Push(tokens[i]); found {
 				return pb.FinishReason_FINISH_REASON_STOP
 			}
 		}

@@ -178,8 +178,19 @@ func TestScenarioE1(t *testing.T) {
 		{"max_tokens", func(q *pb.Request) { q.Sampling.MaxTokens = 2 }, []int32{10, 11}, length, ""},
 		{"stop string", func(q *pb.Request) { q.Sampling.Stop = []string{letter(11) + letter(42)} }, []int32{10, 11, 42}, stop, "lq"},
 		{"min_tokens", func(q *pb.Request) { q.Sampling.StopTokenIds = []int32{11, 12}; q.Sampling.MinTokens = 3 }, []int32{10, 11, 42, 12}, stop, "12"},
+		{"stop string across min_tokens", func(q *pb.Request) {
+			q.Sampling.Stop, q.Sampling.MinTokens = []string{letter(11) + letter(42), letter(10)}, 2
+		}, []int32{10, 11, 42}, stop, "lq"},
+		{"stop string that spells a token", func(q *pb.Request) { q.Sampling.Stop = []string{"<42>"} }, []int32{10, 11, 42}, stop, "<42>"},
+		{"the same before min_tokens", func(q *pb.Request) { q.Sampling.Stop, q.Sampling.MinTokens = []string{"<11>"}, 2 }, []int32{10, 11, 42, 12, 100}, stop, ""},
 	} {
-		r := newRig(t, Settings{Blocks: 8}, says(20, 10, 11, 42, 12, 100))
+		r := newRig(t, Settings{Blocks: 8}, says(20, 10, 11, 42, 12, 100), func(_ *enginetest.Config, m *Model) {
+			m.Special = func(s string) (int32, bool) {
+				var id int32
+				_, err := fmt.Sscanf(s, "<%d>", &id)
+				return id, err == nil
+			}
+		})
 		r.add(ask("a", prompt(1, 20), 30, c.edit))
 		r.finish()
 		if h := r.got["a/0"]; !slices.Equal(h.tokens, c.want) || h.finish != c.finish || h.why != c.why {

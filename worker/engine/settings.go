@@ -9,6 +9,7 @@ import (
 	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/kvcache"
 	"github.com/quire-serve/quire/model/grammar"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
 // Settings bound the engine. Zero values of fields with a default mean the default.
@@ -72,8 +73,11 @@ type Model struct {
 	Window int
 	Vocab  int
 	EOS    []int32 // tokens that end generation
-	// Stops makes a finder of stop strings. Without it, requests with stop strings are refused.
-	Stops func(stops []string) StopFinder
+	// Stops makes a finder of the stop strings of p. Without it, requests with stop strings are refused.
+	Stops func(p *pb.SamplingParams) StopFinder
+	// Special finds the control token that a stop string spells, which then ends a choice by its id. nil:
+	// there are none.
+	Special func(spelling string) (token int32, ok bool)
 	// Constrain compiles what an output must be, for masks of Vocab bits. It is called beside the
 	// loop, from several goroutines. Without it, constrained requests are refused.
 	Constrain func(context.Context, grammar.Spec) (*grammar.Grammar, error)
@@ -83,9 +87,8 @@ type Model struct {
 
 // StopFinder looks for stop strings in one choice's text.
 type StopFinder interface {
-	// Push adds the choice's next token. Text is searched only from the first token with search
-	// set; found reports that the text now contains stop.
-	Push(token int32, search bool) (stop string, found bool)
+	// Push adds the choice's next token; found reports that stop ends the text now.
+	Push(token int32) (stop string, found bool)
 }
 
 // WithDefaults fills the zero values in.

@@ -1,27 +1,24 @@
 package engine
 
-import "github.com/quire-serve/quire/model/tokenizer"
+import (
+	"github.com/quire-serve/quire/model/tokenizer"
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
 
-// TextStops finds stop strings in the text that t gives a choice's tokens, special tokens left out,
-// as the front door reads it.
-func TextStops(t *tokenizer.Tokenizer) func(stops []string) StopFinder {
-	return func(stops []string) StopFinder {
-		return &textStops{stream: t.NewStream(true), matcher: tokenizer.NewStopMatcher(stops), stops: stops}
+// TextStops finds stop strings in the text that t gives a choice's tokens, as its client reads it.
+func TextStops(t *tokenizer.Tokenizer) func(p *pb.SamplingParams) StopFinder {
+	return func(p *pb.SamplingParams) StopFinder {
+		return &textStops{text: t.NewVisible(p.ShowSpecialTokens, p.Stop, int(p.MinTokens)), stops: p.Stop}
 	}
 }
 
 type textStops struct {
-	stream  *tokenizer.Stream
-	matcher *tokenizer.StopMatcher
-	stops   []string
+	text  *tokenizer.Visible
+	stops []string
 }
 
-func (f *textStops) Push(token int32, search bool) (stop string, found bool) {
-	text := f.stream.Push(token)
-	if !search {
-		return "", false
-	}
-	if _, stopped, which := f.matcher.Push(text); stopped {
+func (f *textStops) Push(token int32) (stop string, found bool) {
+	if _, which := f.text.Push(token); which >= 0 {
 		return f.stops[which], true
 	}
 	return "", false
