@@ -208,13 +208,19 @@ func TestLeaderIsCutOff(t *testing.T) {
 	})
 }
 
-// faultyLog fails to write while broken is set, as a full disk does.
+// faultyLog fails to write while broken is set, as a full disk does, and does not answer while hanging is
+// held.
 type faultyLog struct {
 	*raft.InmemStore
-	broken atomic.Bool
+	broken  atomic.Bool
+	hanging chan struct{}
 }
 
 func (f *faultyLog) StoreLogs(logs []*raft.Log) error {
+	if f.hanging != nil {
+		f.hanging <- struct{}{}
+		defer func() { <-f.hanging }()
+	}
 	if f.broken.Load() {
 		return fmt.Errorf("write: %w", syscall.ENOSPC)
 	}
@@ -222,6 +228,34 @@ func (f *faultyLog) StoreLogs(logs []*raft.Log) error {
 }
 
 func (f *faultyLog) StoreLog(log *raft.Log) error { return f.StoreLogs([]*raft.Log{log}) }
+
+// TestHangingDisk: a node whose disk does not answer stops serving within seconds, and nothing that it does
+// as the leader holds it up. It serves again when the disk answers.
+func TestHangingDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &faultyLog{InmemStore: raft.NewInmemStore(), hanging: make(chan struct{}, 1)}
+		s := start(t, Settings{consensus: func(c *consensus.Settings) {
+			c.Files = &consensus.Files{Logs: log, Stable: log.InmemStore, Snapshots: raft.NewInmemSnapshotStore()}
+		}})
+		w := newWorker(t, "w")
+		w.join(s)
+		until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
+		mustSubmit(t, s, request("before"))
+		log.hanging <- struct{}{}
+		began := time.Now()
+		if _, err := submit(s, request("during")); status.Code(err) != codes.Unavailable {
+			t.Errorf("submit on a disk that hangs: %v", err)
+		}
+		until(t, "it does not lead", func() bool { return s.leader.Load() == nil && !s.Ready() })
+		if took := time.Since(began); took > 6*time.Second {
+			t.Errorf("it gave up after %v", took)
+		}
+		<-log.hanging
+		until(t, "it leads again", func() bool { return s.leader.Load() != nil })
+		mustSubmit(t, s, request("during"))
+		w.leave()
+	})
+}
 
 // TestFullDisk refuses what it cannot write down, takes back what it handed out for it, lets running
 // requests go on, and serves again when there is room.

@@ -96,7 +96,7 @@ type entry struct {
 	// dispatched lists the requests handed to workers, to be revoked if the entry fails.
 	dispatched map[string][]string
 	bytes      int
-	wait       func() (any, error)
+	wait       func(context.Context) (any, error)
 }
 
 func (e *entry) add(c *pb.Command, size int, outcome func(state.Result)) {
@@ -110,7 +110,7 @@ func (s *Scheduler) lead(ctx context.Context) error {
 	// The barrier was appended under a term between the two that are read around it. Where they
 	// differ, the newer may be another node's, and dispatches under it would break the fence.
 	term := s.node.Term()
-	if err := s.node.Barrier(barrierTimeout); err != nil {
+	if err := s.barrier(ctx); err != nil {
 		return fmt.Errorf("wait for the log of earlier leaders: %w", err)
 	}
 	if now := s.node.Term(); now != term {
@@ -225,11 +225,15 @@ func (l *leader) fail(err error) {
 
 // run is the leader's loop: an entry an instant, as long as there is something to say.
 func (l *leader) run(ctx context.Context) error {
+	// What is on its way when leadership ends is mostly answered at once, but not where the disk hangs.
+	waits, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer giveUp()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(settleTimeout, giveUp) })()
 	inFlight := make(chan *entry, entriesInFlight)
 	var settled sync.WaitGroup
 	settled.Go(func() {
 		for e := range inFlight {
-			l.settle(e)
+			l.settle(waits, e)
 		}
 	})
 	defer settled.Wait()
@@ -272,8 +276,8 @@ func (l *leader) run(ctx context.Context) error {
 }
 
 // settle waits for an entry's fate and acts on it.
-func (l *leader) settle(e *entry) {
-	answer, err := e.wait()
+func (l *leader) settle(ctx context.Context, e *entry) {
+	answer, err := e.wait(ctx)
 	if err != nil {
 		l.undo(e, err)
 		l.fail(err)

@@ -141,7 +141,7 @@ func (m *membership) Members(ctx context.Context, _ *pb.MembersRequest) (*pb.Mem
 	}
 	members := m.s.node.Members()
 	// The newest change may not be committed yet, and then it may come to nothing.
-	if err := m.s.node.Barrier(barrierTimeout); err != nil {
+	if err := m.s.barrier(ctx); err != nil {
 		return nil, status.Error(codes.Unavailable, fmt.Sprintf("the leader could not make sure that it still leads: %v", err))
 	}
 	answers := m.describe(ctx, members)

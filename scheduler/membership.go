@@ -358,7 +358,7 @@ func (m *membership) record(ctx context.Context, c *pb.NodeCommand) error {
 	if err != nil {
 		return err
 	}
-	_, err = proposal.Wait()
+	_, err = proposal.Wait(ctx)
 	return err
 }
 

@@ -169,7 +169,7 @@ func (s *Scheduler) ListWorkers(ctx context.Context, _ *pb.ListWorkersRequest) (
 	if err != nil {
 		return nil, err
 	}
-	if err := s.node.Barrier(barrierTimeout); err != nil {
+	if err := s.barrier(ctx); err != nil {
 		return nil, status.Error(codes.Unavailable, fmt.Sprintf("the leader could not make sure that it still leads: %v", err))
 	}
 	return l.listWorkers(s.store.View(), s.settings.now()), nil

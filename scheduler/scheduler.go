@@ -141,6 +141,13 @@ func (s *Scheduler) startLeading(ctx context.Context) (stop func()) {
 	}
 }
 
+// barrier waits until everything that earlier leaders committed is applied here.
+func (s *Scheduler) barrier(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, barrierTimeout)
+	defer cancel()
+	return s.node.Barrier(ctx)
+}
+
 // Ready says whether requests can be admitted: here, or at a leader that this node knows.
 func (s *Scheduler) Ready() bool {
 	if s.leader.Load() != nil {

@@ -239,6 +239,8 @@ const (
 	// retryLeading is the pause before a leader that failed starts again.
 	retryLeading   = 100 * time.Millisecond
 	barrierTimeout = 30 * time.Second
+	// settleTimeout is how long a leader that leaves waits for the fate of its last entries.
+	settleTimeout = time.Second
 	// streamsTimeout is how long Close waits for workers' streams to end.
 	streamsTimeout = 2 * time.Second
 	// sessionMessages bounds the messages that wait for a worker to read them.

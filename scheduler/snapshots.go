@@ -31,7 +31,7 @@ func (m *membership) SaveSnapshot(_ *pb.SaveSnapshotRequest, stream pb.Cluster_S
 		return err
 	}
 	// Whoever leads now applied everything.
-	if err := m.s.node.Barrier(barrierTimeout); err != nil {
+	if err := m.s.barrier(stream.Context()); err != nil {
 		return changeError(err)
 	}
 	view := m.s.store.View()

@@ -140,7 +140,7 @@ func (s *Scheduler) ListTenants(ctx context.Context, in *pb.ListTenantsRequest) 
 		if _, err := s.leading(unaryTrailer(ctx)); err != nil {
 			return nil, err
 		}
-		if err := s.node.Barrier(barrierTimeout); err != nil {
+		if err := s.barrier(ctx); err != nil {
 			return nil, status.Error(codes.Unavailable, fmt.Sprintf("the leader could not make sure that it still leads: %v", err))
 		}
 	}

@@ -63,7 +63,7 @@ var _ autopilot.ApplicationIntegration = (*Pilot)(nil)
 // StartPilot begins to look after the members. It must be stopped when leadership ends.
 func (n *Node) StartPilot(ctx context.Context, settings PilotSettings) *Pilot {
 	p := &Pilot{node: n, settings: settings, heard: map[string]time.Time{}}
-	p.auto = autopilot.New(n.raft, p,
+	p.auto = autopilot.New(boundedRaft{n.raft, n}, p,
 		autopilot.WithLogger(newLogger(n.settings.Logger, hclog.Warn)),
 		autopilot.WithPromoter(&patient{}),
 		autopilot.WithUpdateInterval(pilotInterval),
@@ -103,6 +103,33 @@ func (*patient) CalculatePromotionsAndDemotions(c *autopilot.Config, s *autopilo
 		}
 	}
 	return changes
+}
+
+// boundedRaft bounds autopilot's changes of the members: it gives none a limit, and would wait for ever, and
+// the end of leadership for it, on a node whose disk hangs.
+type boundedRaft struct {
+	*raft.Raft
+	node *Node
+}
+
+// boundedFuture is a change of the members.
+type boundedFuture struct {
+	raft.IndexFuture
+	node *Node
+}
+
+func (f boundedFuture) Error() error { return f.node.change(f.IndexFuture) }
+
+func (r boundedRaft) AddVoter(id raft.ServerID, address raft.ServerAddress, after uint64, _ time.Duration) raft.IndexFuture {
+	return boundedFuture{r.Raft.AddVoter(id, address, after, membershipTimeout), r.node}
+}
+
+func (r boundedRaft) DemoteVoter(id raft.ServerID, after uint64, _ time.Duration) raft.IndexFuture {
+	return boundedFuture{r.Raft.DemoteVoter(id, after, membershipTimeout), r.node}
+}
+
+func (r boundedRaft) RemoveServer(id raft.ServerID, after uint64, _ time.Duration) raft.IndexFuture {
+	return boundedFuture{r.Raft.RemoveServer(id, after, membershipTimeout), r.node}
 }
 
 // AutopilotConfig is part of autopilot's integration, like the methods below.

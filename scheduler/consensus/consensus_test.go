@@ -86,9 +86,15 @@ func lead(t *testing.T, n *Node) {
 	t.Helper()
 	for !<-n.Leadership() {
 	}
-	if err := n.Barrier(10 * time.Second); err != nil {
+	if err := barrier(n, 10*time.Second); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func barrier(n *Node, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	return n.Barrier(ctx)
 }
 
 func propose(n *Node, data string) (any, error) {
@@ -96,7 +102,7 @@ func propose(n *Node, data string) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.Wait()
+	return p.Wait(context.Background())
 }
 
 func mustPropose(t *testing.T, n *Node, data string) any {
@@ -393,7 +399,7 @@ func (c *cluster) leader(but int) int {
 	c.t.Helper()
 	for range 1000 {
 		for i, n := range c.nodes {
-			if i != but && n.Leads() && n.Barrier(time.Second) == nil {
+			if i != but && n.Leads() && barrier(n, time.Second) == nil {
 				return i
 			}
 		}
@@ -488,7 +494,12 @@ func TestUncommittedProposalsAreBounded(t *testing.T) {
 				break
 			}
 			proposed++
-			waits.Go(func() { _, _ = p.Wait() })
+			waits.Go(func() { _, _ = p.Wait(context.Background()) })
+		}
+		barred, end := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer end()
+		if err := c.nodes[old].Barrier(barred); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrUnknownOutcome) {
+			t.Errorf("a barrier beside as many proposals as may be: %v", err)
 		}
 		if proposed != MaxUncommitted {
 			t.Errorf("%d proposals went in without a majority; the limit is %d", proposed, MaxUncommitted)

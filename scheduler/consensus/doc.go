@@ -14,7 +14,9 @@
 //     v0.4.2 does not build with raft v1.8.0. OpenFiles is the one place that names it and the
 //     other kinds, raft-boltdb and memory.
 //   - A write to the log that fails for want of room makes raft step down; after any other error
-//     nobody knows what the disk holds, and the node stops.
+//     nobody knows what the disk holds, and the node stops. One that hangs costs the leadership: raft's
+//     loop waits for it while heartbeats go on, so a timer does what raft cannot, and every wait for
+//     raft ends with its context.
 //   - Nothing is applied that is not as it was written: all of a data folder is verified when the node
 //     starts and when it is read, the log must reach as far as the node has acknowledged, and a damaged
 //     node starts over from the others. DESIGN.md tells how.

@@ -135,7 +135,7 @@ func (s stopped) alone(t *testing.T, settings Settings, how string) (refused int
 	}
 	for !<-n.Leadership() {
 	}
-	if err := n.Barrier(10 * time.Second); err != nil {
+	if err := barrier(n, 10*time.Second); err != nil {
 		t.Errorf("%s: %v", how, err)
 	}
 	if sm.String() != s.want {

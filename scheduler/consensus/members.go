@@ -73,17 +73,24 @@ func (n *Node) Found(peers []Server) error {
 // Add makes a node a member without a vote, or gives a member, which keeps its vote, another
 // address. Only a leader can.
 func (n *Node) Add(id, address string) error {
-	return explain(n.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(address), 0, membershipTimeout).Error())
+	return n.change(n.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(address), 0, membershipTimeout))
 }
 
 // Demote takes a member's vote. Only a leader can.
 func (n *Node) Demote(id string) error {
-	return explain(n.raft.DemoteVoter(raft.ServerID(id), 0, membershipTimeout).Error())
+	return n.change(n.raft.DemoteVoter(raft.ServerID(id), 0, membershipTimeout))
 }
 
 // Remove ends a membership. Only a leader can.
 func (n *Node) Remove(id string) error {
-	return explain(n.raft.RemoveServer(raft.ServerID(id), 0, membershipTimeout).Error())
+	return n.change(n.raft.RemoveServer(raft.ServerID(id), 0, membershipTimeout))
+}
+
+// change waits for a change of the members.
+func (n *Node) change(future raft.IndexFuture) error {
+	ctx, cancel := context.WithTimeout(context.Background(), membershipTimeout)
+	defer cancel()
+	return n.await(ctx, future)
 }
 
 // Transfer hands leadership to a voter, the one least behind if to is empty, and returns the next
@@ -108,7 +115,7 @@ func (n *Node) Transfer(ctx context.Context, to string) (Server, error) {
 		future = n.raft.LeadershipTransferToServer(raft.ServerID(m.ID), raft.ServerAddress(m.Address))
 	}
 	// Raft bounds the transfer with its election timeout.
-	if err := future.Error(); err != nil {
+	if err := n.await(ctx, future); err != nil {
 		return Server{}, fmt.Errorf("hand over leadership: %w", err)
 	}
 	poll := time.NewTicker(handoverPoll)

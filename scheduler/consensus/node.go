@@ -108,8 +108,10 @@ type Node struct {
 	slots    chan struct{}
 	leaders  chan raft.Observation // a sign that the leader has changed
 	stopping chan struct{}
-	// leadership is what Leadership returns; announce sends.
+	// leadership is what Leadership returns; announce sends. reconsider tells it to look again.
 	leadership chan bool
+	reconsider chan struct{}
+	watch      *diskWatch
 	closed     sync.Once
 	closeErr   error
 	owned      sync.WaitGroup
@@ -152,7 +154,9 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 		stopping: make(chan struct{}),
 
 		leadership: make(chan bool, 1),
+		reconsider: make(chan struct{}, 1),
 	}
+	n.watch = &diskWatch{log: settings.Logger, changed: n.standingChanged}
 	transport := settings.Transport
 	var layer *watchedLayer
 	if transport == nil && settings.Layer != nil {
@@ -187,12 +191,14 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	}
 	// The cache hides what kind of error it got, so the guard is below it.
 	logs, err := raft.NewLogCache(cachedEntries, &guardedLogs{
-		LogStore: &verifiedLogs{LogStore: n.files.Logs, hard: hard, damaged: n.damaged}, log: settings.Logger, fatal: settings.Fatal,
+		LogStore: &verifiedLogs{LogStore: n.files.Logs, hard: hard, damaged: n.damaged},
+		watch:    n.watch, log: settings.Logger, fatal: settings.Fatal,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the log: %w", err)
 	}
-	votes := guardedVotes{n.files.Stable, settings.Fatal}
+	votes := guardedVotes{n.files.Stable, n.watch, settings.Fatal}
+	snapshots = watchedSnapshots{snapshots, n.watch}
 
 	config := raft.DefaultConfig()
 	config.LocalID = raft.ServerID(settings.NodeID)
@@ -313,10 +319,11 @@ func (n *Node) snapshotWhenDue() {
 type Proposal struct {
 	node   *Node
 	future raft.ApplyFuture
+	// done is closed once raft has answered.
+	done chan struct{}
 }
 
-// Propose hands an entry to raft, blocking while MaxUncommitted others are in flight. The caller
-// must Wait on the proposal.
+// Propose hands an entry to raft, blocking while MaxUncommitted others are in flight.
 func (n *Node) Propose(ctx context.Context, data []byte) (*Proposal, error) {
 	if len(data) > MaxEntryBytes {
 		return nil, fmt.Errorf("%w: %d bytes; the limit is %d", ErrEntryTooLarge, len(data), MaxEntryBytes)
@@ -328,14 +335,24 @@ func (n *Node) Propose(ctx context.Context, data []byte) (*Proposal, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	return &Proposal{node: n, future: n.raft.Apply(data, 0)}, nil
+	p := &Proposal{node: n, future: n.raft.Apply(data, hangAfter), done: make(chan struct{})}
+	go func() {
+		_ = p.future.Error() // Wait reads it.
+		<-n.slots
+		close(p.done)
+	}()
+	return p, nil
 }
 
-// Wait returns what the state machine answered, once the entry is committed and applied here, or
-// why that cannot be known.
-func (p *Proposal) Wait() (any, error) {
+// Wait returns what the state machine answered, once the entry is committed and applied here, or why
+// that cannot be known. Where the disk hangs raft does not answer, and only ctx ends the wait.
+func (p *Proposal) Wait(ctx context.Context) (any, error) {
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: %w", ErrUnknownOutcome, ctx.Err())
+	}
 	err := p.future.Error()
-	<-p.node.slots
 	if p.node.stuck.observe(err, time.Now(), stuckAfter*p.node.heartbeat) && p.node.Leads() {
 		p.node.settings.Fatal(errors.New("a transfer of leadership does not end and this node takes no entries; it stops so that another one leads"))
 	}
@@ -343,6 +360,18 @@ func (p *Proposal) Wait() (any, error) {
 		return nil, explain(err)
 	}
 	return p.future.Response(), nil
+}
+
+// await waits for raft's answer, as long as ctx lasts: while the disk hangs raft gives none.
+func (n *Node) await(ctx context.Context, future raft.Future) error {
+	answer := make(chan error, 1)
+	go func() { answer <- future.Error() }()
+	select {
+	case err := <-answer:
+		return explain(err)
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrUnknownOutcome, ctx.Err())
+	}
 }
 
 func explain(err error) error {
@@ -357,12 +386,27 @@ func explain(err error) error {
 	return err
 }
 
-// Barrier returns once everything committed by earlier leaders is applied here. Only a leader can.
-func (n *Node) Barrier(timeout time.Duration) error {
-	if err := n.raft.Barrier(timeout).Error(); err != nil {
-		return explain(err)
+// Barrier returns once everything committed by earlier leaders is applied here. Only a leader can. It is an
+// entry, and counts as one of the MaxUncommitted.
+func (n *Node) Barrier(ctx context.Context) error {
+	select {
+	case n.slots <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return nil
+	future := n.raft.Barrier(hangAfter)
+	done := make(chan struct{})
+	go func() {
+		_ = future.Error() // It is read below.
+		<-n.slots
+		close(done)
+	}()
+	select {
+	case <-done:
+		return explain(future.Error())
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrUnknownOutcome, ctx.Err())
+	}
 }
 
 // Leadership tells when this node gains or loses leadership; a value not yet read is replaced by
@@ -429,16 +473,24 @@ func (n *Node) Restore(index uint64, size int64, data io.Reader) error {
 }
 
 // Close stops the node and releases its files. Proposals in flight end, committed or with
-// ErrUnknownOutcome. Nothing may be proposed any more.
+// ErrUnknownOutcome. Nothing may be proposed any more. Where the disk hangs the files stay as they are.
 func (n *Node) Close() error {
 	n.closed.Do(func() {
-		close(n.stopping)
 		if n.Leads() {
 			// Raft never answers entries that are committed but not applied when it shuts down, so
 			// they are applied first. Without a majority there are none, and this fails.
-			_ = n.Barrier(closeTimeout)
+			ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+			_ = n.Barrier(ctx)
+			cancel()
 		}
-		err := n.raft.Shutdown().Error()
+		close(n.stopping)
+		ctx, cancel := context.WithTimeout(context.Background(), hangAfter)
+		defer cancel()
+		err := n.await(ctx, n.raft.Shutdown())
+		if n.watch.hangs() {
+			n.closeErr = errors.Join(err, errHangs)
+			return
+		}
 		n.owned.Wait()
 		n.closeErr = errors.Join(err, n.release())
 	})

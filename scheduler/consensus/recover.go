@@ -33,6 +33,9 @@ func (n *Node) recoverMembers(config *raft.Config, logs raft.LogStore, votes raf
 		err = raft.RecoverCluster(config, n.machine, logs, votes, snapshots, n.inbox, members)
 	}
 	if err == nil {
+		err = n.leapTerm(votes)
+	}
+	if err == nil {
 		err = os.Rename(path, path+".used")
 	}
 	if err != nil {
@@ -40,6 +43,22 @@ func (n *Node) recoverMembers(config *raft.Config, logs raft.LogStore, votes raf
 	}
 	n.settings.Logger.Warn("the members of the cluster were replaced", "file", path, "members", len(members.Servers))
 	return nil
+}
+
+// recoveryTerms is how far the term leaps when the members are replaced. The lost nodes may have held
+// elections that this one never heard of, and workers refuse leaders of terms older than they have seen. At an
+// election every two seconds the lost nodes would have needed 24 days to come as far; terms have room for
+// two thousand such leaps.
+const recoveryTerms = 1 << 20
+
+// leapTerm moves the term above any that the cluster before can have used.
+func (n *Node) leapTerm(votes raft.StableStore) error {
+	key := []byte("CurrentTerm") // raft's own key
+	term, err := votes.GetUint64(key)
+	if err != nil && err.Error() != "not found" { // The store in memory says so; raft compares the text too.
+		return err
+	}
+	return votes.SetUint64(key, term+recoveryTerms)
 }
 
 // stuckTransfer notices a leader that refuses every entry because a transfer of its leadership seems

@@ -38,6 +38,7 @@ func recoverOne(t *testing.T, store Store) {
 	for !strings.HasSuffix(tapes[survivor].String(), "entry-4") {
 		survivor = (survivor + 1) % 3
 	}
+	term := nodes[survivor].Term()
 	for _, n := range nodes {
 		if err := n.Close(); err != nil {
 			t.Error(err)
@@ -74,6 +75,10 @@ func recoverOne(t *testing.T, store Store) {
 	mustPropose(t, n, "after")
 	if got, want := recovered.String(), tapes[survivor].String()+",after"; got != want {
 		t.Errorf("recovered %q, want %q", got, want)
+	}
+	// The lost nodes may have gone through many elections, and workers remember the newest term.
+	if n.Term() < term+recoveryTerms {
+		t.Errorf("the term went from %d to %d", term, n.Term())
 	}
 	if members := n.Members(); len(members) != 1 || members[0].ID != peers[survivor].ID {
 		t.Errorf("recovered members %v", members)

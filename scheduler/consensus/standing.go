@@ -12,6 +12,9 @@ func (n *Node) barred() error {
 	if n.settings.Newcomer != nil && n.settings.Newcomer() {
 		return errNewcomer
 	}
+	if n.watch.hangs() {
+		return errHangs
+	}
 	return nil
 }
 
@@ -26,7 +29,17 @@ func (n *Node) announce() {
 			return
 		case leads := <-n.raft.LeaderCh():
 			n.tell(leads && n.barred() == nil)
+		case <-n.reconsider:
+			n.tell(n.Leads())
 		}
+	}
+}
+
+// standingChanged has announce look again whether this node may lead.
+func (n *Node) standingChanged() {
+	select {
+	case n.reconsider <- struct{}{}:
+	default:
 	}
 }
 
