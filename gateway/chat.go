@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"strconv"
@@ -26,7 +27,7 @@ func (g *Gateway) serveChat(w http.ResponseWriter, r *http.Request) {
 		e.write(w)
 		return
 	}
-	c, open, e := g.chatCall(f, who)
+	c, open, e := g.chatCall(r.Context(), f, who)
 	if e != nil {
 		e.write(w)
 		return
@@ -35,7 +36,7 @@ func (g *Gateway) serveChat(w http.ResponseWriter, r *http.Request) {
 }
 
 // chatCall reads the body of a chat request.
-func (g *Gateway) chatCall(f *fields, who caller) (*call, opener, *apiError) {
+func (g *Gateway) chatCall(ctx context.Context, f *fields, who caller) (*call, opener, *apiError) {
 	m, e := g.modelOf(f)
 	if e != nil {
 		return nil, nil, e
@@ -75,7 +76,7 @@ func (g *Gateway) chatCall(f *fields, who caller) (*call, opener, *apiError) {
 		return nil, nil, e
 	}
 	c.prompts = []prompt{{ids: ids}}
-	if e := g.settle(c, "messages", explicit); e != nil {
+	if e := g.settle(ctx, c, "messages", explicit); e != nil {
 		return nil, nil, e
 	}
 	object := "chat.completion.chunk"

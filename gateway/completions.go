@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"strconv"
@@ -24,7 +25,7 @@ func (g *Gateway) serveCompletions(w http.ResponseWriter, r *http.Request) {
 		e.write(w)
 		return
 	}
-	c, open, e := g.completionCall(f, who)
+	c, open, e := g.completionCall(r.Context(), f, who)
 	if e != nil {
 		e.write(w)
 		return
@@ -33,7 +34,7 @@ func (g *Gateway) serveCompletions(w http.ResponseWriter, r *http.Request) {
 }
 
 // completionCall reads the body of a plain completion.
-func (g *Gateway) completionCall(f *fields, who caller) (*call, opener, *apiError) {
+func (g *Gateway) completionCall(ctx context.Context, f *fields, who caller) (*call, opener, *apiError) {
 	m, e := g.modelOf(f)
 	if e != nil {
 		return nil, nil, e
@@ -76,7 +77,7 @@ func (g *Gateway) completionCall(f *fields, who caller) (*call, opener, *apiErro
 			return nil, nil, invalid("prompt", "prompt is empty; the model needs at least one token")
 		}
 	}
-	if e := g.settle(c, "prompt", explicit); e != nil {
+	if e := g.settle(ctx, c, "prompt", explicit); e != nil {
 		return nil, nil, e
 	}
 	open := func(created time.Time) writer {

@@ -3,10 +3,13 @@ package gateway
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/quire-serve/quire/model/grammar"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -17,6 +20,7 @@ import (
 
 // grammars compiles for one model; made when the first constraint comes.
 type grammars struct {
+	gate  *grammar.Gate
 	once  sync.Once
 	cache *grammar.Cache
 	err   error
@@ -28,6 +32,15 @@ const (
 	grammarsBytes = 64 << 20
 )
 
+// compilesWaiting is how many constraints wait to be compiled, for all models of a gateway: a minute's
+// worth of the slowest. Beyond that clients are told to come again.
+const compilesWaiting = 256
+
+// newCompileGate lets half of the cores compile.
+func newCompileGate() *grammar.Gate {
+	return grammar.NewGate(max(1, runtime.GOMAXPROCS(0)/2), compilesWaiting)
+}
+
 func (m *served) compile(ctx context.Context, spec grammar.Spec) error {
 	m.grammars.once.Do(func() {
 		v, err := grammar.NewVocabulary(m.Tokenizer, m.Tokenizer.Size())
@@ -35,7 +48,7 @@ func (m *served) compile(ctx context.Context, spec grammar.Spec) error {
 			m.grammars.err = err
 			return
 		}
-		m.grammars.cache = grammar.NewCache(v, grammar.DefaultLimits(), grammarsKept, grammarsBytes)
+		m.grammars.cache = grammar.NewCache(v, grammar.DefaultLimits(), grammarsKept, grammarsBytes, m.grammars.gate)
 	})
 	if m.grammars.err != nil {
 		return m.grammars.err
@@ -44,8 +57,9 @@ func (m *served) compile(ctx context.Context, spec grammar.Spec) error {
 	return err
 }
 
-// checkConstraint refuses a constraint outside the subset. param names it in errors.
-func (m *served) checkConstraint(c *pb.Constraint, param string) *apiError {
+// checkConstraint refuses a constraint outside the subset. param names it in errors. The work of
+// compiling is bounded, and ends when ctx does.
+func (m *served) checkConstraint(ctx context.Context, c *pb.Constraint, param string) *apiError {
 	if c == nil {
 		return nil
 	}
@@ -64,11 +78,18 @@ func (m *served) checkConstraint(c *pb.Constraint, param string) *apiError {
 		return invalid(param, "%s must be one of json_object, json_schema and regex", param)
 	}
 	spec.Whitespace = c.Whitespace
-	// The limits of grammars bound how long this takes.
-	if err := m.compile(context.Background(), spec); err != nil {
-		return invalid(param, "%s: %v", param, err)
+	err := m.compile(ctx, spec)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, grammar.ErrBusy):
+		e := overloaded(time.Second, "%s: too many schemas and expressions wait to be compiled; one that is compiled already need not wait", param)
+		e.reason = "compiles"
+		return e
+	case ctx.Err() != nil:
+		return cancelled(reasonGone)
 	}
-	return nil
+	return invalid(param, "%s: %v", param, err)
 }
 
 // constrained reads what the output must be into p, in OpenAI's words or in vLLM's; param is where it

@@ -104,3 +104,26 @@ func TestConstraints(t *testing.T) {
 		}
 	}
 }
+
+// TestConstraintLimitIsTheClients: a request whose restriction can't be followed any further is the
+// client's error on every way that it may be heard of, and nobody repeats it.
+func TestConstraintLimitIsTheClients(t *testing.T) {
+	const want = `"type":"invalid_request_error","param":null,"code":"constraint_limit"`
+	const body = `{"model":"test","prompt":"hi","max_tokens":9,"guided_regex":".*","stream":%v}`
+	for _, how := range []string{"whole", "stream", "queued"} {
+		d := open(t, gatewaytest.Options{Manual: true})
+		answered := make(chan reply)
+		text := strings.Replace(body, "%v", strconv.FormatBool(how == "stream"), 1)
+		go func() { answered <- d.post(textPath, text, "Idempotency-Key", "wide") }()
+		d.Await(func(s gatewaytest.State) bool { return s.Live == 1 })
+		if how == "queued" {
+			d.EndQueued("wide", pb.FinishReason_FINISH_REASON_INVALID, "more than 2048 ways")
+		} else {
+			d.End("wide", pb.FinishReason_FINISH_REASON_INVALID, "more than 2048 ways")
+		}
+		r := <-answered
+		if r.status != 400 || !strings.Contains(r.body, want) || !strings.Contains(r.body, "2048 ways") || r.header.Get("X-Should-Retry") != "false" {
+			t.Errorf("%s: %d %s, x-should-retry %q", how, r.status, r.body, r.header.Get("X-Should-Retry"))
+		}
+	}
+}

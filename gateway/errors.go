@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
 // Error types of the OpenAI API.
@@ -113,6 +115,16 @@ func conflict(name, format string, args ...any) *apiError {
 		status: http.StatusConflict, code: codes.AlreadyExists, kind: typeInvalid,
 		name: name, message: fmt.Sprintf(format, args...), noRetry: true,
 	}
+}
+
+// failed ends a request that a worker could not complete: by no fault of its own, or for what it asks.
+func failed(reason pb.FinishReason, message string) *apiError {
+	if reason != pb.FinishReason_FINISH_REASON_INVALID {
+		return internal("generation failed: %s", message)
+	}
+	e := invalid("", "the output's restriction can't be followed any further: %s", message)
+	e.name, e.noRetry = "constraint_limit", true
+	return e
 }
 
 // cancelled ends a request that someone else than its client cancelled.

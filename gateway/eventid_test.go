@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -35,7 +36,7 @@ var streams = map[string]string{
 type play struct {
 	t      *rapid.T
 	g      *Gateway
-	path   func(*fields, caller) (*call, opener, *apiError)
+	path   func(context.Context, *fields, caller) (*call, opener, *apiError)
 	body   string
 	output [][]*pb.Output // of each prompt, the choices
 }
@@ -66,7 +67,7 @@ func (p *play) call(body string) (*call, opener) {
 	if e != nil {
 		p.t.Fatalf("%v", e)
 	}
-	c, open, e := p.path(f, caller{id: "r", named: true})
+	c, open, e := p.path(context.Background(), f, caller{id: "r", named: true})
 	if e != nil {
 		p.t.Fatalf("%v", e)
 	}

@@ -172,8 +172,8 @@ func (g *Gateway) ended(e *pb.Ended) {
 	switch {
 	case e.FinishReason == pb.FinishReason_FINISH_REASON_ABORT && !unwanted(e.Error):
 		l.fail(cancelled(e.Error))
-	case e.FinishReason == pb.FinishReason_FINISH_REASON_ERROR:
-		l.fail(internal("generation failed: %s", e.Error))
+	case e.FinishReason == pb.FinishReason_FINISH_REASON_ERROR || e.FinishReason == pb.FinishReason_FINISH_REASON_INVALID:
+		l.fail(failed(e.FinishReason, e.Error))
 	default:
 		l.mu.Lock()
 		l.inquiry.ended = true
@@ -346,8 +346,8 @@ func (l *live) learn(r *pb.AdoptResponse, now time.Time) (news, again bool) {
 	case pb.FinishReason_FINISH_REASON_UNSPECIFIED:
 		l.inquiry.ended = false
 		return news, false
-	case pb.FinishReason_FINISH_REASON_ERROR:
-		return l.end(internal("generation failed: %s", r.Error)), false
+	case pb.FinishReason_FINISH_REASON_ERROR, pb.FinishReason_FINISH_REASON_INVALID:
+		return l.end(failed(r.FinishReason, r.Error)), false
 	case pb.FinishReason_FINISH_REASON_ABORT:
 		if unwanted(r.Error) {
 			return news, true // nobody was there then, and somebody is now

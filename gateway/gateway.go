@@ -189,8 +189,9 @@ func New(s Settings) (*Gateway, error) {
 		health:   health.NewServer(),
 	}
 	g.metrics = newMetrics(g)
+	compiles := newCompileGate()
 	for _, m := range s.Models {
-		v := &served{Model: m, meters: g.metrics.of(m.ID), log: s.Log}
+		v := &served{Model: m, meters: g.metrics.of(m.ID), log: s.Log, grammars: grammars{gate: compiles}}
 		if m.Digest != "" {
 			v.fingerprint = "fp_" + m.Digest[:min(12, len(m.Digest))]
 		}

@@ -145,7 +145,7 @@ func (g *Gateway) generateCall(ctx context.Context, req *pb.GenerateRequest) (*c
 		return nil, invalid(param, "%s is empty; the model needs at least one token", param)
 	}
 	c.prompts = []prompt{{ids: ids}}
-	if e := g.settle(c, param, true); e != nil {
+	if e := g.settle(ctx, c, param, true); e != nil {
 		return nil, e
 	}
 	return c, nil

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -340,11 +341,11 @@ func (g *Gateway) modelOf(f *fields) (*served, *apiError) {
 
 // settle checks a call's parameters and fits each prompt into the context. param names the prompt in
 // errors.
-func (g *Gateway) settle(c *call, param string, explicit bool) *apiError {
+func (g *Gateway) settle(ctx context.Context, c *call, param string, explicit bool) *apiError {
 	if e := checkSampling(c.params, c.model.Tokenizer.Size()); e != nil {
 		return e
 	}
-	if e := c.model.checkConstraint(c.params.Constraint, c.constraint); e != nil {
+	if e := c.model.checkConstraint(ctx, c.params.Constraint, c.constraint); e != nil {
 		return e
 	}
 	_, context := g.serving(c.model)

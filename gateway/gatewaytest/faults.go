@@ -142,10 +142,13 @@ func (c *Cluster) Skip(id string, n int) {
 }
 
 // Fail ends a request with an error, as a worker would.
-func (c *Cluster) Fail(id, message string) {
+func (c *Cluster) Fail(id, message string) { c.End(id, pb.FinishReason_FINISH_REASON_ERROR, message) }
+
+// End ends a request for a reason, as a worker would.
+func (c *Cluster) End(id string, reason pb.FinishReason, message string) {
 	c.mu.Lock()
 	if r := c.runs[id]; r != nil {
-		r.end(pb.FinishReason_FINISH_REASON_ERROR, message)
+		r.end(reason, message)
 	}
 	c.changed.Broadcast()
 	c.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
@@ -247,7 +248,7 @@ func (endless) EOGs() []int32 { return nil }
 
 func TestCache(t *testing.T) {
 	v := vocabulary(t, common)
-	c := NewCache(v, Limits{}, 2, 1<<30)
+	c := NewCache(v, Limits{}, 2, 1<<30, nil)
 	get := func(source string) *Grammar {
 		t.Helper()
 		g, err := c.Compile(context.Background(), Spec{Kind: Regex, Source: source})
@@ -292,7 +293,7 @@ func TestCache(t *testing.T) {
 	if get("b") == b || len(c.order) != 2 || len(c.entries) != 2 {
 		t.Errorf("the oldest was kept, of %d", len(c.order))
 	}
-	small := NewCache(v, Limits{}, 100, 1)
+	small := NewCache(v, Limits{}, 100, 1, nil)
 	for _, source := range []string{"a", "b", "c"} {
 		if _, err := small.Compile(context.Background(), Spec{Kind: Regex, Source: source}); err != nil || len(small.order) != 1 {
 			t.Errorf("%d grammars within a byte (%v)", len(small.order), err)
@@ -304,8 +305,52 @@ func TestCache(t *testing.T) {
 		}
 	}
 	if len(c.order) != 2 || len(c.entries) != 2 {
-		t.Error("a failure was kept")
+		t.Errorf("%d kept, failures included", len(c.order))
 	}
+}
+
+// TestGate: as many compiles run as may, a bounded number waits, who leaves makes room, and what is
+// compiled already is there for all of that.
+func TestGate(t *testing.T) {
+	gate := NewGate(1, 2)
+	c := NewCache(vocabulary(t, common), Limits{}, 10, 1<<30, gate)
+	compile := func(ctx context.Context, source string) error {
+		_, err := c.Compile(ctx, Spec{Kind: Regex, Source: source})
+		return err
+	}
+	if err := compile(t.Context(), "known"); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		gate.places, gate.waiting = make(chan struct{}, 1), make(chan struct{}, 3) // of this bubble
+		go gate.Do(t.Context(), func() error { <-release; return nil })
+		synctest.Wait()
+		gone := errors.New("its client has gone")
+		ctx, leave := context.WithCancelCause(t.Context())
+		ends := make(chan error, 3)
+		go func() { ends <- compile(ctx, "left") }()
+		go func() { ends <- compile(t.Context(), "stays") }()
+		synctest.Wait()
+		if err := compile(t.Context(), "more"); !errors.Is(err, ErrBusy) {
+			t.Errorf("one more than may wait: %v", err)
+		}
+		if err := compile(t.Context(), "known"); err != nil {
+			t.Errorf("what is compiled already: %v", err)
+		}
+		leave(gone)
+		if err := <-ends; !errors.Is(err, gone) {
+			t.Errorf("who has left: %v", err)
+		}
+		go func() { ends <- compile(t.Context(), "more") }()
+		synctest.Wait()
+		close(release)
+		for range 2 {
+			if err := <-ends; err != nil {
+				t.Errorf("after a wait: %v", err)
+			}
+		}
+	})
 }
 
 // TestLimitsAreOfTheTextAlone: whether a text runs into a limit, and where, does not depend on what

@@ -15,6 +15,9 @@ type State struct {
 	configs    []config
 }
 
+// Grammar is the one that the text stands in.
+func (s *State) Grammar() *Grammar { return s.g }
+
 func (g *Grammar) at(id int32) State {
 	s := &g.a.states[id]
 	return State{g: g, generation: g.a.generation, id: id, accepting: s.accepting, configs: s.configs}

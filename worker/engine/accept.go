@@ -7,25 +7,24 @@ import (
 	"strconv"
 
 	"github.com/quire-serve/quire/device"
-	"github.com/quire-serve/quire/model/grammar"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
 // errStep is reported to requests whose step failed on the device.
 var errStep = errors.New("engine: step failed")
 
-// join takes a request that Engine.Add has checked, and if it is constrained its grammar or why
-// there is none.
-func (p *planner) join(r *request, g *grammar.Grammar, err error) {
+// join takes a request that Engine.Add has checked, and if it is constrained where its choices stand
+// in its grammar, or why they stand nowhere.
+func (p *planner) join(r *request, bound []binding, err error) {
 	if r.live == 0 {
 		return // ended while it was compiled
 	}
-	if r.spec != nil && err == nil {
-		err = r.bind(g)
-	}
 	if err != nil {
-		p.endRequest(r, pb.FinishReason_FINISH_REASON_ERROR, err.Error())
+		p.endRequest(r, failureOf(err), err.Error())
 		return
+	}
+	for i := range bound {
+		r.choices[i].text, r.choices[i].mask = bound[i].text, bound[i].mask
 	}
 	p.add(r)
 }
@@ -145,6 +144,7 @@ func (p *planner) accept(r *device.Result, now int64) {
 			p.suspects--
 		}
 	}
+	p.beginStudies()
 	p.pool.Completed(p.accepted)
 	p.check()
 }
@@ -180,12 +180,12 @@ func (p *planner) take(s *sequence, token int32, logprobs *pb.Logprobs, now int6
 		e.Logprobs = append(e.Logprobs, logprobs)
 	}
 	reason, why := s.stop(i, token)
-	if s.constrained() {
-		if err := s.follow(token); err != nil {
-			p.end(s, e, pb.FinishReason_FINISH_REASON_ERROR, "", err.Error())
+	if s.constrained() && reason == 0 {
+		if err := p.follow(s, token); err != nil {
+			p.end(s, e, failureOf(err), "", err.Error())
 			return
 		}
-		if reason == 0 && s.text.Done() {
+		if !s.behind && s.text.Done() {
 			reason = pb.FinishReason_FINISH_REASON_STOP
 		}
 	}

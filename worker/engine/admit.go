@@ -157,7 +157,7 @@ func (p *planner) reclaim() bool {
 	}
 	p.bounded = p.bounded[:0]
 	for _, s := range p.waiting {
-		if s.fetching || s.pending > 0 || p.ofTenant(s.tenant) != nil {
+		if s.fetching || s.behind || s.pending > 0 || p.ofTenant(s.tenant) != nil {
 			continue
 		}
 		p.lookup(s)
@@ -220,6 +220,9 @@ func (p *planner) admit(st *step, budget int, now int64) {
 		switch {
 		case p.hold == holdNew && s.started == 0:
 			i++
+			continue
+		case s.behind:
+			i++ // what it may write next is being worked out: nobody waits for that
 			continue
 		case s.fetching:
 			p.note(noteFetching, s, len(s.tokens))

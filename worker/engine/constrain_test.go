@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/model/grammar"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -148,7 +150,7 @@ func TestScenarioE7(t *testing.T) {
 	// What does not compile never gets a row.
 	before := r.runner.Rows()
 	r.add(ask("broken", prompt(1, 5), 10, matching("a(")))
-	if h := r.got["broken/0"]; h == nil || h.finish != failed || !h.done || h.message == "" {
+	if h := r.got["broken/0"]; h == nil || h.finish != pb.FinishReason_FINISH_REASON_INVALID || !h.done || h.message == "" {
 		t.Fatalf("a broken expression: %+v", h)
 	}
 	r.add(ask("next", prompt(2, 5), 3))
@@ -177,21 +179,26 @@ func TestScenarioD7(t *testing.T) {
 				}
 			}
 		})
+		// As many as may compile at once, and one more: it can begin only when one of them is gone.
+		for i := range students() {
+			r.ok(ask("gone"+string(rune('0'+i)), prompt(1, 5), 10, matching("abd")))
+			<-compiling
+		}
 		r.ok(ask("slow", prompt(1, 5), 10, matching("abc")))
-		r.ok(ask("gone", prompt(1, 5), 10, matching("abd")))
-		<-compiling
-		<-compiling
 		r.ok(ask("quick", prompt(2, 5), 3))
 		time.Sleep(time.Second)
 		if e := r.end("quick"); e.Finish != length {
 			t.Errorf("quick ended with %v", e.Finish)
 		}
-		if s := r.Stats(); s.Waiting != 2 || s.PendingPrefill != 10 {
-			t.Errorf("%d wait with %d tokens while two compile", s.Waiting, s.PendingPrefill)
+		if s := r.Stats(); s.Waiting != 1+students() || s.PendingPrefill != int64(5+5*students()) {
+			t.Errorf("%d wait with %d tokens while %d compile", s.Waiting, s.PendingPrefill, students())
 		}
-		r.Abort("gone", "no longer wanted")
+		r.Abort("gone0", "no longer wanted")
+		if source := <-compiling; source != "abc" {
+			t.Errorf("%q is compiled", source)
+		}
 		time.Sleep(time.Second)
-		if e := r.end("gone"); e.Finish != abort {
+		if e := r.end("gone0"); e.Finish != abort {
 			t.Errorf("gone ended with %v", e.Finish)
 		}
 		close(release)
@@ -201,6 +208,107 @@ func TestScenarioD7(t *testing.T) {
 		}
 		r.close()
 	})
+}
+
+// TestHeavyConstraintHoldsUpNobody: what a grammar has to work out is not worked out on the goroutine
+// that plans, and streams beside it take the steps that they take alone; its own stream goes on where
+// it would have, whenever the studies come back.
+func TestHeavyConstraintHoldsUpNobody(t *testing.T) {
+	heavy := matching(`.*([aeiou].{20}|[st].{30})`)
+	some := 0
+	rapid.Check(t, func(t *rapid.T) {
+		var grammars []*grammar.Grammar
+		r := newRig(t, Settings{Blocks: 48, BlockTokens: 4, MaxSequences: 8, Speculate: rapid.SampledFrom([]int{0, 4}).Draw(t, "speculate"), PrefixCache: true},
+			func(_ *enginetest.Config, m *Model) {
+				m.EOS = []int32{100}
+				compile := Grammars(letterTokens{testVocab, m.EOS}, testVocab)
+				m.Constrain = func(ctx context.Context, s grammar.Spec) (*grammar.Grammar, error) {
+					g, err := compile(ctx, s)
+					grammars = append(grammars, g)
+					return g, err
+				}
+			})
+		var studies []*study
+		r.p.study = func(x *study) { studies = append(studies, x) }
+		worked := func() (n int64) {
+			for _, g := range grammars {
+				n += g.Worked()
+			}
+			return n
+		}
+		drawn := func(q *pb.Request) {
+			one, seed := float32(1), rapid.Uint64().Draw(t, "seed")
+			q.Sampling.Temperature, q.Sampling.Seed = &one, &seed
+			q.Sampling.N = rapid.Int32Range(1, 3).Draw(t, "n")
+		}
+		slow := ask("slow", prompt(1, 9), 50, heavy, drawn)
+		var quick []*pb.Request
+		for i := range 3 {
+			quick = append(quick, ask(string(rune('a'+i)), prompt(2+i, 5), 20))
+		}
+		r.add(append(quick, slow)...)
+		before := worked() // for compiling
+		steps := 0
+		for _, q := range quick {
+			for ; r.got[key(q.Id, 0)] == nil || !r.got[key(q.Id, 0)].done; steps++ {
+				if steps > 25 {
+					t.Fatalf("%s has no end after %d steps", q.Id, steps)
+				}
+				r.step()
+			}
+		}
+		if did := worked() - before; did != 0 {
+			t.Fatalf("%d operations on the goroutine that plans", did)
+		}
+		some += len(studies)
+		for n := 0; !r.p.idle() || len(studies) > 0; n++ {
+			if n > 2000 {
+				t.Fatal("no end")
+			}
+			before = worked()
+			r.step()
+			if did := worked() - before; did != 0 {
+				t.Fatalf("%d operations on the goroutine that plans", did)
+			}
+			for len(studies) > 0 && rapid.Bool().Draw(t, "done") {
+				i := rapid.IntRange(0, len(studies)-1).Draw(t, "which")
+				x := studies[i]
+				studies = slices.Delete(studies, i, i+1)
+				x.do()
+				r.p.learn(x)
+				r.hear()
+			}
+		}
+		for _, q := range append(quick, slow) {
+			r.want(q)
+		}
+	})
+	if some == 0 {
+		t.Error("nothing ever had to be worked out")
+	}
+}
+
+// TestConstraintOverItsLimitIsTheClients: a text that its constraint can't follow any further ends with
+// a reason that says that asking again is of no use, and what was written stays.
+func TestConstraintOverItsLimitIsTheClients(t *testing.T) {
+	r := newRig(t, Settings{Blocks: 512, BlockTokens: 16}, func(_ *enginetest.Config, m *Model) {
+		m.EOS = []int32{100}
+		m.Constrain = func(ctx context.Context, s grammar.Spec) (*grammar.Grammar, error) {
+			v, err := grammar.NewVocabulary(letterTokens{testVocab, m.EOS}, testVocab)
+			if err != nil {
+				return nil, err
+			}
+			return grammar.Compile(ctx, s, v, grammar.Limits{Ways: 100})
+		}
+	})
+	r.add(ask("wide", prompt(1, 5), 400, matching(`[ab]*a[ab]{1000}`)), ask("good", prompt(2, 5), 3))
+	r.finish()
+	if h := r.got["wide/0"]; h.finish != pb.FinishReason_FINISH_REASON_INVALID || len(h.tokens) < 20 || !strings.Contains(h.message, "100 ways") {
+		t.Errorf("ended with %v after %d tokens: %q", h.finish, len(h.tokens), h.message)
+	}
+	if h := r.got["good/0"]; h.finish != length {
+		t.Errorf("its neighbour ended with %v", h.finish)
+	}
 }
 
 // TestConstrainedReal: the embedded model, which never learnt JSON, writes what it must.

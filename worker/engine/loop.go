@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/quire-serve/quire/device"
-	"github.com/quire-serve/quire/model/grammar"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
@@ -22,6 +21,7 @@ type Engine struct {
 	wake     chan struct{}
 	// uncompiled has room for every request that may wait.
 	uncompiled chan *request
+	studies    studies
 
 	// Owned by Run.
 	plan   *planner
@@ -44,9 +44,10 @@ type Engine struct {
 // command is something for the loop to do, in order.
 type command struct {
 	add *request
-	// of a constrained request: its grammar, or why there is none
-	grammar *grammar.Grammar
+	// of a constrained request: where its choices stand, or why they stand nowhere
+	bound   []binding
 	err     error
+	studied *study
 	abort   string
 	reason  string
 	hold    *holdCommand
@@ -90,6 +91,8 @@ func New(s Settings, m Model, sink Sink) (*Engine, error) {
 	}
 	e := &Engine{settings: s, model: m, sink: sink, wake: make(chan struct{}, 1), uncompiled: make(chan *request, s.QueueRequests), plan: p, live: map[string]*request{}}
 	e.stats = e.plan.stats()
+	e.studies.some.L = &e.studies.mu
+	e.plan.study = e.studies.put
 	e.plan.arrived = func(a arrival) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
@@ -130,6 +133,7 @@ func (e *Engine) Add(r *pb.Request) error {
 		return fmt.Errorf("%w: %d prompt tokens wait, the limit is %d", ErrQueueFull, e.queuedTokens, e.settings.QueueTokens)
 	}
 	if q.spec != nil {
+		q.await()
 		select {
 		case e.uncompiled <- q:
 		default: // aborted ones still stand there
@@ -154,8 +158,12 @@ func (e *Engine) Add(r *pb.Request) error {
 func (e *Engine) Abort(id, reason string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.live[id] == nil {
+	r := e.live[id]
+	if r == nil {
 		return false
+	}
+	if r.left != nil {
+		r.left() // its constraint need not be compiled
 	}
 	e.send(command{abort: id, reason: reason})
 	return true
@@ -276,7 +284,7 @@ func (e *Engine) await(ctx context.Context, first func(), ready func() bool) err
 }
 
 // send queues c for the loop. The lock is held. The inbox is bounded: adds by the queue's limits,
-// aborts by the live requests' callers, reads by theirs, arrivals by maxFetches.
+// aborts by the live requests' callers, studies by the live choices, reads by theirs, arrivals by maxFetches.
 func (e *Engine) send(c command) {
 	e.inbox = append(e.inbox, c)
 	e.signal()
@@ -357,7 +365,9 @@ func (e *Engine) obey(buffer []command) []command {
 	for _, c := range commands {
 		switch {
 		case c.add != nil:
-			e.plan.join(c.add, c.grammar, c.err)
+			e.plan.join(c.add, c.bound, c.err)
+		case c.studied != nil:
+			e.plan.learn(c.studied)
 		case c.abort != "":
 			e.mu.Lock()
 			r := e.live[c.abort]

@@ -42,8 +42,12 @@ type planner struct {
 	events []Event
 	// arrived takes the end of a fetch to arrive, on the goroutine that plans. Others call it.
 	arrived func(arrival)
-	done    []*request // ended since the owner last looked
-	begun   []*request // started since the owner last looked
+	// study has a study done and its outcome taken to learn, on the goroutine that plans; behind are the
+	// sequences for which the step being accepted leaves something to be worked out.
+	study  func(*study)
+	behind []*sequence
+	done   []*request // ended since the owner last looked
+	begun  []*request // started since the owner last looked
 
 	count  counters
 	trace  *StepTrace // of the step being planned
@@ -103,6 +107,7 @@ func newPlanner(s Settings, m Model) (*planner, error) {
 		return nil, err
 	}
 	p := &planner{Settings: s, model: m, context: s.Context(m.ContextLength, m.Window), pool: pool}
+	p.study = func(x *study) { x.do(); p.learn(x) } // until an engine has others do it
 	p.lower = newLower(m.Tiers, s.Logger)
 	p.news.scanned = s.Blocks
 	p.misfit = -1
@@ -361,11 +366,13 @@ func (p *planner) fork(st *step) {
 		parent := c.choices[0]
 		switch {
 		case c.state != stateForking:
-		case c.constrained() && c.pending > 0:
+		case c.constrained() && (c.pending > 0 || c.behind && parent.computed == c.computed):
 			kept = append(kept, c)
 		case len(c.tokens)+c.pending >= c.limit:
 			c.state = stateParked
-		case parent.kv.None() || parent.state != stateRunning:
+		case parent.kv.None() || parent.state != stateRunning || parent.computed != c.computed:
+			// Once its parent has gone on without it there is no sharing: blocks that the parent has
+			// filled since are not the child's.
 			p.enqueue(c)
 		default:
 			kv, copies, err := parent.kv.Fork(p.copies)
@@ -387,7 +394,7 @@ func (p *planner) fork(st *step) {
 // probe runs the first suspect alone, at the cost of anyone who holds what it needs. Nothing is in
 // flight.
 func (p *planner) probe(st *step, now int64) {
-	i := slices.IndexFunc(p.waiting, func(s *sequence) bool { return s.suspect })
+	i := slices.IndexFunc(p.waiting, func(s *sequence) bool { return s.suspect && !s.behind })
 	if i < 0 {
 		return
 	}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"slices"
@@ -47,7 +48,10 @@ type request struct {
 	stopIDs   []int32
 	spelled   map[int32]string // those of stopIDs that a stop string spells
 	spec      *grammar.Spec    // what the output must be, nil for anything
-	score     int32            // prompt log-probabilities wanted, as Sample.Logprobs
+	// leave ends when nobody wants the request any more, by left; both are nil without a spec.
+	leave context.Context
+	left  context.CancelFunc
+	score int32 // prompt log-probabilities wanted, as Sample.Logprobs
 
 	choices []*sequence
 	// fetching says that its blocks are to come from source, and it waits for them.
@@ -99,9 +103,12 @@ type sequence struct {
 	fetched   int    // pages read from disk for it
 	forgone   int    // blocks up to which what it generated is not copied down, 0 without any
 
-	text  grammar.State // of a constrained sequence, after its tokens
-	mask  []uint32      // what may follow them
-	masks [][]uint32    // what may follow each draft
+	text    grammar.State // of a constrained sequence, after its tokens
+	mask    []uint32      // what may follow them
+	masks   [][]uint32    // what may follow each draft
+	behind  bool          // a study is to say what may follow; until then it has no row
+	unread  int           // newest tokens that text does not have: the study reads them
+	studied int64         // operations that its studies have cost
 
 	lookup lookup
 	drafts []int32 // guesses in the newest step, not verified yet
@@ -162,7 +169,7 @@ func (s *sequence) generated() int { return len(s.tokens) - s.prompt }
 // its pages are under way, or the result of a step in flight must say first which token is next.
 func (s *sequence) want() int {
 	n := len(s.tokens) + s.pending
-	if n >= s.limit || s.loading() || s.constrained() && s.pending > 0 {
+	if n >= s.limit || s.loading() || s.constrained() && (s.pending > 0 || s.behind) {
 		return 0
 	}
 	return n - s.computed

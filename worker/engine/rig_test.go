@@ -154,8 +154,8 @@ func (r *rig) add(reqs ...*pb.Request) {
 			r.p.add(n)
 			continue
 		}
-		g, err := r.model.Constrain(background, *n.spec)
-		r.p.join(n, g, err)
+		bound, err := n.bind(background, r.model.Constrain)
+		r.p.join(n, bound, err)
 	}
 	r.hear()
 }
