@@ -95,7 +95,8 @@ func (o *outbox) open(r *pb.Request, term, index uint64) admission {
 		case !old.done, fits && old.complete():
 			old.term, old.index = term, index
 			o.tellAgain(old)
-			if old.gateway != r.GatewayId {
+			if old.gateway != r.GatewayId || old.done {
+				// What ended is dispatched again because its output is wanted: the gateway has not all of it.
 				o.move(old, r.GatewayId)
 			}
 			if !old.done {

@@ -489,7 +489,7 @@ func TestEndsAreReportedOverSessions(t *testing.T) {
 }
 
 // TestRunsNothingTwice: dispatched again while it runs, a request goes on under the new dispatch;
-// after it ended, its end is reported again.
+// after it ended, its end is reported and its output sent again.
 func TestRunsNothingTwice(t *testing.T) {
 	l := newLeader(t, 1)
 	w := start(t, nil, l.address)
@@ -517,6 +517,15 @@ func TestRunsNothingTwice(t *testing.T) {
 	s.dispatch(t, 2, 6, q)
 	if f := next(t, s.finished, "second report"); f.Index != 6 || f.Usage.CompletionTokens != 10 {
 		t.Errorf("report is %v", f)
+	}
+	var sent []int32
+	for done := false; !done; {
+		if e := next(t, g.events, "event of the last dispatch"); e.Index == 6 {
+			sent, done = append(sent[:e.First], e.TokenIds...), e.RequestDone
+		}
+	}
+	if !slices.Equal(sent, outputOf(q.Prompt, 10)) {
+		t.Errorf("the last dispatch sent %v", sent)
 	}
 	if got := w.Stats().GeneratedTokens; got != 10 {
 		t.Errorf("%d tokens generated, want 10", got)
