@@ -38,7 +38,7 @@ func (g *Gateway) start(ctx context.Context, c *call) (*answer, *apiError) {
 	held := 0
 	for i := range ids {
 		ids[i] = c.id
-		if len(ids) > 1 {
+		if i > 0 {
 			ids[i] = fmt.Sprintf("%s.%d", c.id, i)
 		}
 		if g.lives.lingers(ids[i]) {
@@ -61,6 +61,14 @@ func (g *Gateway) start(ctx context.Context, c *call) (*answer, *apiError) {
 			g.submit(e.live, c.prompts[i].defaulted)
 		default:
 			c.model.meters.replayed.Inc()
+		}
+		if i == 0 && c.named && len(ids) > 1 {
+			// Two bodies at once under one key meet here, and one of them is refused as a whole. Otherwise
+			// each could have some of the prompts.
+			if e := a.await(ctx); e != nil {
+				a.close(ctx)
+				return nil, e
+			}
 		}
 	}
 	if e := a.await(ctx); e != nil {

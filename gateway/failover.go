@@ -45,6 +45,9 @@ const (
 	recallBytes = 1 << 20
 	// rerunsAllowed bounds how often a live has its request run again.
 	rerunsAllowed = 3
+	// followEvery is how often the leader is asked for what the log has of a request that streams to
+	// another gateway and has readers here too.
+	followEvery = 250 * time.Millisecond
 )
 
 // inquiry is when the leader must be asked about a request.
@@ -59,6 +62,8 @@ type inquiry struct {
 	// claim: a reader has come to what was here. Another gateway may have adopted it since, and who came
 	// last has it. moved: another gateway has adopted it, or had before it was claimed.
 	claim, moved bool
+	// follows: the request streams to another gateway; what the log has of it is good enough here.
+	follows bool
 }
 
 func (q *inquiry) hear(now time.Time) { q.heard, q.times = now, 0 }
@@ -76,6 +81,8 @@ func (q *inquiry) due(now time.Time, silence time.Duration) bool {
 		return since >= firstGap<<min(q.gaps, 7)
 	case q.claim || q.moved:
 		return since >= firstGap<<min(q.times, 7)
+	case q.follows:
+		return since >= followEvery
 	}
 	if q.ended {
 		silence = silenceEnded
@@ -89,7 +96,7 @@ func (q *inquiry) begin(now time.Time) (claim bool) {
 		q.gaps++
 	}
 	claim = q.claim
-	q.asking, q.asked, q.gap, q.claim, q.moved = true, now, false, false, false
+	q.asking, q.asked, q.gap, q.claim, q.moved, q.follows = true, now, false, false, false, false
 	q.times++
 	return claim
 }
@@ -292,12 +299,34 @@ func (g *Gateway) ask(ctx context.Context, l *live, claim bool) {
 	case !r.Found:
 		l.fail(internal("the control plane has forgotten the request"))
 	case r.Request.GetGatewayId() != g.NodeID && r.FinishReason == pb.FinishReason_FINISH_REASON_UNSPECIFIED:
-		if !claimed {
+		if claimed {
+			return
+		}
+		if news, can := l.follow(r, now); !can {
 			l.fail(moved())
+		} else if news {
+			l.notify()
 		}
 	default:
 		g.catchUp(try, l, r)
 	}
+}
+
+// follow takes in what the log knows of a request that now streams to another gateway, whose client asked
+// later: those who read here get its checkpoints and its end. It cannot be followed where the log does
+// not have all that is wanted, and need not be where nobody reads it.
+func (l *live) follow(r *pb.AdoptResponse, now time.Time) (news, can bool) {
+	l.mu.Lock()
+	can = len(l.readers) > 0 && !l.probabilities()
+	l.mu.Unlock()
+	if !can {
+		return false, false
+	}
+	news, _ = l.learn(r, now)
+	l.mu.Lock()
+	l.inquiry.follows = true
+	l.mu.Unlock()
+	return news, true
 }
 
 // catchUp takes in the leader's answer and has the rest sent, or generated, again.

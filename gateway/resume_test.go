@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -88,21 +89,26 @@ func TestResumeRunning(t *testing.T) {
 		there := join(t, here.Cluster, o, "node-2")
 		here.Step(10)
 		s := here.stream(textPath, body, "Idempotency-Key", "k")
-		var got strings.Builder
+		var got, old strings.Builder
 		for range 2 {
 			got.WriteString("data: " + s.next() + "\n\n")
 		}
+		last := s.id
+		old.WriteString(got.String())
 		here.KillWorker(here.WorkerOf("k"))
 		opened := make(chan *stream)
-		go func() { opened <- there.stream(textPath, body, "Idempotency-Key", "k", "Last-Event-ID", s.id) }()
+		go func() { opened <- there.stream(textPath, body, "Idempotency-Key", "k", "Last-Event-ID", last) }()
 		here.Await(func(s gatewaytest.State) bool { return s.Adoptions == 1 })
-		// The old reader is told that its request is elsewhere, without harm to it.
-		end := ""
-		for data := s.next(); data != ""; data = s.next() {
-			end = data
-		}
-		if c := decode[chunk](t, end); c.Error == nil || c.Error.Code != "request_moved" {
-			t.Errorf("the old stream ends with %s", end)
+		// The old reader is told that its request is elsewhere, or goes on with what the log has.
+		follows := !strings.Contains(body, "logprobs")
+		if !follows {
+			end := ""
+			for data := s.next(); data != ""; data = s.next() {
+				end = data
+			}
+			if c := decode[chunk](t, end); c.Error == nil || c.Error.Code != "request_moved" {
+				t.Errorf("the old stream ends with %s", end)
+			}
 		}
 		here.Step(100)
 		resumed := <-opened
@@ -111,6 +117,14 @@ func TestResumeRunning(t *testing.T) {
 		}
 		if got := gatewaytest.Gather(t, got.String()); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
+		}
+		if follows {
+			for data := s.next(); data != ""; data = s.next() {
+				old.WriteString("data: " + data + "\n\n")
+			}
+			if got := gatewaytest.Gather(t, old.String()); got != want {
+				t.Errorf("the old stream\ngot  %s\nwant %s", got, want)
+			}
 		}
 		if s := here.State(); len(s.Aborts) != 0 || len(s.Wrong) != 0 || s.Live != 0 {
 			t.Errorf("aborts %v, wrong %v, %d live", s.Aborts, s.Wrong, s.Live)
@@ -159,6 +173,70 @@ func TestReplay(t *testing.T) {
 	}
 	if n := here.State().Reruns; n != 1 {
 		t.Errorf("%d reruns", n)
+	}
+}
+
+// atOnce posts two bodies at the same time under one key, each at a gateway of its own.
+func atOnce(doors [2]*door, key string, bodies [2]string) (replies [2]reply) {
+	var both sync.WaitGroup
+	for i := range 2 {
+		both.Go(func() { replies[i] = doors[i].post(textPath, bodies[i], "Idempotency-Key", key) })
+	}
+	both.Wait()
+	return replies
+}
+
+// TestOneBodyWinsAKey sends two bodies at once under one key, at one gateway and at two: one is answered,
+// the other refused for good.
+func TestOneBodyWinsAKey(t *testing.T) {
+	o := gatewaytest.Options{Workers: 2}
+	here := open(t, o)
+	there := join(t, here.Cluster, o, "node-2")
+	for name, prompts := range map[string][2]string{
+		"one prompt":       {`"A"`, `"B"`},
+		"the last differs": {`["A","B","C"]`, `["A","B","D"]`},
+		"the first":        {`["A","B","C"]`, `["D","B","C"]`},
+		"one and several":  {`"A"`, `["B","C"]`},
+	} {
+		for place, doors := range map[string][2]*door{"one gateway": {here, here}, "two": {here, there}} {
+			t.Run(name+", "+place, func(t *testing.T) {
+				for i := range 10 {
+					var bodies [2]string
+					for k, prompt := range prompts {
+						bodies[k] = fmt.Sprintf(`{"model":"test","max_tokens":40,"seed":%d,"prompt":%s}`, i, prompt)
+					}
+					r := atOnce(doors, fmt.Sprint(strings.ReplaceAll(name+place, " ", ""), i), bodies)
+					if r[0].status+r[1].status != 200+409 {
+						t.Fatalf("%d %s\n%d %s", r[0].status, r[0].body, r[1].status, r[1].body)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestSameBodyAtOnceJoins sends one body twice at the same time under one key, streamed and whole, at one
+// gateway and at two: both are answered with the same, and it runs once.
+func TestSameBodyAtOnceJoins(t *testing.T) {
+	o := gatewaytest.Options{Workers: 2}
+	here := open(t, o)
+	there := join(t, here.Cluster, o, "node-2")
+	for place, doors := range map[string][2]*door{"one gateway": {here, here}, "two": {here, there}} {
+		for _, stream := range []string{"true", "false"} {
+			t.Run(place+", stream "+stream, func(t *testing.T) {
+				before := here.State().Admitted
+				for i := range 10 {
+					body := fmt.Sprintf(`{"model":"test","max_tokens":200,"seed":%d,"prompt":["A","B"],"n":2,"stream":%s}`, i, stream)
+					r := atOnce(doors, fmt.Sprint(stream, place[:3], i), [2]string{body, body})
+					if r[0].status != 200 || r[1].status != 200 || gatewaytest.Gather(t, r[0].body) != gatewaytest.Gather(t, r[1].body) {
+						t.Fatalf("%d %s\n%d %s", r[0].status, r[0].body, r[1].status, r[1].body)
+					}
+				}
+				if s := here.State(); s.Admitted != before+20 || s.Reruns != 0 || len(s.Aborts) != 0 {
+					t.Errorf("%d admitted, %d reruns, aborts %v", s.Admitted-before, s.Reruns, s.Aborts)
+				}
+			})
+		}
 	}
 }
 
