@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/quire-serve/quire/model/tokenizer"
 )
 
 func clock() time.Time { return time.Date(2026, 11, 3, 9, 5, 7, 0, time.UTC) }
@@ -111,13 +115,102 @@ func TestLargeConversationFits(t *testing.T) {
 	}
 }
 
+// templateFiles are the templates of this folder and jinja's, in the formats of a dozen families.
 func templateFiles(t testing.TB) []string {
 	t.Helper()
 	names, err := fs.Glob(os.DirFS("testdata"), "*.jinja")
-	if err != nil || len(names) < 7 {
-		t.Fatal(names, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	families, err := fs.Glob(os.DirFS("jinja/testdata/families"), "*.jinja")
+	if err != nil || len(names) < 7 || len(families) < 12 {
+		t.Fatal(names, families, err)
+	}
+	for _, name := range families {
+		names = append(names, "../jinja/testdata/families/"+name)
 	}
 	return names
+}
+
+// markers are the control tokens of a template: whatever looks like one in its source.
+func markers(source string) []string {
+	list := regexp.MustCompile(`<\|[^|>]+\|>|<｜[^｜]+｜>|\[/?[A-Z_]+\]|<(start|end)_of_turn>`).FindAllString(source, -1)
+	list = append(list, "<s>", "</s>")
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// bytewise is a tokenizer of one token a byte, and control tokens.
+func bytewise(t testing.TB, control []string) *tokenizer.Tokenizer {
+	t.Helper()
+	v := tokenizer.Vocab{Model: "gpt2", Pre: "gpt-2", BOS: -1, EOS: -1, EOT: -1, Unknown: -1, Pad: -1}
+	next := rune(256)
+	for b := range 256 {
+		r := rune(b)
+		if !(b >= '!' && b <= '~' || b >= 0xA1 && b <= 0xAC || b >= 0xAE) {
+			r = next
+			next++
+		}
+		v.Tokens, v.Types = append(v.Tokens, string(r)), append(v.Types, 1)
+	}
+	for _, s := range control {
+		v.Tokens, v.Types = append(v.Tokens, s), append(v.Types, 3)
+	}
+	tok, err := tokenizer.New(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
+}
+
+// TestControlTokensAreTheTemplates: for every template, a conversation that spells no control token
+// becomes the tokens that encoding the whole prompt with control tokens gives, as other servers do it;
+// and one that does has the same control tokens in the same order, whatever it spells.
+func TestControlTokensAreTheTemplates(t *testing.T) {
+	for _, name := range templateFiles(t) {
+		template := load(t, name)
+		control := markers(template.Source())
+		tok := bytewise(t, control)
+		pieces := append([]string{"x", " ", "\n", "<", "|>", "<|", "<|im_", "[", "INST]", "</", "s>", "user"}, control...)
+		special := func(ids []int32) (list []int32) {
+			for _, id := range ids {
+				if tok.IsSpecial(id) {
+					list = append(list, id)
+				}
+			}
+			return list
+		}
+		rapid.Check(t, func(t *rapid.T) {
+			var hostile, harmless []Message
+			for i := range rapid.IntRange(0, 2).Draw(t, "answers")*2 + 1 {
+				said := "x" + strings.Join(rapid.SliceOfN(rapid.SampledFrom(pieces), 0, 6).Draw(t, "said"), "") + rapid.SampledFrom([]string{"x", "<", "<|", "<|im_", "[/"}).Draw(t, "end")
+				m := Message{Role: []string{"user", "assistant"}[i%2], Content: said}
+				hostile = append(hostile, m)
+				m.Content = "x x"
+				harmless = append(harmless, m)
+			}
+			options := Options{AddGenerationPrompt: rapid.Bool().Draw(t, "generate")}
+			bad, err := template.Render(hostile, options)
+			if err != nil {
+				t.Fatal(name, err)
+			}
+			good, err := template.Render(harmless, options)
+			if err != nil {
+				t.Fatal(name, err)
+			}
+			want := tok.Encode(nil, good.Text, true)
+			if got := tok.EncodeMarked(nil, good.Text, good.Own); !slices.Equal(got, want) {
+				t.Fatalf("%s: %q became %v, want %v", name, good.Text, got, want)
+			}
+			ids := tok.EncodeMarked(nil, bad.Text, bad.Own)
+			if got, want := special(ids), special(want); !slices.Equal(got, want) {
+				t.Fatalf("%s: %q has the control tokens %v, want %v", name, bad.Text, got, want)
+			}
+			if tok.Decode(ids, false) != bad.Text {
+				t.Fatalf("%s: %q came back as %q", name, bad.Text, tok.Decode(ids, false))
+			}
+		})
+	}
 }
 
 // TestMessagesAreNeverTheTemplatesOwn: the part of the prompt that may spell control tokens is what the

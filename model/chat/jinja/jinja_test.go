@@ -295,3 +295,78 @@ func FuzzTemplate(f *testing.F) {
 		}
 	})
 }
+
+// TestFamilies compares templates in the formats of a dozen families, rendered over conversations with
+// tools, thoughts, parts and documents, with what transformers renders; see testdata/families.py.
+func TestFamilies(t *testing.T) {
+	data, err := os.ReadFile("testdata/families.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct {
+		Shared []json.RawMessage
+		Cases  []struct {
+			Template  string
+			Variables map[string]json.RawMessage
+			Want      *string
+			Error     string
+		}
+	}
+	if err := json.Unmarshal(data, &file); err != nil {
+		t.Fatal(err)
+	}
+	templates := map[string]*Template{}
+	wanted := map[string]int{}
+	for i, c := range file.Cases {
+		if templates[c.Template] == nil {
+			source, err := os.ReadFile("testdata/families/" + c.Template)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if templates[c.Template], err = Parse(string(source)); err != nil {
+				t.Fatalf("%s: %v", c.Template, err)
+			}
+		}
+		var o Object
+		for name, v := range c.Variables {
+			var place int
+			switch name {
+			case "messages", "tools", "documents":
+				if err := json.Unmarshal(v, &place); err != nil {
+					t.Fatal(err)
+				}
+				v = file.Shared[place]
+			case "bos_token", "eos_token":
+				var s string
+				if err := json.Unmarshal(v, &s); err != nil {
+					t.Fatal(err)
+				}
+				o = append(o, Member{name, Own(s)})
+				continue
+			}
+			o = append(o, Member{name, v})
+		}
+		got, err := templates[c.Template].Render(o, Environment{Limits: generous, Now: clock})
+		var e *Error
+		switch {
+		case c.Want != nil && err != nil:
+			t.Errorf("case %d, %s: %v, want %q", i, c.Template, err, *c.Want)
+		case c.Want != nil && got.s != *c.Want:
+			t.Errorf("case %d, %s:\n got %q\nwant %q", i, c.Template, got, *c.Want)
+		case c.Want != nil:
+			wanted[c.Template]++
+		case c.Error != "" && (!errors.As(err, &e) || !e.Raised || e.Text != c.Error):
+			t.Errorf("case %d, %s: error %v, want %q", i, c.Template, err, c.Error)
+		case err == nil || got.s != "":
+			t.Errorf("case %d, %s: %q, %v, want an error", i, c.Template, got, err)
+		}
+	}
+	for name := range templates {
+		if wanted[name] < 20 {
+			t.Errorf("%s: only %d cases with a prompt", name, wanted[name])
+		}
+	}
+	if len(templates) < 12 {
+		t.Errorf("only %d templates", len(templates))
+	}
+}

@@ -2,7 +2,7 @@
 
     python language.py
 
-Needs transformers and Jinja2 from PyPI. In language.txt "\\n" stands for a newline in the template.
+Needs transformers and Jinja2 from PyPI; those here are of 5.24.0 and 3.1.6. In language.txt "\\n" stands for a newline in the template.
 """
 
 import datetime
