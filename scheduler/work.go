@@ -10,12 +10,14 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/batch"
 	"github.com/quire-serve/quire/scheduler/prefix"
+	"github.com/quire-serve/quire/transport"
 )
 
 // session is a worker's stream with this leader.
@@ -98,6 +100,9 @@ func (s *Scheduler) Work(stream pb.Control_WorkServer) error {
 	}
 	hello := first.GetHello()
 	if err := checkHello(hello); err != nil {
+		return err
+	}
+	if err := s.checkReachable(stream.Context(), hello.GetWorker().GetAddress()); err != nil {
 		return err
 	}
 	if err := l.register(stream.Context(), hello.GetWorker()); err != nil {
@@ -197,6 +202,29 @@ func checkHello(h *pb.Hello) error {
 		if value < 1 {
 			return invalid("hello.worker."+name, "%d; the least is 1", value)
 		}
+	}
+	return nil
+}
+
+// checkReachable refuses an address by which a worker can't be reached where the gateways are: it would
+// look ready, and every request would wait for it.
+func (s *Scheduler) checkReachable(ctx context.Context, address string) error {
+	if err := transport.CheckAddress(address); err != nil {
+		return invalid("hello.worker.address", "%v", err)
+	}
+	from := ""
+	if p, ok := peer.FromContext(ctx); ok && p.Addr.Network() == "tcp" {
+		from = p.Addr.String()
+	}
+	self := s.members.self.GetControlAddress()
+	switch {
+	case transport.Unspecified(address):
+		return invalid("hello.worker.address", "%q is an address to listen on, not one to reach a worker by; start it with --advertise", address)
+	case !transport.Loopback(address):
+	case from != "" && !transport.Loopback(from):
+		return invalid("hello.worker.address", "%q means another machine here than at the worker, which connects from %s; start it with --listen or --advertise of an address that gateways reach", address, from)
+	case self != "" && !transport.Loopback(self):
+		return invalid("hello.worker.address", "%q is reached from this machine alone, and the cluster has others; start the worker with --listen or --advertise of an address that all gateways reach", address)
 	}
 	return nil
 }

@@ -51,6 +51,9 @@ func serveDev(cmd *cobra.Command, s serverFlags, w workerFlags, name, prompt str
 	spec := specs[0]
 	fmt.Fprintf(out, "quire %s, model %s\n", version, describeSpec(spec))
 
+	if !transport.Loopback(s.control) {
+		return usagef("--cluster: %s; quire dev is a cluster of this machine alone: use quire server and quire worker for more", s.control)
+	}
 	// Take the ports and the log before the long work, so that what is wrong shows at once.
 	s.data = filepath.Join(s.data, "dev")
 	n, err := startControl(s, specs)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -176,6 +177,9 @@ func (w *workerFlags) reach(ctx context.Context) (err error) {
 	if err := w.tls.guard("control", w.control...); err != nil {
 		return err
 	}
+	if err := w.checkAdvertised(); err != nil {
+		return err
+	}
 	if w.certificates, err = w.tls.loadAs(trust.Identity{Role: trust.Worker, Name: w.id}); err != nil {
 		return err
 	}
@@ -187,6 +191,23 @@ func (w *workerFlags) reach(ctx context.Context) (err error) {
 	}
 	if len(mistakes) == len(w.control) {
 		return usagef("--control: %w", errors.Join(mistakes...))
+	}
+	return nil
+}
+
+// checkAdvertised refuses an address that gateways could not use.
+func (w *workerFlags) checkAdvertised() error {
+	flag, address := "advertise", w.advertise
+	if address == "" {
+		flag, address = "listen", w.listen
+	} else if err := transport.CheckAddress(address); err != nil {
+		return usagef("--advertise: %w", err)
+	}
+	if transport.Unspecified(address) {
+		return usagef("--%s: others cannot use %q; say with --advertise what they can", flag, address)
+	}
+	if transport.Loopback(address) && slices.ContainsFunc(w.control, func(node string) bool { return !transport.Loopback(node) }) {
+		return usagef("--%s: %s is reached from this machine alone, and --control names others, whose gateways are to use it", flag, address)
 	}
 	return nil
 }
