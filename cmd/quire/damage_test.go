@@ -44,7 +44,7 @@ func flipBit(t *testing.T, path, where string) {
 func TestADamagedNodeIsRepaired(t *testing.T) {
 	c := newNodes(t, 3, func(int) []string { return []string{"--stable-after", "100ms"} })
 	for i, damage := range []func(data string){
-		func(data string) { flipBit(t, newestSegment(t, data), c.grpc[0]) },
+		func(data string) { flipBit(t, newestSegment(t, data), c.control[0]) },
 		func(data string) {
 			if err := os.Remove(newestSegment(t, data)); err != nil {
 				t.Fatal(err)
@@ -81,7 +81,7 @@ func TestADamagedNodeIsRepaired(t *testing.T) {
 	for i := range c.run {
 		c.start(i)
 	}
-	founder := slices.Index(c.grpc, slices.Min(c.grpc))
+	founder := slices.Index(c.control, slices.Min(c.control))
 	c.run[founder].waitFor("waiting", func() bool {
 		return strings.Contains(c.run[founder].out.String(), "there is no cluster that it could be repaired from")
 	})
@@ -110,7 +110,7 @@ func TestADamagedNodeAloneSaysSo(t *testing.T) {
 		if err := os.WriteFile(path, bytes.ReplaceAll(whole, []byte("1"), []byte("2")), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		code, _, stderr := runQuire(t, "server", "--id", "n1", "--model", "tiny", "--data", c.data(0), "--http", c.http[0], "--grpc", c.grpc[0])
+		code, _, stderr := runQuire(t, "server", "--id", "n1", "--model", "tiny", "--data", c.data(0), "--http", c.http[0], "--grpc", c.grpc[0], "--cluster", c.control[0])
 		if code != 1 || !strings.Contains(stderr, want) || !strings.Contains(stderr, "quire snapshot restore") || strings.Contains(stderr, "goroutine") {
 			t.Errorf("with another %s: %d, %s", name, code, stderr)
 		}
