@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -37,9 +35,9 @@ func (g *Gateway) start(ctx context.Context, c *call) (*answer, *apiError) {
 	ids := make([]string, len(c.prompts))
 	held := 0
 	for i := range ids {
-		ids[i] = c.id
+		ids[i] = c.key()
 		if i > 0 {
-			ids[i] = fmt.Sprintf("%s.%d", c.id, i)
+			ids[i] = fmt.Sprintf("%s.%d", c.key(), i)
 		}
 		if g.lives.lingers(ids[i]) {
 			held++ // it has a place for its client
@@ -52,13 +50,17 @@ func (g *Gateway) start(ctx context.Context, c *call) (*answer, *apiError) {
 	a.places = len(ids)
 	for i, id := range ids {
 		request := g.request(id, c, &c.prompts[i])
-		e := g.enter(a, id, request, func() *live { return newLive(request, c.model, c.named, g.Now()) })
+		e := g.enter(a, id, c.digest, func() *live {
+			l := newLive(request, c.model, c.named, g.Now())
+			l.digest = c.digest
+			return l
+		})
 		switch {
 		case e.other:
 			a.close(ctx)
-			return nil, conflict("request_id_in_use", "request %q has another body; an id belongs to one body", id)
+			return nil, conflict("request_id_in_use", "request %q has another body; an id belongs to one body", c.id)
 		case e.fresh:
-			g.submit(e.live, c.prompts[i].defaulted)
+			g.submit(e.live)
 		default:
 			c.model.meters.replayed.Inc()
 		}
@@ -103,8 +105,8 @@ func (g *Gateway) awaitWorker(ctx context.Context, m *served) *apiError {
 }
 
 // enter puts the answer's reader on a live and settles what that changes.
-func (g *Gateway) enter(a *answer, id string, wanted *pb.Request, create func() *live) entry {
-	e := g.lives.enter(id, &a.reader, a.call.named, wanted, create)
+func (g *Gateway) enter(a *answer, id string, digest []byte, create func() *live) entry {
+	e := g.lives.enter(id, &a.reader, a.call.named, digest, create)
 	if e.replaced != nil {
 		e.replaced.fail(moved())
 	}
@@ -146,8 +148,8 @@ func saltOf(tenant string) []byte {
 
 // submit admits a live in a goroutine of its own, because it may have readers that came later and
 // stay longer than the first. Prompts of one call go together, so that they share a log entry.
-func (g *Gateway) submit(l *live, defaulted bool) {
-	g.run(l, func(ctx context.Context) { g.admit(ctx, l, defaulted) })
+func (g *Gateway) submit(l *live) {
+	g.run(l, func(ctx context.Context) { g.admit(ctx, l) })
 }
 
 // overtake is submit for a live that was found by its id.
@@ -174,11 +176,8 @@ func (g *Gateway) run(l *live, admit func(context.Context)) {
 }
 
 // admit sends one request to the leader. One that is known there already is taken over.
-func (g *Gateway) admit(ctx context.Context, l *live, defaulted bool) {
-	resp, err := ask(ctx, g.control, &pb.SubmitRequest{Request: l.request}, pb.ControlClient.Submit)
-	if status.Code(err) == codes.AlreadyExists && defaulted && g.agree(ctx, l) {
-		resp, err = ask(ctx, g.control, &pb.SubmitRequest{Request: l.request}, pb.ControlClient.Submit)
-	}
+func (g *Gateway) admit(ctx context.Context, l *live) {
+	resp, err := ask(ctx, g.control, &pb.SubmitRequest{Request: l.request, Digest: l.digest}, pb.ControlClient.Submit)
 	switch {
 	case err != nil:
 		e := fromControl(err)
@@ -189,6 +188,7 @@ func (g *Gateway) admit(ctx context.Context, l *live, defaulted bool) {
 		}
 		l.mu.Unlock()
 	case resp.Duplicate:
+		l.agree(resp.MaxTokens)
 		g.takeOver(ctx, l)
 	default:
 		l.mu.Lock()
@@ -202,22 +202,14 @@ func (g *Gateway) admit(ctx context.Context, l *live, defaulted bool) {
 	}
 }
 
-// agree gives a request that left max_tokens to us the value it was admitted with: what the context
-// leaves depends on which workers there are. It reports whether that changed anything.
-func (g *Gateway) agree(ctx context.Context, l *live) bool {
-	r, err := ask(ctx, g.control, &pb.AdoptRequest{RequestId: l.id, GatewayId: g.NodeID, IfMine: true}, pb.ControlClient.Adopt)
-	if err != nil || r.Request.GetSampling() == nil {
-		return false
-	}
+// agree gives the request the max_tokens that it was admitted with, 0 if that is not known (any more).
+func (l *live) agree(most int32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	most := r.Request.Sampling.MaxTokens
-	if most == l.request.Sampling.MaxTokens {
-		return false
+	if most > 0 && most != l.request.Sampling.GetMaxTokens() {
+		l.request = proto.CloneOf(l.request)
+		l.request.Sampling.MaxTokens = most
 	}
-	l.request = proto.CloneOf(l.request)
-	l.request.Sampling.MaxTokens = most
-	return true
 }
 
 // takeOver makes this gateway the one that a known request streams to, and brings the live up to what
@@ -240,6 +232,7 @@ func (g *Gateway) takeOver(ctx context.Context, l *live) {
 	l.mu.Lock()
 	l.request = proto.CloneOf(l.request)
 	l.request.CreatedUnixMs = r.Request.GetCreatedUnixMs()
+	l.promptTokens = r.PromptTokens
 	l.counted = r.FinishReason == pb.FinishReason_FINISH_REASON_UNSPECIFIED
 	l.inquiry.hear(g.Now())
 	l.mu.Unlock()

@@ -11,6 +11,8 @@ import (
 // parameters.
 type call struct {
 	caller
+	// digest names what the client sent: under an id of its own it may send only that again.
+	digest  []byte
 	model   *served
 	prompts []prompt
 	params  *pb.SamplingParams
@@ -34,9 +36,8 @@ type prompt struct {
 	ids []int32
 	// text is what an echo shows.
 	text string
-	// maxTokens is what the context leaves of params.MaxTokens; defaulted if the client did not say.
+	// maxTokens is what the context leaves of params.MaxTokens.
 	maxTokens int32
-	defaulted bool
 }
 
 // piece is what is new in one choice of a call since the last look.

@@ -2,8 +2,10 @@ package gateway
 
 import (
 	"context"
+	"crypto/sha256"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/metadata"
@@ -60,6 +62,22 @@ func identify(w http.ResponseWriter, r *http.Request) (caller, *apiError) {
 		c.patience, e = parsePatience(deadlineHeader, r.Header.Get(deadlineHeader))
 	}
 	return c, e
+}
+
+// key is the name of a tenant's request within the cluster: two tenants' ids have nothing to do with each
+// other. No two callers' keys are the same, because a tenant's name has no slash, and an id without a tenant
+// that has one gets another in front.
+func (c caller) key() string {
+	if c.tenant == "" && !strings.Contains(c.id, "/") {
+		return c.id
+	}
+	return c.tenant + "/" + c.id
+}
+
+// digestOf names what a client sent.
+func digestOf(body []byte) []byte {
+	sum := sha256.Sum256(body)
+	return sum[:16]
 }
 
 // fromMetadata is identify for gRPC. id is the request's own name, if it has one.

@@ -415,14 +415,14 @@ func (g *Gateway) rerun(ctx context.Context, l *live) {
 	l.mu.Lock()
 	l.reruns++
 	allowed := l.reruns <= rerunsAllowed && len(l.request.Prompt) > 0
-	request := l.request
+	request, digest := l.request, l.digest
 	l.inquiry.ended = false
 	l.mu.Unlock()
 	if !allowed {
 		l.fail(forgotten(l.id))
 		return
 	}
-	resp, err := ask(ctx, g.control, &pb.SubmitRequest{Request: request, Rerun: true}, pb.ControlClient.Submit)
+	resp, err := ask(ctx, g.control, &pb.SubmitRequest{Request: request, Rerun: true, Digest: digest}, pb.ControlClient.Submit)
 	if err != nil {
 		l.fail(fromControl(err))
 		return

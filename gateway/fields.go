@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"unicode/utf8"
 )
@@ -39,6 +41,20 @@ func parseBody(body []byte) (*fields, *apiError) {
 		return nil, malformed("the body must be a JSON object, not null")
 	}
 	return f, nil
+}
+
+// digest names what the body asks for, whatever the order of its members and the space between them. How the
+// answer is told is not part of that: the same answer may be asked for whole after it was streamed.
+func (f *fields) digest() []byte {
+	var canonical bytes.Buffer
+	for _, name := range slices.Sorted(maps.Keys(f.members)) {
+		if name == "stream" || name == "stream_options" || string(f.members[name]) == "null" {
+			continue
+		}
+		_ = json.Compact(&canonical, appendString(nil, name)) // both were parsed before
+		_ = json.Compact(&canonical, f.members[name])
+	}
+	return digestOf(canonical.Bytes())
 }
 
 // invalidUTF8 returns the offset of the first byte that is not valid UTF-8, or -1.

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/quire-serve/quire/model/chat"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -112,6 +113,10 @@ func (g *Gateway) generateCall(ctx context.Context, req *pb.GenerateRequest) (*c
 		return nil, unsupported("prompt_logprobs", "prompt_logprobs has no place in Generate's answer")
 	}
 	c := &call{caller: who, model: m, params: params, priority: priority, constraint: "constraint"}
+	body := proto.CloneOf(req)
+	body.RequestId = ""
+	canonical, _ := proto.MarshalOptions{Deterministic: true}.Marshal(body) // it was decoded before
+	c.digest = digestOf(canonical)
 	var ids []int32
 	param := "prompt"
 	switch input := req.Input.(type) {
@@ -183,11 +188,11 @@ func (g *Gateway) Cancel(ctx context.Context, req *pb.CancelRequest) (*pb.Cancel
 	const reason = "cancelled by a client"
 	ctx, cancel := context.WithTimeout(ctx, g.SubmitTimeout)
 	defer cancel()
-	abort := &pb.AbortRequest{RequestId: who.id, Reason: reason, GatewayId: g.NodeID, Tenant: &who.tenant}
+	abort := &pb.AbortRequest{RequestId: who.key(), Reason: reason, GatewayId: g.NodeID, Tenant: &who.tenant}
 	if _, err := ask(ctx, g.control, abort, pb.ControlClient.Abort); err != nil {
 		return nil, fromControl(err)
 	}
-	if l := g.lives.get(who.id); l != nil && l.tenant() == who.tenant {
+	if l := g.lives.get(who.key()); l != nil && l.tenant() == who.tenant {
 		l.fail(cancelled(reason))
 	}
 	return &pb.CancelResponse{}, nil

@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
@@ -30,7 +28,9 @@ type live struct {
 	model  *served
 	meters *meters
 	// named requests have an id from their client, who can come back with it.
-	named   bool
+	named bool
+	// digest names what its client sent; nil if it was found by its id alone.
+	digest  []byte
 	arrived time.Time
 	// admitted is closed once the admission is committed, or has failed.
 	admitted chan struct{}
@@ -105,12 +105,6 @@ func newLive(request *pb.Request, m *served, named bool, now time.Time) *live {
 		request: request, promptTokens: int32(len(request.Prompt)), choices: make([]choice, max(request.Sampling.GetN(), 1)),
 		inquiry: inquiry{heard: now},
 	}
-}
-
-// sameBody reports whether r asks for the same as the live's request.
-func sameBody(a, b *pb.Request) bool {
-	return a.Model == b.Model && a.Tenant == b.Tenant && slices.Equal(a.Prompt, b.Prompt) &&
-		bytes.Equal(a.CacheSalt, b.CacheSalt) && proto.Equal(a.Sampling, b.Sampling)
 }
 
 // probabilities reports whether log-probabilities are wanted. The log does not keep them, so that only
@@ -302,24 +296,24 @@ type table struct {
 	byID map[string]*live
 }
 
-// enter makes r a reader of the live that create's is the same as, or of create's own; fresh says
-// which. create is not called for nil: then there must be one. A live that failed gives way, and so
+// enter makes r a reader of the live that has this id and digest (none for whoever knows the id alone), or
+// of create's; fresh says which. create is not called for nil: then there must be one. A live that failed gives way, and so
 // does one that is known by its id alone, whose body nobody can compare.
-func (t *table) enter(id string, r *reader, named bool, wanted *pb.Request, create func() *live) (e entry) {
+func (t *table) enter(id string, r *reader, named bool, digest []byte, create func() *live) (e entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if l := t.byID[id]; l != nil {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		bodiless := len(l.request.Prompt) == 0
-		if l.failure == nil && wanted != nil && !bodiless && !sameBody(l.request, wanted) {
+		bodiless := l.digest == nil
+		if l.failure == nil && digest != nil && !bodiless && !bytes.Equal(l.digest, digest) {
 			return entry{other: true}
 		}
 		e.lingered = !l.lingers.IsZero()
 		l.lingers = time.Time{}
 		switch {
 		case l.failure != nil:
-		case wanted != nil && bodiless:
+		case digest != nil && bodiless:
 			e.replaced = l
 		default:
 			l.readers = append(l.readers, r)

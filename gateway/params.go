@@ -311,6 +311,7 @@ func (f *fields) common(c *call) (usage bool) {
 	if c.priority < minPriority || c.priority > maxPriority {
 		f.fail(outside("priority", c.priority, minPriority, maxPriority))
 	}
+	c.digest = f.digest()
 	stream := f.boolean("stream", false)
 	c.whole = !stream
 	c.params.ShowSpecialTokens = !f.boolean("skip_special_tokens", true)
@@ -358,7 +359,7 @@ func (g *Gateway) settle(ctx context.Context, c *call, param string, explicit bo
 		if e != nil {
 			return e
 		}
-		q.maxTokens, q.defaulted = most, most != c.params.MaxTokens || !explicit
+		q.maxTokens = most
 	}
 	return nil
 }

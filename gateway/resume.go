@@ -33,12 +33,12 @@ func (g *Gateway) reopen(ctx context.Context, who caller, received []int32) (*an
 	asked, cancel := context.WithTimeout(ctx, g.SubmitTimeout)
 	defer cancel()
 	request, tokens := (*pb.Request)(nil), int32(0)
-	if l := g.lives.get(who.id); l != nil {
+	if l := g.lives.get(who.key()); l != nil {
 		l.mu.Lock()
 		request, tokens = l.request, l.promptTokens
 		l.mu.Unlock()
 	} else {
-		r, err := ask(asked, g.control, &pb.AdoptRequest{RequestId: who.id, GatewayId: g.NodeID, IfMine: true}, pb.ControlClient.Adopt)
+		r, err := ask(asked, g.control, &pb.AdoptRequest{RequestId: who.key(), GatewayId: g.NodeID, IfMine: true}, pb.ControlClient.Adopt)
 		if err != nil {
 			return nil, fromControl(err)
 		}
@@ -62,7 +62,7 @@ func (g *Gateway) reopen(ctx context.Context, who caller, received []int32) (*an
 	}
 	a := g.newAnswer(c)
 	a.places = 1
-	e := g.enter(a, who.id, nil, func() *live {
+	e := g.enter(a, who.key(), nil, func() *live {
 		l := newLive(request, m, true, g.Now())
 		l.promptTokens = tokens
 		return l

@@ -15,6 +15,7 @@ import (
 
 	"github.com/quire-serve/quire/gateway"
 	"github.com/quire-serve/quire/gateway/gatewaytest"
+	"github.com/quire-serve/quire/model/chat"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
@@ -159,9 +160,6 @@ func TestReplay(t *testing.T) {
 	}
 	if r := there.post(textPath, streamed, "Idempotency-Key", "k"); r.status != 409 {
 		t.Errorf("another body: %d %s", r.status, r.body)
-	}
-	if r := there.post(textPath, whole, "Idempotency-Key", "k", "X-Quire-Tenant", "other"); r.status != 409 {
-		t.Errorf("another tenant: %d %s", r.status, r.body)
 	}
 	if s := here.State(); s.Reruns != 0 || s.Admitted != 1 || len(s.Aborts) != 0 {
 		t.Errorf("%d reruns, %d admitted, aborts %v", s.Reruns, s.Admitted, s.Aborts)
@@ -441,5 +439,76 @@ func TestResumeRPC(t *testing.T) {
 		if _, _, err := collect(stream); status.Code(err) != c.code {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestKeysBelongToTenants: the same key under two tenants names two requests, and neither can read, go on
+// with or end the other's, however tenants and keys are put together.
+func TestKeysBelongToTenants(t *testing.T) {
+	d := open(t, gatewaytest.Options{})
+	const body = `{"model":"test","prompt":"%s","max_tokens":9,"seed":3}`
+	for _, who := range [][2]string{{"", "k"}, {"a", "k"}, {"b", "k"}, {"", "a/k"}, {"a", "/k"}, {"", "/a/k"}, {"a", "a/k"}} {
+		prompt := "of " + who[0] + " and " + who[1]
+		headers := []string{"Idempotency-Key", who[1]}
+		if who[0] != "" {
+			headers = append(headers, "X-Quire-Tenant", who[0])
+		}
+		r := d.post(textPath, fmt.Sprintf(body, prompt), headers...)
+		if r.status != 200 || decode[chunk](t, r.body).Choices[0].Text != babble(prompt, 3, 9) || decode[chunk](t, r.body).ID != "cmpl-"+who[1] {
+			t.Errorf("tenant %q, key %q: %d %s", who[0], who[1], r.status, r.body)
+		}
+	}
+	if n := d.State().Admitted; n != 7 {
+		t.Errorf("%d requests were admitted, want 7", n)
+	}
+}
+
+// TestABodyIsWhatTheClientSent: under one key the same body may come in another order and with other space,
+// streamed or whole, and gets the first answer; a body that says something else does not.
+func TestABodyIsWhatTheClientSent(t *testing.T) {
+	d := open(t, gatewaytest.Options{})
+	want := d.post(textPath, `{"model":"test","prompt":"hi","max_tokens":9,"seed":3}`, "Idempotency-Key", "k").body
+	for _, same := range []string{
+		"{ \"seed\": 3,\n\"max_tokens\": 9, \"prompt\": \"hi\", \"model\": \"test\", \"stop\": null, \"stream\": false }",
+	} {
+		if r := d.post(textPath, same, "Idempotency-Key", "k"); r.body != want {
+			t.Errorf("%s: %d %s, want %s", same, r.status, r.body, want)
+		}
+	}
+	if got := d.stream(textPath, `{"stream":true,"model":"test","prompt":"hi","max_tokens":9,"seed":3}`, "Idempotency-Key", "k").text(); got != babble("hi", 3, 9) {
+		t.Errorf("streamed: %q", got)
+	}
+	for _, other := range []string{
+		`{"model":"test","prompt":"hi","max_tokens":8,"seed":3}`,
+		`{"model":"test","prompt":"hi ","max_tokens":9,"seed":3}`,
+		`{"model":"test","prompt":"hi","max_tokens":9,"seed":3,"user":"x"}`,
+	} {
+		if r := d.post(textPath, other, "Idempotency-Key", "k"); r.status != 409 {
+			t.Errorf("%s: %d %s, want 409", other, r.status, r.body)
+		}
+	}
+	if n := d.State().Admitted; n != 1 {
+		t.Errorf("%d requests were admitted, want 1", n)
+	}
+}
+
+// TestATemplateThatReadsTheClock: a retry whose prompt is rendered to other tokens than the first time gets
+// the answer to the first.
+func TestATemplateThatReadsTheClock(t *testing.T) {
+	dated := func(year int) func(*gateway.Settings) {
+		return func(s *gateway.Settings) {
+			template, err := chat.New("{{ strftime_now('%Y') }}"+gatewaytest.ChatTemplate, chat.Settings{Now: func() time.Time { return time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC) }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Models[0].Chat = template
+		}
+	}
+	d := open(t, gatewaytest.Options{}, dated(2025))
+	next := join(t, d.Cluster, gatewaytest.Options{}, "node-2", dated(2026))
+	const body = `{"model":"test","messages":[{"role":"user","content":"hi"}],"max_tokens":9,"seed":3}`
+	want := d.post(chatPath, body, "Idempotency-Key", "k").body
+	if r := next.post(chatPath, body, "Idempotency-Key", "k"); r.body != want {
+		t.Errorf("%d %s, want %s", r.status, r.body, want)
 	}
 }

@@ -220,6 +220,7 @@ func (l *leader) submit(request *live, rerun bool) (*live, *pb.SubmitResponse, e
 		return nil, &pb.SubmitResponse{
 			Term: known.Submitted.Term, Index: known.Submitted.Index,
 			Duplicate: true, WorkerId: known.WorkerID, FinishReason: known.FinishReason,
+			MaxTokens: known.Request.GetSampling().GetMaxTokens(),
 		}, nil
 	case !bytes.Equal(known.PromptDigest, request.promptDigest):
 		return nil, nil, status.Errorf(codes.AlreadyExists, "request.id: what is kept of %q is not enough to answer again, and its chat template gives another prompt now (it may read the date), so that running it again would give another answer; use a new id", r.GetId())
@@ -351,6 +352,9 @@ func (l *leader) answer(r *live, duplicate bool) *pb.SubmitResponse {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	response := &pb.SubmitResponse{Term: r.submitted.Term, Index: r.submitted.Index, Duplicate: duplicate}
+	if duplicate {
+		response.MaxTokens = r.request.GetSampling().GetMaxTokens()
+	}
 	if r.phase != phaseReturned && r.phase != phaseLost {
 		response.WorkerId = r.worker
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/quire-serve/quire/scheduler"
 	"github.com/quire-serve/quire/scheduler/batch"
 	"github.com/quire-serve/quire/scheduler/consensus"
+	"github.com/quire-serve/quire/scheduler/state"
 	"github.com/quire-serve/quire/transport"
 	"github.com/quire-serve/quire/trust"
 )
@@ -32,6 +33,8 @@ type serverFlags struct {
 	// control is the address of the port for the cluster.
 	control           string
 	placement         string
+	keep              state.Retention
+	keepFor           time.Duration
 	drain, grace      time.Duration
 	maxRequests       int
 	cluster           clusterFlags
@@ -50,6 +53,11 @@ func (s *serverFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&s.durability, "durability", "disk", "disk: an admission is on the disks of a majority before it is answered; local: the log is in memory only, and a node that stops has lost it")
 	f.IntVar(&s.maxRequests, "max-requests", 1024, "prompts that the gateway serves at once; more are answered with 429")
 	f.StringVar(&s.placement, "placement", string(batch.PolicyTTFT), fmt.Sprintf("which worker gets a request, one of %s; docs/scheduling.md tells what they do", placements()))
+	most := state.DefaultRetention
+	f.DurationVar(&s.keepFor, "keep-for", time.Duration(most.AgeMS)*time.Millisecond, "how long an ended request is known; the leader's --keep flags count for all nodes")
+	f.Int64Var(&s.keep.Bytes, "keep-bytes", most.Bytes, "memory for ended requests on every node, a quarter of it for their answers")
+	f.Int64Var(&s.keep.TenantBytes, "keep-tenant-bytes", 0, "how much of that one tenant's may take; 0: all")
+	f.Int64Var(&s.keep.TenantRequests, "keep-tenant-requests", most.TenantRequests, "how many of a tenant's ended requests are known")
 	f.DurationVar(&s.grace, "resume-grace", 10*time.Second, "how long a request with an Idempotency-Key runs on without its client; 0: not at all")
 	f.DurationVar(&s.drain, "drain-timeout", 30*time.Second, "how long running streams may take to finish on shutdown")
 }
@@ -145,6 +153,14 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 	}
 	n.clients.opened = make(chan struct{})
 	settings := scheduler.Settings{NodeID: s.id, DataDir: s.data, Version: version, DialNode: dial, Certificates: certificates, Fatal: fatal}
+	settings.Keep = s.keep
+	settings.Keep.AgeMS = s.keepFor.Milliseconds()
+	if settings.Keep.TenantBytes == 0 {
+		settings.Keep.TenantBytes = settings.Keep.Bytes
+	}
+	if err := settings.Keep.Validate(); err != nil {
+		return nil, usagef("--keep-for, --keep-bytes, --keep-tenant-bytes, --keep-tenant-requests: %v", err)
+	}
 	settings.Batch.Policy = batch.Policy(s.placement)
 	if !slices.Contains(batch.Policies(), settings.Batch.Policy) {
 		return nil, usagef("--placement: %q is not one of %s", s.placement, placements())

@@ -11,7 +11,8 @@ import (
 
 // run is one request and all of its output.
 type run struct {
-	req *pb.Request
+	req    *pb.Request
+	digest []byte
 	// gateway is the one it streams to; worker has it, or nobody.
 	gateway, worker string
 	// index is the number of its newest dispatch; first is how many tokens of each choice that came with

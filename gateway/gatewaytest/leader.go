@@ -102,22 +102,17 @@ func (n *node) Submit(ctx context.Context, req *pb.SubmitRequest) (*pb.SubmitRes
 	return resp, nil
 }
 
-func sameBody(a, b *pb.Request) bool {
-	return a.Model == b.Model && a.Tenant == b.Tenant && slices.Equal(a.Prompt, b.Prompt) &&
-		bytes.Equal(a.CacheSalt, b.CacheSalt) && proto.Equal(a.Sampling, b.Sampling)
-}
-
 func (c *Cluster) submit(in *pb.SubmitRequest) (*pb.SubmitResponse, error) {
 	if c.refusal != nil {
 		return nil, c.refusal
 	}
 	req := in.Request
 	if r := c.runs[req.Id]; r != nil {
-		if !sameBody(r.req, req) {
+		if !bytes.Equal(r.digest, in.Digest) {
 			return nil, status.Errorf(codes.AlreadyExists, "request.id: %q was used for a request with another body", req.Id)
 		}
 		if !in.Rerun || !r.done {
-			return &pb.SubmitResponse{Term: term, Index: r.index, Duplicate: true, WorkerId: r.worker, FinishReason: r.reason}, nil
+			return &pb.SubmitResponse{Term: term, Index: r.index, Duplicate: true, WorkerId: r.worker, FinishReason: r.reason, MaxTokens: r.req.Sampling.GetMaxTokens()}, nil
 		}
 		c.reruns++
 		c.order = slices.DeleteFunc(c.order, func(id string) bool { return id == req.Id })
@@ -135,6 +130,7 @@ func (c *Cluster) submit(in *pb.SubmitRequest) (*pb.SubmitResponse, error) {
 		return nil, status.Error(codes.Unavailable, "no worker is in session")
 	}
 	r := c.newRun(req)
+	r.digest = in.Digest
 	c.runs[req.Id] = r
 	c.order = append(c.order, req.Id)
 	c.dispatch(r)

@@ -365,7 +365,9 @@ type SubmitResponse struct {
 	// Empty while it waits in the queue.
 	WorkerId string `protobuf:"bytes,4,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	// Set if the known request has ended.
-	FinishReason  FinishReason `protobuf:"varint,5,opt,name=finish_reason,json=finishReason,proto3,enum=quire.v1.FinishReason" json:"finish_reason,omitempty"`
+	FinishReason FinishReason `protobuf:"varint,5,opt,name=finish_reason,json=finishReason,proto3,enum=quire.v1.FinishReason" json:"finish_reason,omitempty"`
+	// Of the known request, if it is kept: what the context leaves depends on which workers there were.
+	MaxTokens     int32 `protobuf:"varint,6,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -433,6 +435,13 @@ func (x *SubmitResponse) GetFinishReason() FinishReason {
 		return x.FinishReason
 	}
 	return FinishReason_FINISH_REASON_UNSPECIFIED
+}
+
+func (x *SubmitResponse) GetMaxTokens() int32 {
+	if x != nil {
+		return x.MaxTokens
+	}
+	return 0
 }
 
 type AbortRequest struct {
@@ -3499,13 +3508,15 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\rSubmitRequest\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12\x14\n" +
 	"\x05rerun\x18\x02 \x01(\bR\x05rerun\x12\x16\n" +
-	"\x06digest\x18\x03 \x01(\fR\x06digest\"\xb2\x01\n" +
+	"\x06digest\x18\x03 \x01(\fR\x06digest\"\xd1\x01\n" +
 	"\x0eSubmitResponse\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1c\n" +
 	"\tduplicate\x18\x03 \x01(\bR\tduplicate\x12\x1b\n" +
 	"\tworker_id\x18\x04 \x01(\tR\bworkerId\x12;\n" +
-	"\rfinish_reason\x18\x05 \x01(\x0e2\x16.quire.v1.FinishReasonR\ffinishReason\"\x8c\x01\n" +
+	"\rfinish_reason\x18\x05 \x01(\x0e2\x16.quire.v1.FinishReasonR\ffinishReason\x12\x1d\n" +
+	"\n" +
+	"max_tokens\x18\x06 \x01(\x05R\tmaxTokens\"\x8c\x01\n" +
 	"\fAbortRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
