@@ -18,7 +18,8 @@ type clock struct {
 // ms is the log's time, in milliseconds, at a time of this node's.
 func (c clock) ms(now time.Time) int64 { return c.beganMS + now.Sub(c.began).Milliseconds() }
 
-// machine drives the tables with the log, and the node's clock with the tables.
+// machine drives the tables with the log, and the node's clock with the tables. It notes what came of each
+// entry.
 type machine struct{ s *Scheduler }
 
 var _ consensus.StateMachine = machine{}
@@ -26,6 +27,9 @@ var _ consensus.StateMachine = machine{}
 func (m machine) Apply(index, term uint64, data []byte) (any, error) {
 	before := m.s.store.View().TimeMS()
 	results, err := m.s.store.Apply(index, term, data)
+	if err == nil {
+		m.s.hashes.add(index, m.s.store.View().ChainHash())
+	}
 	if after := m.s.store.View().TimeMS(); after != before {
 		now := m.s.settings.now()
 		m.s.clock.Store(&clock{now, max(after, m.s.clock.Load().ms(now))})
@@ -36,6 +40,7 @@ func (m machine) Apply(index, term uint64, data []byte) (any, error) {
 func (m machine) Snapshot() io.WriterTo { return m.s.store.View() }
 
 func (m machine) Restore(r io.Reader) error {
+	m.s.hashes.forget()
 	err := m.s.store.Restore(r)
 	m.s.clock.Store(&clock{m.s.settings.now(), m.s.store.View().TimeMS()})
 	return err

@@ -15,7 +15,7 @@ import (
 )
 
 // Describe says who this node is and what it knows.
-func (m *membership) Describe(context.Context, *pb.DescribeRequest) (*pb.DescribeResponse, error) {
+func (m *membership) Describe(_ context.Context, in *pb.DescribeRequest) (*pb.DescribeResponse, error) {
 	progress := m.s.node.Progress()
 	view := m.s.store.View()
 	leader := m.s.node.Leader()
@@ -24,7 +24,7 @@ func (m *membership) Describe(context.Context, *pb.DescribeRequest) (*pb.Describ
 		LeaderId: leader.ID, LeaderAddress: m.controlAddress(leader.ID),
 		Term: progress.Term, LastTerm: progress.LastTerm, LastIndex: progress.LastIndex,
 		AppliedIndex: view.Index(), ChainHash: view.ChainHash(),
-		LastContactMs: sinceMS(progress.LastContact),
+		LastContactMs: sinceMS(progress.LastContact), Problem: m.s.Problem(), ChainHashAt: m.s.hashes.at(in.GetAtIndex()),
 	}
 	_, out.Repairing = m.identity.standing()
 	for _, member := range m.s.node.Members() {
@@ -105,7 +105,7 @@ func (m *membership) stillElsewhere(ctx context.Context, node *pb.Node) error {
 	if known == nil || known.GetStoreId() == node.GetStoreId() {
 		return nil
 	}
-	for _, a := range m.ask(ctx, []string{known.GetControlAddress()}) {
+	for _, a := range m.ask(ctx, []string{known.GetControlAddress()}, &pb.DescribeRequest{}) {
 		if a.GetNode().GetId() == known.GetId() && a.GetNode().GetStoreId() == known.GetStoreId() {
 			return errIDInUse(node.GetId(), known.GetControlAddress())
 		}
@@ -144,7 +144,7 @@ func (m *membership) Members(ctx context.Context, _ *pb.MembersRequest) (*pb.Mem
 	if err := m.s.barrier(ctx); err != nil {
 		return nil, status.Error(codes.Unavailable, fmt.Sprintf("the leader could not make sure that it still leads: %v", err))
 	}
-	answers := m.describe(ctx, members)
+	answers := m.describe(ctx, members, &pb.DescribeRequest{})
 	progress := m.s.node.Progress()
 	out := &pb.MembersResponse{Healthy: true, Term: progress.Term, CommitIndex: progress.Commit}
 	pilot := m.pilot.Load()
@@ -162,10 +162,11 @@ func (m *membership) Members(ctx context.Context, _ *pb.MembersRequest) (*pb.Mem
 		if a != nil {
 			entry.LastContactMs, entry.LastTerm, entry.LastIndex = a.GetLastContactMs(), a.GetLastTerm(), a.GetLastIndex()
 			entry.AppliedIndex, entry.ChainHash, entry.Version = a.GetAppliedIndex(), a.GetChainHash(), a.GetNode().GetVersion()
+			entry.Problem = a.GetProblem()
 		}
 		if pilot != nil {
 			if h, ok := pilot.Health(member.ID); ok {
-				entry.Healthy, entry.StableSinceUnixMs = h.Healthy && a != nil, h.Since.UnixMilli()
+				entry.Healthy, entry.StableSinceUnixMs = h.Healthy && a != nil && entry.Problem == "", h.Since.UnixMilli()
 			}
 		}
 		out.Healthy = out.Healthy && entry.Healthy
@@ -209,7 +210,7 @@ func (m *membership) Remove(ctx context.Context, in *pb.RemoveRequest) (*pb.Remo
 		return nil, status.Errorf(codes.NotFound, "id: no member is called %q", id)
 	case id == m.self.GetId():
 		return nil, status.Errorf(codes.FailedPrecondition, "id: %q is the leader; stop it first", id)
-	case m.describe(ctx, []consensus.Member{member})[id] != nil:
+	case m.describe(ctx, []consensus.Member{member}, &pb.DescribeRequest{})[id] != nil:
 		return nil, status.Errorf(codes.FailedPrecondition, "id: %q still runs and would come back; stop it first", id)
 	}
 	if ok {

@@ -85,6 +85,9 @@ func (m *membership) run(ctx context.Context) {
 	tick := time.NewTicker(searchEvery)
 	defer tick.Stop()
 	for {
+		if m.s.node.Problem() != nil {
+			return
+		}
 		if !m.settled() {
 			if err := m.search(ctx); err != nil && ctx.Err() == nil {
 				m.complain(err)
@@ -132,7 +135,7 @@ type answer struct {
 
 // search asks all known addresses and does the next step that the answers allow.
 func (m *membership) search(ctx context.Context) error {
-	answers := m.ask(ctx, m.addresses())
+	answers := m.ask(ctx, m.addresses(), &pb.DescribeRequest{})
 	for _, a := range answers {
 		if a.GetNode().GetId() == m.self.GetId() && a.GetInstance() != m.instance {
 			return fmt.Errorf("the node at %s has this node's id %q; every node needs one of its own", a.address, m.self.GetId())
@@ -365,7 +368,7 @@ func (m *membership) record(ctx context.Context, c *pb.NodeCommand) error {
 // vitals asks members how they are.
 func (m *membership) vitals(ctx context.Context, members []consensus.Member) map[string]consensus.Vitals {
 	out := map[string]consensus.Vitals{}
-	for id, a := range m.describe(ctx, members) {
+	for id, a := range m.describe(ctx, members, &pb.DescribeRequest{}) {
 		out[id] = consensus.Vitals{
 			LastContact: time.Duration(a.GetLastContactMs()) * time.Millisecond,
 			LastTerm:    a.GetLastTerm(), LastIndex: a.GetLastIndex(),
@@ -376,7 +379,7 @@ func (m *membership) vitals(ctx context.Context, members []consensus.Member) map
 
 // describe asks members who they are. Those that do not answer, or whose address another node has
 // now, are missing.
-func (m *membership) describe(ctx context.Context, members []consensus.Member) map[string]*pb.DescribeResponse {
+func (m *membership) describe(ctx context.Context, members []consensus.Member, in *pb.DescribeRequest) map[string]*pb.DescribeResponse {
 	view := m.s.store.View()
 	var addresses []string
 	for _, member := range members {
@@ -385,7 +388,7 @@ func (m *membership) describe(ctx context.Context, members []consensus.Member) m
 		}
 	}
 	out := map[string]*pb.DescribeResponse{}
-	for _, a := range m.ask(ctx, addresses) {
+	for _, a := range m.ask(ctx, addresses, in) {
 		if view.Node(a.GetNode().GetId()).GetControlAddress() == a.address {
 			out[a.GetNode().GetId()] = a.DescribeResponse
 		}
@@ -394,7 +397,7 @@ func (m *membership) describe(ctx context.Context, members []consensus.Member) m
 }
 
 // ask calls Describe at all addresses at once and returns the answers in their order.
-func (m *membership) ask(ctx context.Context, addresses []string) []answer {
+func (m *membership) ask(ctx context.Context, addresses []string, in *pb.DescribeRequest) []answer {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	responses := make([]*pb.DescribeResponse, len(addresses))
@@ -403,7 +406,7 @@ func (m *membership) ask(ctx context.Context, addresses []string) []answer {
 		asked.Go(func() {
 			// A node that does not answer is simply not there.
 			_ = m.call(address, func(c pb.ClusterClient) (err error) {
-				responses[i], err = c.Describe(ctx, &pb.DescribeRequest{})
+				responses[i], err = c.Describe(ctx, in)
 				return err
 			})
 		})

@@ -24,6 +24,7 @@ type Scheduler struct {
 	node     *consensus.Node
 	identity *identity
 	members  *membership
+	hashes   hashes
 	// leader is what this node does as the leader; nil while it is not.
 	leader atomic.Pointer[leader]
 	// clock is the node's idea of the log's time.
@@ -88,6 +89,7 @@ func New(settings Settings) (*Scheduler, error) {
 	s.owned.Go(func() { s.watchLeadership(ctx) })
 	if len(settings.Join) > 0 {
 		s.owned.Go(func() { s.members.run(ctx) })
+		s.owned.Go(func() { s.members.compare(ctx) })
 	}
 	return s, nil
 }
@@ -196,6 +198,14 @@ func (s *Scheduler) WatchLeader(ctx context.Context, found func(address string))
 func (s *Scheduler) ChainHash() (index, hash uint64) {
 	v := s.store.View()
 	return v.Index(), v.ChainHash()
+}
+
+// Problem says why this node takes no part in its cluster any more; empty while it does.
+func (s *Scheduler) Problem() string {
+	if err := s.node.Problem(); err != nil {
+		return err.Error()
+	}
+	return ""
 }
 
 // Close stops the node: streams end, entries on their way are committed if they can be, and the data

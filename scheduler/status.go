@@ -22,6 +22,9 @@ func (s *Scheduler) leading(trailer func(metadata.MD)) (*leader, error) {
 	if l := s.leader.Load(); l != nil {
 		return l, nil
 	}
+	if problem := s.Problem(); problem != "" {
+		return nil, status.Error(codes.Unavailable, "this node takes no part in the control plane any more; try another: "+problem)
+	}
 	leader := s.node.Leader()
 	if leader.ID == "" || leader.ID == s.settings.NodeID {
 		return nil, status.Error(codes.Unavailable, "the control plane has no leader yet; try again")

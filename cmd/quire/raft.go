@@ -114,6 +114,8 @@ type vitals struct {
 	LastIndex    uint64  `json:"last_index"`
 	AppliedIndex uint64  `json:"applied_index"`
 	ChainHash    string  `json:"chain_hash"`
+	// Problem is why the node takes no part any more.
+	Problem string `json:"problem,omitempty"`
 }
 
 var errUnhealthy = errors.New("the cluster is not healthy")
@@ -140,6 +142,7 @@ func newRaftHealth(o *operator) *cobra.Command {
 				v := vitals{
 					peer: newPeer(n), Healthy: n.GetHealthy(), ContactMS: n.GetLastContactMs(), LastTerm: n.GetLastTerm(),
 					LastIndex: n.GetLastIndex(), AppliedIndex: n.GetAppliedIndex(), ChainHash: fmt.Sprintf("%016x", n.GetChainHash()),
+					Problem: n.GetProblem(),
 				}
 				if ms := n.GetStableSinceUnixMs(); ms != 0 {
 					v.SinceSeconds = max(0, time.Since(time.UnixMilli(ms)).Seconds())
@@ -159,6 +162,11 @@ func newRaftHealth(o *operator) *cobra.Command {
 						time.Duration(v.SinceSeconds*float64(time.Second)).Round(time.Second), contact, v.LastIndex, v.AppliedIndex, v.ChainHash)
 				}
 				t.Flush()
+				for _, v := range all.Nodes {
+					if v.Problem != "" {
+						fmt.Fprintf(cmd.OutOrStdout(), "\n%s takes no part any more: %s\n", v.ID, v.Problem)
+					}
+				}
 			})
 			if err == nil && !all.Healthy {
 				return errUnhealthy

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -112,9 +113,12 @@ type Node struct {
 	leadership chan bool
 	reconsider chan struct{}
 	watch      *diskWatch
-	closed     sync.Once
-	closeErr   error
-	owned      sync.WaitGroup
+	problem    atomic.Pointer[error]
+	// shutdown stops raft, and always returns the same future.
+	shutdown func() raft.Future
+	closed   sync.Once
+	closeErr error
+	owned    sync.WaitGroup
 	// heartbeat is the silence after which a follower stands for election.
 	heartbeat time.Duration
 	stuck     stuckTransfer
@@ -228,6 +232,7 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	if n.raft, err = raft.NewRaft(config, n.machine, logs, votes, snapshots, n.inbox); err != nil {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
+	n.shutdown = sync.OnceValue(func() raft.Future { return n.raft.Shutdown() })
 	n.raft.RegisterObserver(raft.NewObserver(n.leaders, false, func(o *raft.Observation) bool {
 		_, ok := o.Data.(raft.LeaderObservation)
 		return ok
@@ -293,11 +298,8 @@ func (n *Node) checkMembership(id string, alone bool) error {
 // damaged stops the node over damage that it has found while running. Before raft starts the next time
 // the folder is looked through, and put aside; that is noted, for damage that can't be seen then.
 func (n *Node) damaged(err error) {
-	if n.settings.Await && n.files.hard != nil {
-		why := fmt.Sprintf("found when it was used: %v", err)
-		if noting := n.files.hard.change(func(r *hardRecord) { r.Condemned = why[:min(len(why), maxReasonBytes)] }); noting != nil {
-			err = errors.Join(err, noting)
-		}
+	if noting := n.condemn(fmt.Errorf("found when it was used: %w", err)); noting != nil {
+		err = errors.Join(err, noting)
 	}
 	n.settings.Fatal(fmt.Errorf("the log of this node is damaged, and it stops before it applies or sends any of that: %w", err))
 }
@@ -418,6 +420,9 @@ func (n *Node) Leads() bool { return n.raft.State() == raft.Leader && n.barred()
 
 // Leader names the current leader, as far as known here.
 func (n *Node) Leader() Server {
+	if n.Problem() != nil {
+		return Server{} // Raft keeps the last one that it knew.
+	}
 	address, id := n.raft.LeaderWithID()
 	return Server{ID: string(id), Address: string(address)}
 }
@@ -486,7 +491,7 @@ func (n *Node) Close() error {
 		close(n.stopping)
 		ctx, cancel := context.WithTimeout(context.Background(), hangAfter)
 		defer cancel()
-		err := n.await(ctx, n.raft.Shutdown())
+		err := n.await(ctx, n.shutdown())
 		if n.watch.hangs() {
 			n.closeErr = errors.Join(err, errHangs)
 			return

@@ -12,10 +12,44 @@ func (n *Node) barred() error {
 	if n.settings.Newcomer != nil && n.settings.Newcomer() {
 		return errNewcomer
 	}
+	if err := n.Problem(); err != nil {
+		return err
+	}
 	if n.watch.hangs() {
 		return errHangs
 	}
 	return nil
+}
+
+// Problem is why this node takes no part in the cluster any more; nil while it does.
+func (n *Node) Problem() error {
+	if err := n.problem.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Quarantine ends this node's part in the cluster: it does not lead, vote or apply any more, but can still
+// be asked. One that has others starts over from them the next time.
+func (n *Node) Quarantine(reason error) {
+	if !n.problem.CompareAndSwap(nil, &reason) {
+		return
+	}
+	n.settings.Logger.Error("this node takes no part in its cluster any more", "node", n.id, "error", reason)
+	if err := n.condemn(reason); err != nil {
+		n.settings.Logger.Error("that could not be written down, and is forgotten when the node starts again", "error", err)
+	}
+	n.standingChanged()
+	n.shutdown()
+}
+
+// condemn notes that the folder must not be used again, if the node can be repaired from others.
+func (n *Node) condemn(reason error) error {
+	if !n.settings.Await || n.files.hard == nil {
+		return nil
+	}
+	why := reason.Error()
+	return n.files.hard.change(func(r *hardRecord) { r.Condemned = why[:min(len(why), maxReasonBytes)] })
 }
 
 // mayVote says whether this node answers requests for its vote.

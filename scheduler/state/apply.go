@@ -2,12 +2,10 @@ package state
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
 
-	"github.com/cespare/xxhash/v2"
 	"github.com/hashicorp/go-memdb"
 	"google.golang.org/protobuf/proto"
 
@@ -49,6 +47,7 @@ func (s *Store) Apply(index, term uint64, data []byte) ([]Result, error) {
 
 	txn := s.db.Txn(true)
 	defer txn.Abort()
+	txn.TrackChanges()
 	a := &application{
 		txn:      txn,
 		at:       Position{term, index},
@@ -71,28 +70,17 @@ func (s *Store) Apply(index, term uint64, data []byte) ([]Result, error) {
 	a.keepModels()
 	a.forgetUploads()
 	a.forget()
+	hash := chain(before.chainHash, index, term, data, a.nowMS, txn.Changes())
 	txn.Commit()
 	s.view.Store(&View{
 		db:        s.db.Snapshot(),
 		index:     index,
-		chainHash: chain(before.chainHash, index, term, data),
+		chainHash: hash,
 		timeMS:    a.nowMS,
 		kept:      a.kept,
 		keep:      a.keep,
 	})
 	return results, nil
-}
-
-// chain extends the hash of all entries before with one more.
-func chain(previous, index, term uint64, data []byte) uint64 {
-	var head [24]byte
-	binary.LittleEndian.PutUint64(head[0:], previous)
-	binary.LittleEndian.PutUint64(head[8:], index)
-	binary.LittleEndian.PutUint64(head[16:], term)
-	d := xxhash.New()
-	_, _ = d.Write(head[:])
-	_, _ = d.Write(data)
-	return d.Sum64()
 }
 
 // application is one entry while it is being applied.

@@ -53,7 +53,8 @@ type View struct {
 // Index is the log index of the newest entry in the view; 0 before the first.
 func (v *View) Index() uint64 { return v.index }
 
-// ChainHash covers every entry applied so far, in order. Nodes at the same index must agree on it.
+// ChainHash covers every entry applied so far, in order, and what it changed. Nodes at the same index must
+// agree on it.
 func (v *View) ChainHash() uint64 { return v.chainHash }
 
 // TimeMS is the log's time: milliseconds since the cluster began, but for those in which all of it was down.
