@@ -24,6 +24,8 @@ type call struct {
 	whole bool
 	// scoreOnly calls want the prompt alone; the one token that must be generated is dropped.
 	scoreOnly bool
+	// tokenIDs wants the tokens' ids beside the text, usageSoFar usage in every chunk.
+	tokenIDs, usageSoFar bool
 	// marks are where the client has read the choices to; none is from the start.
 	marks marks
 }

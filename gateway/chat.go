@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -41,8 +42,9 @@ func (g *Gateway) chatCall(ctx context.Context, f *fields, who caller) (*call, o
 	if e != nil {
 		return nil, nil, e
 	}
-	f.refuseChat()
+	f.check(onChat)
 	messages := f.messages()
+	options := f.template(messages)
 	p := f.samplingFields()
 	param := "max_completion_tokens"
 	most, explicit := f.maxTokens(param)
@@ -71,7 +73,7 @@ func (g *Gateway) chatCall(ctx context.Context, f *fields, who caller) (*call, o
 	if e := m.chats("model", "/v1/completions"); e != nil {
 		return nil, nil, e
 	}
-	ids, e := m.renderChat(messages, special)
+	ids, e := m.renderChat(messages, options, special)
 	if e != nil {
 		return nil, nil, e
 	}
@@ -85,7 +87,7 @@ func (g *Gateway) chatCall(ctx context.Context, f *fields, who caller) (*call, o
 	}
 	open := func(created time.Time) writer {
 		return &chatWriter{call: c, logprobs: logprobs,
-			wording: newWording("chatcmpl-"+c.id, object, m.ID, m.fingerprint, created, usage, c.whole)}
+			wording: newWording(c, "chatcmpl-", object, created, usage)}
 	}
 	return c, open, nil
 }
@@ -103,15 +105,66 @@ func (m *served) chats(param, instead string) *apiError {
 
 // renderChat turns a conversation into the model's prompt. Control tokens are those that the template
 // itself writes; what messages hold is plain text, however it is spelled, unless special is set.
-func (m *served) renderChat(messages []chat.Message, special bool) ([]int32, *apiError) {
-	p, err := m.Chat.Render(messages, chat.Options{AddGenerationPrompt: true})
+func (m *served) renderChat(messages []chat.Message, o templating, special bool) ([]int32, *apiError) {
+	p, err := m.Chat.Render(messages, o.Options)
 	if err != nil {
 		return nil, invalid("messages", "the model's chat template refuses these messages: %s", clip(err.Error(), 300))
+	}
+	if o.continues {
+		// As transformers do it: the prompt ends where the last text of the last message does.
+		last := messages[len(messages)-1].Content
+		i := strings.LastIndex(p.Text, last)
+		if i < 0 {
+			last = strings.TrimSpace(last)
+			i = strings.LastIndex(p.Text, last)
+		}
+		if i < 0 {
+			return nil, invalid("continue_final_message", "the model's chat template changes the text of the last message, so it can't be continued")
+		}
+		p.Text = p.Text[:i+len(last)]
+		for len(p.Own) > 0 && p.Own[len(p.Own)-1][1] > len(p.Text) {
+			if own := &p.Own[len(p.Own)-1]; own[0] < len(p.Text) {
+				own[1] = len(p.Text)
+			} else {
+				p.Own = p.Own[:len(p.Own)-1]
+			}
+		}
 	}
 	if special {
 		p.Own = wholly(p.Text)
 	}
 	return m.encode("messages", p.Text, p.Own)
+}
+
+// templating is how a conversation is rendered.
+type templating struct {
+	chat.Options
+	continues bool // the last message is not ended
+}
+
+// template reads how the messages are to be rendered.
+func (f *fields) template(messages []chat.Message) templating {
+	o := templating{continues: f.boolean("continue_final_message", false)}
+	o.AddGenerationPrompt = f.boolean("add_generation_prompt", !o.continues)
+	if o.continues {
+		last := len(messages) - 1
+		switch {
+		case o.AddGenerationPrompt:
+			f.fail(invalid("continue_final_message", "continue_final_message and add_generation_prompt can't both be true"))
+		case last >= 0 && (messages[last].Role != "assistant" || messages[last].Content == ""):
+			f.fail(invalid("continue_final_message", "continue_final_message needs a last message of the assistant's that has text"))
+		}
+	}
+	if extra, ok := f.object("chat_template_kwargs"); ok {
+		o.Extra = map[string]any{}
+		for _, name := range extra.names() {
+			if slices.Contains([]string{"messages", "add_generation_prompt", "bos_token", "eos_token", "tools", "documents"}, name) {
+				f.fail(invalid(extra.path+name, "%s is the gateway's to say", extra.path+name))
+			}
+			o.Extra[name] = extra.members[name]
+		}
+	}
+	return o
 }
 
 // wholly marks all of a text as what may spell control tokens.
@@ -179,9 +232,7 @@ func (f *fields) message() chat.Message {
 		f.fail(invalid(f.path+"role", "%srole must be system, developer, user or assistant, not %q", f.path, clip(role, 32)))
 	}
 	for _, name := range []string{"tool_calls", "function_call", "audio"} {
-		if _, ok := f.get(name); ok {
-			f.fail(unsupported(f.path+name, "%s is not supported", f.path+name))
-		}
+		f.refuse(name, ": tools are not, nor is audio", "[]")
 	}
 	name, _ := f.text("name")
 	return chat.Message{Role: role, Name: name, Content: f.content()}
@@ -226,19 +277,6 @@ func (f *fields) content() string {
 	return all.String()
 }
 
-// refuseChat refuses what would change a chat answer and is not implemented. Values that ask for
-// nothing are let pass.
-func (f *fields) refuseChat() {
-	f.refuse("tools", "[]")
-	f.refuse("functions", "[]")
-	f.refuse("tool_choice", `"none"`, `"auto"`)
-	f.refuse("function_call", `"none"`, `"auto"`)
-	f.refuse("modalities", `["text"]`)
-	f.refuse("audio")
-	f.refuse("prediction")
-	f.refuse("web_search_options")
-}
-
 // chatWriter words a chat answer as OpenAI does.
 type chatWriter struct {
 	wording
@@ -254,24 +292,30 @@ func (w *chatWriter) open(b []byte, index int) []byte {
 	return append(b, `,"delta":`...)
 }
 
-// shut ends a chunk after its delta.
-func (w *chatWriter) shut(b []byte, p *piece, withLogprobs bool, finish pb.FinishReason) []byte {
+// shut ends a chunk after its delta. One with content has the tokens that it is of, with what was asked
+// for of them; the one that opens a choice has the prompt's.
+func (w *chatWriter) shut(b []byte, p *piece, content bool, finish pb.FinishReason) []byte {
 	b = append(b, `,"logprobs":`...)
-	if withLogprobs {
+	if content && w.logprobs && len(p.logprobs) > 0 {
 		b = appendChatLogprobs(b, w.call.model.Tokenizer, p.logprobs)
 	} else {
 		b = append(b, "null"...)
 	}
 	b = append(b, `,"finish_reason":`...)
 	b = appendFinish(b, finish)
-	b = append(b, '}')
-	return append(b, w.tail...)
+	if content && w.call.tokenIDs {
+		b = appendIDs(b, "token_ids", p.ids)
+	}
+	b = append(b, "}]"...)
+	if w.call.tokenIDs && !content && finish == pb.FinishReason_FINISH_REASON_UNSPECIFIED {
+		b = appendIDs(b, "prompt_token_ids", w.call.prompts[p.prompt].ids)
+	}
+	return w.close(b, p)
 }
 
 func (w *chatWriter) event(b []byte, p *piece, ids *pen) []byte {
 	const running = pb.FinishReason_FINISH_REASON_UNSPECIFIED
-	withLogprobs := w.logprobs && len(p.logprobs) > 0
-	content := p.text != "" || withLogprobs
+	content := p.text != "" || w.logprobs && len(p.logprobs) > 0 || w.call.tokenIDs && len(p.ids) > 0
 	if p.first {
 		if !content && p.finish == running {
 			b = ids.append(b, p.index, mark{tokens: p.tokens})
@@ -283,7 +327,7 @@ func (w *chatWriter) event(b []byte, p *piece, ids *pen) []byte {
 		b = ids.append(b, p.index, mark{tokens: p.tokens, text: p.finish != running})
 		b = append(w.open(b, p.index), `{"content":`...)
 		b = append(appendString(b, p.text), '}')
-		b = w.shut(b, p, withLogprobs, running)
+		b = w.shut(b, p, true, running)
 	}
 	if p.finish != running {
 		b = ids.append(b, p.index, mark{tokens: p.tokens, text: true, ended: true})
@@ -311,7 +355,15 @@ func (w *chatWriter) whole(b []byte, pieces []piece, u *pb.Usage) []byte {
 			b = append(b, "null"...)
 		}
 		b = append(b, `,"finish_reason":`...)
-		b = append(appendFinish(b, p.finish), '}')
+		b = appendFinish(b, p.finish)
+		if w.call.tokenIDs {
+			b = appendIDs(b, "token_ids", p.ids)
+		}
+		b = append(b, '}')
 	}
-	return append(appendUsage(append(b, ']'), u), '}')
+	b = append(b, ']')
+	if w.call.tokenIDs {
+		b = appendIDs(b, "prompt_token_ids", w.call.prompts[0].ids)
+	}
+	return append(appendUsage(b, u), '}')
 }

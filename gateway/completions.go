@@ -39,7 +39,7 @@ func (g *Gateway) completionCall(ctx context.Context, f *fields, who caller) (*c
 	if e != nil {
 		return nil, nil, e
 	}
-	f.refuse("suffix", `""`)
+	f.check(onText)
 	p := f.samplingFields()
 	if best, ok := f.integer("best_of"); ok && best != int64(p.N) {
 		f.fail(unsupported("best_of", "best_of is supported only where it equals n; n is %d, best_of %d", p.N, best))
@@ -82,7 +82,7 @@ func (g *Gateway) completionCall(ctx context.Context, f *fields, who caller) (*c
 	}
 	open := func(created time.Time) writer {
 		out := &completionWriter{call: c, echo: echo, logprobs: logprobs, hidden: hidden,
-			wording: newWording("cmpl-"+c.id, "text_completion", m.ID, m.fingerprint, created, usage, c.whole)}
+			wording: newWording(c, "cmpl-", "text_completion", created, usage)}
 		if logprobs {
 			out.lists = make([]legacyLogprobs, c.choices())
 			for i := range out.lists {
@@ -204,7 +204,14 @@ func (w *completionWriter) choice(b []byte, p *piece, finish pb.FinishReason) []
 		b = append(b, "null"...)
 	}
 	b = append(b, `,"finish_reason":`...)
-	return append(appendFinish(b, finish), '}')
+	b = appendFinish(b, finish)
+	if w.call.tokenIDs {
+		b = appendIDs(b, "token_ids", p.ids)
+		if p.first || w.call.whole {
+			b = appendIDs(b, "prompt_token_ids", w.call.prompts[p.prompt].ids)
+		}
+	}
+	return append(b, '}')
 }
 
 // entries lists the tokens whose log-probabilities the piece brings.
@@ -225,14 +232,14 @@ func (w *completionWriter) entries(p *piece) []legacyEntry {
 
 func (w *completionWriter) event(b []byte, p *piece, ids *pen) []byte {
 	const running = pb.FinishReason_FINISH_REASON_UNSPECIFIED
-	if w.text(p) == "" && p.finish == running && (!w.logprobs || len(p.logprobs) == 0) {
+	if w.text(p) == "" && p.finish == running && (!w.logprobs || len(p.logprobs) == 0) && !(w.call.tokenIDs && len(p.ids) > 0) {
 		return b
 	}
 	ended := p.finish != running
 	b = ids.append(b, p.index, mark{tokens: p.tokens, text: ended, ended: ended})
 	b = append(b, w.head...)
 	b = w.choice(b, p, p.finish)
-	return append(b, w.tail...)
+	return w.close(append(b, ']'), p)
 }
 
 func (w *completionWriter) whole(b []byte, pieces []piece, u *pb.Usage) []byte {

@@ -110,14 +110,16 @@ func (f *fields) constrained(p *pb.SamplingParams) (param string) {
 			param, p.Constraint = at, f.restriction(prefix+kind, kind, raw)
 		}
 	}
-	f.refuse("guided_grammar")
 	read(f, "guided_", "json", "regex", "choice")
+	read(f, "", "json_schema", "regex")
 	if pattern, ok := f.text("guided_whitespace_pattern"); ok && pattern != "" {
 		f.whitespace(p, "guided_whitespace_pattern", pattern)
 	}
 	if inner, ok := f.object("structured_outputs"); ok {
-		inner.refuse("grammar")
-		inner.refuse("structural_tag")
+		inner.refuse("grammar", "; use a schema or an expression")
+		inner.refuse("structural_tag", "")
+		inner.only("json", "regex", "choice", "json_object", "grammar", "structural_tag", "whitespace_pattern",
+			"disable_any_whitespace", "disable_fallback", "disable_additional_properties") // the last two are so here
 		read(inner, "", "json", "regex", "choice", "json_object")
 		if pattern, ok := inner.text("whitespace_pattern"); ok && pattern != "" {
 			f.whitespace(p, inner.path+"whitespace_pattern", pattern)
@@ -147,7 +149,7 @@ func (f *fields) whitespace(p *pb.SamplingParams, param, pattern string) {
 // restriction reads one of vLLM's kinds, found under name.
 func (f *fields) restriction(name, kind string, raw json.RawMessage) *pb.Constraint {
 	switch kind {
-	case "json": // A schema, or its text.
+	case "json", "json_schema": // A schema, or its text.
 		schema := string(raw)
 		if raw[0] == '"' {
 			schema, _ = f.text(name)
@@ -181,10 +183,19 @@ func (f *fields) responseFormat(p *pb.SamplingParams) (param string) {
 	if !ok {
 		return ""
 	}
+	format.only("type", "json_schema", "schema")
 	kind, _ := format.text("type")
+	schema, given := format.get("schema")
+	if _, isObject := format.object("schema"); given && (!isObject || kind != "json_object") {
+		f.fail(invalid("response_format.schema", "response_format.schema is a JSON schema beside the type \"json_object\"; that of the type \"json_schema\" is in response_format.json_schema.schema"))
+	}
 	switch kind {
 	case "text":
 	case "json_object":
+		if given {
+			p.Constraint, param = &pb.Constraint{Kind: &pb.Constraint_JsonSchema{JsonSchema: string(schema)}}, "response_format.schema"
+			break
+		}
 		p.Constraint = &pb.Constraint{Kind: &pb.Constraint_JsonObject{JsonObject: true}}
 		param = "response_format"
 	case "json_schema":
@@ -194,6 +205,7 @@ func (f *fields) responseFormat(p *pb.SamplingParams) (param string) {
 			format.missing("json_schema")
 			break
 		}
+		inner.only("name", "description", "strict", "schema")
 		schema, ok := inner.get("schema")
 		if !ok {
 			inner.missing("schema")

@@ -22,6 +22,8 @@ var streams = map[string]string{
 	"chat logprobs":       `{"messages":[{"role":"user","content":"hi"}],"max_tokens":9,"logprobs":true,"top_logprobs":2,"n":2}`,
 	"chat choices":        `{"messages":[{"role":"user","content":"hi"}],"max_tokens":12,"n":3,"stop":["a\u20ac","bb","\""]}`,
 	"chat constraint":     `{"messages":[{"role":"user","content":"hi"}],"max_tokens":12,"n":2,"response_format":{"type":"json_object"}}`,
+	"chat ids":            `{"messages":[{"role":"user","content":"hi"}],"max_tokens":9,"n":2,"return_token_ids":true}`,
+	"ids":                 `{"prompt":["one","two"],"n":2,"max_tokens":7,"return_token_ids":true}`,
 	"stop":                `{"prompt":"x","max_tokens":14,"stop":["ab","b\u20aca"]}`,
 	"stop, min tokens":    `{"prompt":"x","max_tokens":14,"n":2,"stop":["a"],"min_tokens":6,"stop_token_ids":[98]}`,
 	"echo":                `{"prompt":"hello","max_tokens":6,"n":2,"echo":true}`,

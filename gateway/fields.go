@@ -5,15 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"maps"
 	"math"
-	"slices"
 	"strconv"
 	"unicode/utf8"
 )
 
 // fields reads the members of a JSON object one by one and remembers the first thing wrong, named by
-// its path. Members nobody asks for are ignored; null counts as absent.
+// its path. null counts as absent.
 type fields struct {
 	members map[string]json.RawMessage
 	path    string // "" at the top, else "messages[2]."
@@ -40,6 +38,9 @@ func parseBody(body []byte) (*fields, *apiError) {
 	if f.members == nil {
 		return nil, malformed("the body must be a JSON object, not null")
 	}
+	if name, ok := twice(body); ok {
+		return nil, malformed("the body has the name %q twice", clip(name, 64))
+	}
 	return f, nil
 }
 
@@ -47,7 +48,7 @@ func parseBody(body []byte) (*fields, *apiError) {
 // answer is told is not part of that: the same answer may be asked for whole after it was streamed.
 func (f *fields) digest() []byte {
 	var canonical bytes.Buffer
-	for _, name := range slices.Sorted(maps.Keys(f.members)) {
+	for _, name := range f.names() {
 		if name == "stream" || name == "stream_options" || string(f.members[name]) == "null" {
 			continue
 		}
@@ -55,6 +56,27 @@ func (f *fields) digest() []byte {
 		_ = json.Compact(&canonical, f.members[name])
 	}
 	return digestOf(canonical.Bytes())
+}
+
+// twice returns a name that a valid JSON object has twice: readers differ in which of the two they take,
+// so what one of them checks another may not obey.
+func twice(object []byte) (name string, found bool) {
+	d := json.NewDecoder(bytes.NewReader(object))
+	_, _ = d.Token()
+	seen := map[string]bool{}
+	for d.More() {
+		t, _ := d.Token()
+		name, _ := t.(string)
+		if seen[name] {
+			return name, true
+		}
+		seen[name] = true
+		var value json.RawMessage
+		if d.Decode(&value) != nil {
+			return "", false
+		}
+	}
+	return "", false
 }
 
 // invalidUTF8 returns the offset of the first byte that is not valid UTF-8, or -1.
@@ -150,6 +172,20 @@ func (f *fields) text(name string) (string, bool) {
 	return s, true
 }
 
+// whole reads a number without a fraction that fits 64 bits: 5, and also 5.0 and 5e0, which clients whose
+// language has one kind of number write.
+func whole(raw []byte) (int64, bool) {
+	v, err := strconv.ParseInt(string(raw), 10, 64)
+	if err == nil {
+		return v, true
+	}
+	x, err := strconv.ParseFloat(string(raw), 64)
+	if err != nil || x != math.Trunc(x) || math.Abs(x) > 1<<53 {
+		return 0, false
+	}
+	return int64(x), true
+}
+
 // integer reads a whole number that fits 64 bits.
 func (f *fields) integer(name string) (int64, bool) {
 	raw, ok := f.get(name)
@@ -160,8 +196,8 @@ func (f *fields) integer(name string) (int64, bool) {
 		f.wrongType(name, "an integer", raw)
 		return 0, false
 	}
-	v, err := strconv.ParseInt(string(raw), 10, 64)
-	if err != nil {
+	v, ok := whole(raw)
+	if !ok {
 		f.fail(invalid(f.path+name, "%s must be an integer of at most 64 bits, not %s", f.path+name, clip(string(raw), 32)))
 		return 0, false
 	}
@@ -227,6 +263,10 @@ func (f *fields) nested(name string, raw json.RawMessage) (*fields, bool) {
 	inner := &fields{path: f.path + name + "."}
 	if len(raw) == 0 || raw[0] != '{' || json.Unmarshal(raw, &inner.members) != nil {
 		f.wrongType(name, "an object", raw)
+		return nil, false
+	}
+	if again, ok := twice(raw); ok {
+		f.fail(invalid(f.path+name, "%s has the name %q twice", f.path+name, clip(again, 64)))
 		return nil, false
 	}
 	return inner, true

@@ -42,6 +42,10 @@ func (g *Gateway) Handler() http.Handler {
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		echoLabel(w, r, newID())
+		// A client that is given a base address with a slash at its end asks for what it means.
+		if len(r.URL.Path) > 1 {
+			r.URL.Path = strings.TrimSuffix(r.URL.Path, "/")
+		}
 		mux.ServeHTTP(w, r)
 	})
 }

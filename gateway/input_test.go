@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -150,7 +151,7 @@ func TestHarmlessParameters(t *testing.T) {
 	d := open(t, gatewaytest.Options{})
 	r := d.post("/v1/chat/completions", `{"model":"test","messages":[{"role":"developer","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}],
 		"max_tokens":2,"tools":[],"tool_choice":"auto","response_format":{"type":"text"},"modalities":[ "text" ],"user":"me","metadata":{"a":"b"},
-		"stop":null,"temperature":null,"unheard_of":{"x":[1]},"top_p":0,"top_k":-1,"store":true}`)
+		"stop":null,"temperature":null,"unheard_of":null,"top_p":0,"top_k":-1,"store":false}`)
 	if r.status != 200 {
 		t.Fatalf("got %d %s", r.status, r.body)
 	}
@@ -170,5 +171,73 @@ func TestEveryResponseHasARequestID(t *testing.T) {
 		if page := d.do("GET", path, ""); len(page.header.Get("X-Request-Id")) < 16 {
 			t.Errorf("%s answers with x-request-id %q", path, page.header.Get("X-Request-Id"))
 		}
+	}
+}
+
+// TestTokenIDsAndUsageSoFar: ids beside the text add up to what was counted, in streams and in whole
+// answers; and every chunk says what was used up to it.
+func TestTokenIDsAndUsageSoFar(t *testing.T) {
+	d := open(t, gatewaytest.Options{})
+	type body struct {
+		PromptTokenIDs []int `json:"prompt_token_ids"`
+		Choices        []struct {
+			Index          int
+			TokenIDs       []int `json:"token_ids"`
+			PromptTokenIDs []int `json:"prompt_token_ids"`
+		}
+		Usage *struct {
+			Prompt     int `json:"prompt_tokens"`
+			Completion int `json:"completion_tokens"`
+			Total      int `json:"total_tokens"`
+		}
+	}
+	for path, ask := range map[string]string{chatPath: `"messages":[{"role":"user","content":"hi"}]`, textPath: `"prompt":"hi"`} {
+		ask = `{"model":"test","max_tokens":5,"seed":3,"n":2,"return_token_ids":true,` + ask
+		whole := decode[body](t, d.post(path, ask+`}`).body)
+		prompt := whole.PromptTokenIDs
+		if path == textPath {
+			prompt = whole.Choices[0].PromptTokenIDs
+		}
+		if len(prompt) == 0 || len(prompt) != whole.Usage.Prompt {
+			t.Errorf("%s: %d ids of a prompt of %d tokens", path, len(prompt), whole.Usage.Prompt)
+		}
+		s := d.stream(path, ask+`,"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true}}`)
+		ids := make([][]int, 2)
+		var first []int
+		last := 0
+		for event := s.next(); event != "[DONE]"; event = s.next() {
+			if event == "" {
+				t.Fatal("the stream breaks off")
+			}
+			b := decode[body](t, event)
+			if b.Usage == nil || b.Usage.Completion < last || b.Usage.Prompt != whole.Usage.Prompt || b.Usage.Total != b.Usage.Prompt+b.Usage.Completion {
+				t.Fatalf("%s: usage %+v after %d tokens", path, b.Usage, last)
+			}
+			last = b.Usage.Completion
+			first = append(first, b.PromptTokenIDs...)
+			for _, c := range b.Choices {
+				ids[c.Index] = append(ids[c.Index], c.TokenIDs...)
+				if path == textPath && c.Index == 0 {
+					first = append(first, c.PromptTokenIDs...)
+				}
+			}
+		}
+		if total := len(ids[0]) + len(ids[1]); total != last || last != whole.Usage.Completion {
+			t.Errorf("%s: %d ids, %d tokens counted, %d in the whole answer", path, total, last, whole.Usage.Completion)
+		}
+		for i, c := range whole.Choices {
+			if !slices.Equal(c.TokenIDs, ids[i]) {
+				t.Errorf("%s: choice %d streamed %v, whole %v", path, i, ids[i], c.TokenIDs)
+			}
+		}
+		if path == chatPath {
+			first = first[:len(first)/2] // once for each choice
+		}
+		if !slices.Equal(first, prompt) {
+			t.Errorf("%s: the prompt streamed is %v, whole %v", path, first, prompt)
+		}
+	}
+	if r := d.post(textPath+"/", `{"model":"test","prompt":"hi","max_tokens":1}`); r.status != 200 {
+		t.Errorf("a slash at the path's end: %d %s", r.status, r.body)
 	}
 }

@@ -104,8 +104,8 @@ func (f *fields) stops() []string {
 func (f *fields) ids(name string, items []json.RawMessage) []int32 {
 	ids := make([]int32, len(items))
 	for i, raw := range items {
-		v, err := strconv.ParseInt(string(raw), 10, 32)
-		if err != nil {
+		v, ok := whole(raw)
+		if !ok || v != int64(int32(v)) {
 			f.fail(invalid(name, "%s[%d] must be a token id, not %s", f.path+name, i, clip(string(raw), 32)))
 			return nil
 		}
@@ -279,8 +279,9 @@ func (f *fields) missing(name string) {
 	f.fail(e)
 }
 
-// refuse fails on a field that is present with another value than those that ask for nothing.
-func (f *fields) refuse(name string, harmless ...string) {
+// refuse fails on a field that is present with another value than those that ask for nothing. hint says
+// what to do instead.
+func (f *fields) refuse(name, hint string, harmless ...string) {
 	raw, ok := f.get(name)
 	if !ok {
 		return
@@ -290,7 +291,7 @@ func (f *fields) refuse(name string, harmless ...string) {
 			return
 		}
 	}
-	f.fail(unsupported(f.path+name, "%s is not supported", f.path+name))
+	f.fail(unsupported(f.path+name, "%s is not supported%s", f.path+name, hint))
 }
 
 // maxTokens reads a bound on the output.
@@ -315,8 +316,11 @@ func (f *fields) common(c *call) (usage bool) {
 	stream := f.boolean("stream", false)
 	c.whole = !stream
 	c.params.ShowSpecialTokens = !f.boolean("skip_special_tokens", true)
+	c.tokenIDs = f.boolean("return_token_ids", false)
 	if options, ok := f.object("stream_options"); ok {
+		options.only("include_usage", "continuous_usage_stats", "include_obfuscation")
 		usage = options.boolean("include_usage", false)
+		c.usageSoFar = options.boolean("continuous_usage_stats", false) && usage
 		if options.err != nil {
 			f.fail(options.err)
 		}

@@ -125,32 +125,75 @@ func (a *answer) word(b []byte, pieces []piece, out writer, ids *pen) []byte {
 
 // wording is what all chunks and bodies of one OpenAI answer share.
 type wording struct {
-	// head goes from "{" to the opening of choices; tail from the end of choices to the end of event.
+	// head goes from "{" to the opening of choices; tail from behind choices to the end of event.
 	head, tail []byte
 	usage      bool
+	// counts are the tokens of each choice so far, where every chunk says what was used; prompt is that
+	// of all prompts.
+	counts []int
+	prompt int
 }
 
 // newWording prepares the parts for a stream, or for a whole body, of the given object type.
-func newWording(id, object, model, fingerprint string, created time.Time, usage, whole bool) wording {
+func newWording(c *call, prefix, object string, created time.Time, usage bool) wording {
 	head := []byte(nil)
-	if !whole {
+	if !c.whole {
 		head = append(head, "data: "...)
 	}
 	head = append(head, `{"id":`...)
-	head = appendString(head, id)
+	head = appendString(head, prefix+c.id)
 	head = append(head, `,"object":"`...)
 	head = append(head, object...)
 	head = append(head, `","created":`...)
 	head = appendInt(head, int(created.Unix()))
 	head = append(head, `,"model":`...)
-	head = appendString(head, model)
-	head = fingerprintField(head, fingerprint)
+	head = appendString(head, c.model.ID)
+	head = fingerprintField(head, c.model.fingerprint)
 	head = append(head, `,"choices":[`...)
-	tail := "]}\n\n"
+	w := wording{head: head, tail: []byte("}\n\n"), usage: usage}
 	if usage {
-		tail = `],"usage":null}` + "\n\n"
+		w.tail = []byte(`,"usage":null}` + "\n\n")
 	}
-	return wording{head: head, tail: []byte(tail), usage: usage}
+	if c.usageSoFar {
+		w.counts = make([]int, c.choices())
+		for i := range c.prompts {
+			w.prompt += len(c.prompts[i].ids)
+		}
+	}
+	return w
+}
+
+// close ends a chunk with p behind its choices.
+func (w *wording) close(b []byte, p *piece) []byte {
+	if w.counts == nil {
+		return append(b, w.tail...)
+	}
+	w.counts[p.index] = p.tokens
+	drawn := 0
+	for _, n := range w.counts {
+		drawn += n
+	}
+	b = append(b, `,"usage":{"prompt_tokens":`...)
+	b = appendInt(b, w.prompt)
+	b = append(b, `,"completion_tokens":`...)
+	b = appendInt(b, drawn)
+	b = append(b, `,"total_tokens":`...)
+	b = appendInt(b, w.prompt+drawn)
+	return append(b, "}}\n\n"...)
+}
+
+// appendIDs writes a member that is a list of token ids, with its comma.
+func appendIDs(b []byte, name string, ids []int32) []byte {
+	b = append(b, `,"`...)
+	b = append(b, name...)
+	b = append(b, `":[`...)
+	for i, id := range ids {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendInt(b, int(id))
+	}
+	return append(b, ']')
 }
 
 // last appends the usage chunk, if asked for, and the end of the stream.
