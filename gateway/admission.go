@@ -253,7 +253,7 @@ func (a *answer) await(ctx context.Context) *apiError {
 		failure := l.failure
 		l.mu.Unlock()
 		if failure != nil {
-			return failure
+			return a.told(failure)
 		}
 	}
 	return nil

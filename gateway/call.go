@@ -116,7 +116,7 @@ func (a *answer) next(ctx context.Context) ([]piece, *apiError) {
 	for {
 		pieces, e := a.look()
 		if e != nil || len(pieces) > 0 || a.ended() {
-			return pieces, e
+			return pieces, a.told(e)
 		}
 		select {
 		case <-ctx.Done():
@@ -124,6 +124,14 @@ func (a *answer) next(ctx context.Context) ([]piece, *apiError) {
 		case <-a.wake:
 		}
 	}
+}
+
+// told is a failure in the words for this answer's client.
+func (a *answer) told(e *apiError) *apiError {
+	if e == interruption {
+		return interrupted(a.call.id)
+	}
+	return e
 }
 
 // look collects what is new without waiting.

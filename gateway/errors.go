@@ -101,7 +101,20 @@ func unavailable(format string, args ...any) *apiError {
 	}
 }
 
-func shuttingDown() *apiError { return unavailable("the gateway is shutting down") }
+func shuttingDown() *apiError {
+	e := unavailable("this node is shutting down; ask another one")
+	e.name = "shutting_down"
+	return e
+}
+
+// interruption ends lives whose clients are told to go on elsewhere; interrupted is what those are told.
+var interruption = shuttingDown()
+
+func interrupted(id string) *apiError {
+	e := shuttingDown()
+	e.message = fmt.Sprintf("this node is shutting down, and the request runs on: ask again under Idempotency-Key %q (gRPC: request_id), at another node or when this one is back; a stream goes on after its Last-Event-ID", id)
+	return e
+}
 
 func internal(format string, args ...any) *apiError {
 	return &apiError{

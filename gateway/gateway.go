@@ -161,6 +161,7 @@ type Gateway struct {
 	health  *health.Server
 	ready   atomic.Bool
 	inUse   atomic.Int64
+	answers answers
 	// look wakes the supervisor.
 	look chan struct{}
 
@@ -258,7 +259,7 @@ func (g *Gateway) updateReady() {
 		connected, _ := a.snapshot()
 		ready = ready || connected && g.models[a.info.Model] != nil
 	}
-	ready = ready && !g.stopping()
+	ready = ready && !g.stopping() && !g.answers.isDraining()
 	g.ready.Store(ready)
 	status := healthpb.HealthCheckResponse_NOT_SERVING
 	if ready {

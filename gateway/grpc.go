@@ -28,6 +28,10 @@ func (g *Gateway) Generate(req *pb.GenerateRequest, stream grpc.ServerStreamingS
 	if e != nil {
 		return e
 	}
+	if e := g.answers.begin(); e != nil {
+		return e
+	}
+	defer g.answers.end()
 	a, e := g.start(ctx, c)
 	if e != nil {
 		return e
@@ -46,6 +50,10 @@ func (g *Gateway) Resume(req *pb.ResumeRequest, stream grpc.ServerStreamingServe
 	if e != nil {
 		return e
 	}
+	if e := g.answers.begin(); e != nil {
+		return e
+	}
+	defer g.answers.end()
 	a, e := g.reopen(ctx, who, req.Received)
 	if e != nil {
 		return e

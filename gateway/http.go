@@ -142,6 +142,10 @@ func (g *Gateway) serveModel(w http.ResponseWriter, r *http.Request) {
 }
 
 func (g *Gateway) serveHealth(w http.ResponseWriter, _ *http.Request) {
+	if g.answers.isDraining() {
+		shuttingDown().write(w)
+		return
+	}
 	if !g.Ready() {
 		unavailable("no model has a ready worker yet").write(w)
 		return

@@ -31,6 +31,11 @@ func (g *Gateway) respond(w http.ResponseWriter, r *http.Request, c *call, open 
 			return
 		}
 	}
+	if e := g.answers.begin(); e != nil {
+		e.write(w)
+		return
+	}
+	defer g.answers.end()
 	a, e := g.start(r.Context(), c)
 	if e != nil {
 		e.write(w)

@@ -74,7 +74,8 @@ func serveDev(cmd *cobra.Command, s serverFlags, w workerFlags, name, prompt str
 	}
 	defer dev.Close()
 	w.control = []string{n.self}
-	node, err := w.newNode(dev, m, s.drain)
+	// Clients are waited for before the worker is stopped; what runs then has none, or one that comes back.
+	node, err := w.newNode(dev, m, 0)
 	if err != nil {
 		return err
 	}
@@ -88,7 +89,7 @@ func serveDev(cmd *cobra.Command, s serverFlags, w workerFlags, name, prompt str
 	workerDone := make(chan error, 1)
 	go func() { workerDone <- node.Run(workerCtx) }()
 	defer func() {
-		n.closeFront()
+		err = errors.Join(err, n.closeFront())
 		stopWorker()
 		err = errors.Join(err, <-workerDone)
 	}()

@@ -19,7 +19,8 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:]))
 }
 
-// run executes the command line and returns the exit code: 0 done, 1 failed, 2 wrong usage.
+// run executes the command line and returns the exit code: 0 done, 1 failed, 2 wrong usage, 3 ended
+// before all answers were over.
 func run(ctx context.Context, args []string) int {
 	root := newRoot()
 	root.SetArgs(args)
@@ -30,6 +31,9 @@ func run(ctx context.Context, args []string) int {
 	fmt.Fprintln(root.ErrOrStderr(), "quire:", err)
 	if usage := (usageError{}); errors.As(err, &usage) {
 		return 2
+	}
+	if cut := (interruptedError{}); errors.As(err, &cut) {
+		return 3
 	}
 	return 1
 }

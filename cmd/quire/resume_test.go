@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -87,4 +88,59 @@ func TestEndedAnswersAreAnsweredAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDrainRunsOut stops a node that has no time for its stream: the client is told where it goes on, the
+// exit code tells, and when the node is back the stream goes on to the end that it would have had.
+func TestDrainRunsOut(t *testing.T) {
+	data := t.TempDir()
+	const body = `{"model":"tiny","prompt":"Once upon a time","seed":5,"max_tokens":400,"ignore_eos":true,"stream":true}`
+	p := startDev(t, data, "--prompt", "", "--drain-timeout", "0s")
+	_, whole := p.ask("whole", "", body)
+	resp := p.open("cut", "", body)
+	defer resp.Body.Close()
+	code := make(chan int)
+	var first strings.Builder
+	last, end := "", ""
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		switch line := lines.Text(); {
+		case strings.HasPrefix(line, "id: "):
+			if last == "" {
+				go func() { code <- p.interrupt() }()
+			}
+			last = line[len("id: "):]
+		case strings.Contains(line, `"error"`):
+			end = line
+		default:
+			first.WriteString(line + "\n")
+		}
+	}
+	if !strings.Contains(end, `"code":"shutting_down"`) || !strings.Contains(end, `Idempotency-Key \"cut\"`) {
+		t.Fatalf("the stream ends with %q after %s", end, first.String())
+	}
+	if c := <-code; c != 3 {
+		t.Errorf("exit code %d, want 3", c)
+	}
+	again := startDev(t, data, "--prompt", "")
+	if code, rest := again.ask("cut", last, body); code != http.StatusOK || texts(t, first.String())+texts(t, rest) != texts(t, whole) {
+		t.Errorf("%d\ngot  %q + %q\nwant %q", code, texts(t, first.String()), texts(t, rest), texts(t, whole))
+	}
+}
+
+// texts joins the text of a stream's events.
+func texts(t *testing.T, stream string) string {
+	t.Helper()
+	var all strings.Builder
+	for line := range strings.Lines(stream) {
+		data, ok := strings.CutPrefix(line, "data: ")
+		if !ok || data == "[DONE]\n" {
+			continue
+		}
+		var c struct{ Choices []struct{ Text string } }
+		if err := json.Unmarshal([]byte(data), &c); err != nil || len(c.Choices) == 0 {
+			t.Fatalf("%v in %s", err, data)
+		}
+		all.WriteString(c.Choices[0].Text)
+	}
+	return all.String()
 }

@@ -112,7 +112,6 @@ type controlNode struct {
 	// self is where control is reached from here, grpcAddress where grpc is.
 	self, grpcAddress string
 	http              *http.Server
-	clients           clients    // streams of gRPC clients
 	stopped           chan error // a server that ended by itself
 	stopRun           context.CancelFunc
 	ran               chan struct{}
@@ -151,7 +150,7 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 		}
 		return dialCluster(certificates, address, expect)
 	}
-	n.clients.opened = make(chan struct{})
+	opened := make(chan struct{}) // once clients are served
 	settings := scheduler.Settings{NodeID: s.id, DataDir: s.data, Version: version, DialNode: dial, Certificates: certificates, Fatal: fatal}
 	settings.Keep = s.keep
 	settings.Keep.AgeMS = s.keepFor.Milliseconds()
@@ -191,7 +190,7 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 		return nil, errors.Join(err, n.scheduler.Close())
 	}
 
-	n.grpc = transport.ForClients(grpc.ChainStreamInterceptor(n.clients.intercept))
+	n.grpc = transport.ForClients(grpc.ChainStreamInterceptor(untilOpened(opened)))
 	n.gateway.Register(n.grpc)
 	n.control = transport.ForCluster(certificates)
 	n.scheduler.Register(n.control)
@@ -211,7 +210,7 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 	go func() { n.stopped <- n.control.Serve(transport.Limit(controlListener, slog.Default())) }()
 	go func() {
 		n.awaitWorkers(ctx, s.openLimit)
-		close(n.clients.opened)
+		close(opened)
 		n.stopped <- n.http.Serve(httpListener)
 	}()
 	return n, nil
@@ -284,18 +283,34 @@ func (n *controlNode) stepDown() {
 	}
 }
 
-// closeFront takes no new requests, lets running streams finish, for the drain timeout at most, and
-// leaves the workers.
-func (n *controlNode) closeFront() {
+// closeFront refuses new requests, lets running answers finish, for the drain timeout at most, and
+// leaves the workers. The ports answer meanwhile, health with 503. The error says that answers were cut off.
+func (n *controlNode) closeFront() error {
+	n.http.SetKeepAlivesEnabled(false)
 	ctx, cancel := context.WithTimeout(context.Background(), n.drain)
 	defer cancel()
-	err := n.http.Shutdown(ctx)
-	if err = errors.Join(err, n.clients.drain(ctx)); err != nil {
-		slog.Warn("streams were still running at the end of the drain timeout", "timeout", n.drain)
-		n.http.Close()
+	interrupted := n.gateway.Drain(ctx)
+	last, cancel := context.WithTimeout(context.Background(), lastWritesTimeout)
+	defer cancel()
+	if n.http.Shutdown(last) != nil {
+		n.http.Close() // whoever does not read
 	}
 	n.stopRun()
 	<-n.ran
+	if interrupted > 0 {
+		return interruptedError{interrupted, n.drain}
+	}
+	return nil
+}
+
+// interruptedError is a shutdown that did not wait for all answers.
+type interruptedError struct {
+	answers int
+	timeout time.Duration
+}
+
+func (e interruptedError) Error() string {
+	return fmt.Sprintf("%d answers were not over after --drain-timeout %v; their clients were told to ask again at another node", e.answers, e.timeout)
 }
 
 // close ends the rest, after closeFront and after the workers of this process have left.
@@ -323,8 +338,12 @@ func gatewayModels(specs []*model.Spec) []gateway.Model {
 	return models
 }
 
-// stepDownTimeout bounds handing over leadership at the end.
-const stepDownTimeout = 5 * time.Second
+const (
+	// stepDownTimeout bounds handing over leadership at the end.
+	stepDownTimeout = 5 * time.Second
+	// lastWritesTimeout bounds the end of HTTP answers that are being written.
+	lastWritesTimeout = time.Second
+)
 
 // dialCluster connects to a node or worker.
 func dialCluster(certificates *trust.Certificates, address string, expect transport.Expected) (grpc.ClientConnInterface, func() error, error) {
@@ -364,8 +383,7 @@ func newServer() *cobra.Command {
 			fmt.Fprintf(cmd.ErrOrStderr(), "control-plane node %s: HTTP on %s, gRPC on %s, the cluster's port %s, log in %s\n", s.id, s.http, s.grpc, s.control, s.data)
 			err = n.wait(cmd.Context())
 			n.stepDown()
-			n.closeFront()
-			return errors.Join(err, n.close())
+			return errors.Join(err, n.closeFront(), n.close())
 		},
 	}
 	s.flags(cmd)
