@@ -62,6 +62,10 @@ func (l *load) one(n int) {
 		}
 		data, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
+		if resp.StatusCode == http.StatusServiceUnavailable && strings.Contains(string(data), "shutting_down") {
+			l.again.Add(1)
+			continue
+		}
 		_, text, _ := strings.Cut(string(data), `"text":`)
 		text, _, _ = strings.Cut(text, `,`)
 		if err != nil || resp.StatusCode != http.StatusOK || text == "" {
