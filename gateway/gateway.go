@@ -219,7 +219,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	}
 	g.workers.wg.Wait()
 	for _, l := range g.lives.all() {
-		l.fail(shuttingDown())
+		l.fail(interruption)
 		l.abandon()
 		g.expire(ctx, l, g.Now().Add(max(g.ResumeGrace, 0)))
 	}

@@ -353,7 +353,7 @@ func TestShutdown(t *testing.T) {
 	s := d.stream(textPath, streamed)
 	s.next()
 	d.quit()
-	if got := decode[chunk](t, s.next()); got.Error == nil || got.Error.Code != "unavailable" {
+	if got := decode[chunk](t, s.next()); got.Error == nil || got.Error.Code != "shutting_down" {
 		t.Errorf("the stream ends with %+v", got)
 	}
 	if d.gateway.Ready() {
