@@ -20,5 +20,5 @@
 //     at one moment with the fence: what is not given back is not shown.
 //   - Nothing is waited for for ever: what is silent is asked after, every retry has an end.
 //
-// The package imports of ours only proto, model/tokenizer and model/chat: it never loads weights.
+// The package imports of ours only proto, transport and what turns text into tokens: it never loads weights.
 package gateway

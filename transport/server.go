@@ -20,8 +20,10 @@ const (
 	// maxConnections bounds a port's connections: those above it are closed at once. One that is idle
 	// holds less than idleBytes of memory, which a test measures.
 	maxConnections = 4096
-	// maxStreams bounds the calls at once on a connection; more wait at their caller.
-	maxStreams = 4096
+	// maxStreams bounds the calls at once on a connection of the cluster, maxClientStreams on a client's;
+	// more wait at their caller.
+	maxStreams       = 4096
+	maxClientStreams = 1024
 	// maxIn bounds a message to a server. A request with its prompt is the largest.
 	maxIn = 4 << 20
 	// maxHeader bounds a call's metadata, in bytes.
@@ -41,7 +43,7 @@ const (
 
 // ForClients returns a server for whoever reaches it. It serves what the table opens to clients.
 func ForClients(options ...grpc.ServerOption) *grpc.Server {
-	return newServer(guard{clients: true}, options)
+	return newServer(guard{clients: true}, append(options, grpc.MaxConcurrentStreams(maxClientStreams)))
 }
 
 // ForCluster returns a server for nodes, gateways, workers and operators. Without certificates whoever
@@ -86,13 +88,17 @@ func (c serverCredentials) Clone() credentials.TransportCredentials { return c }
 func (serverCredentials) OverrideServerName(string) error           { return errServerOnly }
 
 // Limit bounds the connections that a listener has at once: those above it are closed as they come, so
-// that strangers cannot use the process's memory and files up.
+// that strangers cannot use the process's memory and files up. One host may have a share of them, so that
+// it cannot shut the others out; this machine itself may have all.
 func Limit(l net.Listener, log *slog.Logger) net.Listener {
 	return limit(l, maxConnections, log)
 }
 
+// hostShare is the part of a port's connections that one host may have.
+const hostShare = 4
+
 func limit(l net.Listener, most int, log *slog.Logger) net.Listener {
-	return &limited{Listener: l, most: most, log: log}
+	return &limited{Listener: l, most: most, log: log, hosts: map[string]int{}}
 }
 
 type limited struct {
@@ -100,9 +106,10 @@ type limited struct {
 	most int
 	log  *slog.Logger
 
-	mu   sync.Mutex
-	open int
-	full bool // said in the log
+	mu    sync.Mutex
+	open  int
+	hosts map[string]int
+	full  bool // said in the log
 }
 
 func (l *limited) Accept() (net.Conn, error) {
@@ -111,33 +118,46 @@ func (l *limited) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l.enter() {
-			return &counted{Conn: conn, leave: sync.OnceFunc(l.leave)}, nil
+		remote := conn.RemoteAddr().String()
+		host, _, _ := net.SplitHostPort(remote)
+		if Loopback(remote) {
+			host = "" // Not counted.
+		}
+		if l.enter(host) {
+			return &counted{Conn: conn, leave: sync.OnceFunc(func() { l.leave(host) })}, nil
 		}
 		_ = conn.Close() // It was promised nothing.
 	}
 }
 
-func (l *limited) enter() bool {
+func (l *limited) enter(host string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.open == l.most {
+	if l.open == l.most || host != "" && l.hosts[host] == l.most/hostShare {
 		if !l.full {
 			l.full = true
-			l.log.Warn("a port has as many connections as it may; more are closed", "address", l.Addr().String(), "connections", l.most)
+			l.log.Warn("a port, or a host at it, has as many connections as it may; more are closed", "address", l.Addr().String(), "connections", l.open, "host", host, "of the host", l.hosts[host])
 		}
 		return false
 	}
 	l.open++
+	if host != "" {
+		l.hosts[host]++
+	}
 	return true
 }
 
-func (l *limited) leave() {
+func (l *limited) leave(host string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.open--
+	if host != "" {
+		if l.hosts[host]--; l.hosts[host] == 0 {
+			delete(l.hosts, host)
+		}
+	}
 	// One that comes and goes at the brink is not news.
-	l.full = l.full && l.open > l.most/2
+	l.full = l.full && l.open > l.most/(2*hostShare)
 }
 
 type counted struct {

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -24,6 +25,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
+	"pgregory.net/rapid"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/trust"
@@ -507,4 +509,126 @@ func TestIdleConnectionsHoldLittle(t *testing.T) {
 		}
 		<-tick.C
 	}
+}
+
+// pipes is a listener whose connections are in memory, so that their time is the test's.
+type pipes struct{ conns chan net.Conn }
+
+func (p pipes) Accept() (net.Conn, error) {
+	c, ok := <-p.conns
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+func (p pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
+func (p pipes) Close() error   { return nil }
+
+// TestSilentConnectionsEnd has peers that say nothing, half of what they must, or nothing more: each is cut
+// off when its time is over, with and without TLS.
+func TestSilentConnectionsEnd(t *testing.T) {
+	certificates := issue(t, newAuthority(t), trust.Node, "n1")
+	preface := append([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), 0, 0, 0, 4, 0, 0, 0, 0, 0)
+	for _, c := range []struct {
+		name   string
+		server func() *grpc.Server
+		says   []byte
+		within time.Duration
+	}{
+		{"nothing, to the clients' port", func() *grpc.Server { return ForClients() }, nil, handshakeTimeout},
+		{"half a preface", func() *grpc.Server { return ForClients() }, preface[:10], handshakeTimeout},
+		{"nothing, to the cluster's port", func() *grpc.Server { return ForCluster(nil) }, nil, handshakeTimeout},
+		{"no TLS", func() *grpc.Server { return ForCluster(certificates) }, nil, handshakeTimeout},
+		{"half of a TLS record", func() *grpc.Server { return ForCluster(certificates) }, []byte{22, 3, 1}, handshakeTimeout},
+		{"nothing after the preface", func() *grpc.Server { return ForClients() }, preface, pingAfter + pingTimeout},
+		{"nothing after the preface, to the cluster", func() *grpc.Server { return ForCluster(nil) }, preface, pingAfter + pingTimeout},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			l := pipes{make(chan net.Conn)}
+			server := c.server()
+			served := make(chan struct{})
+			go func() { defer close(served); _ = server.Serve(l) }() // It ends with the listener.
+			near, far := net.Pipe()
+			l.conns <- far
+			began := time.Now()
+			go func() { _, _ = near.Write(c.says) }() // The end may come before all is read.
+			_, _ = io.Copy(io.Discard, near)          // Until the server closes it.
+			// Keepalive counts in whole intervals.
+			if took := time.Since(began); took < c.within-time.Second || took > c.within+time.Second {
+				t.Errorf("%s: it was cut off after %v, not %v", c.name, took, c.within)
+			}
+			_ = near.Close()
+			close(l.conns)
+			server.Stop()
+			<-served
+		})
+	}
+}
+
+// offered is a listener with one connection at most.
+type offered struct {
+	net.Listener
+	conn net.Conn
+}
+
+var errNobody = errors.New("nobody connects")
+
+func (o *offered) Accept() (net.Conn, error) {
+	c := o.conn
+	if o.conn = nil; c == nil {
+		return nil, errNobody
+	}
+	return c, nil
+}
+
+func (*offered) Addr() net.Addr { return &net.TCPAddr{} }
+
+// from is a connection of a host.
+type from struct {
+	net.Conn
+	host   string
+	closed bool
+}
+
+func (f *from) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.ParseIP(f.host), Port: 5} }
+func (f *from) Close() error         { f.closed = true; return nil }
+
+// TestOneHostShutsNobodyOut opens and closes connections of several hosts in any order, and compares who is
+// let in with a count: all together are bounded, each host has its share at most, this machine may have all.
+func TestOneHostShutsNobodyOut(t *testing.T) {
+	const most = 16
+	hosts := []string{"127.0.0.1", "::1", "10.0.0.1", "10.0.0.2", "2001:db8::1"}
+	rapid.Check(t, func(t *rapid.T) {
+		under := &offered{}
+		l := limit(under, most, slog.New(slog.DiscardHandler))
+		var open []net.Conn
+		of := func(host string) (n int) {
+			for _, c := range open {
+				if c.RemoteAddr().(*net.TCPAddr).IP.Equal(net.ParseIP(host)) {
+					n++
+				}
+			}
+			return n
+		}
+		for range rapid.IntRange(1, 100).Draw(t, "steps") {
+			if len(open) > 0 && rapid.IntRange(0, 3).Draw(t, "what") == 0 {
+				i := rapid.IntRange(0, len(open)-1).Draw(t, "which")
+				_ = open[i].Close()
+				_ = open[i].Close() // Twice is once.
+				open = append(open[:i], open[i+1:]...)
+				continue
+			}
+			host := rapid.SampledFrom(hosts).Draw(t, "host")
+			came := &from{host: host}
+			under.conn = came
+			conn, err := l.Accept()
+			want := len(open) < most && (Loopback(net.JoinHostPort(host, "1")) || of(host) < most/hostShare)
+			if (err == nil) != want || came.closed == want {
+				t.Fatalf("a connection of %s beside %d, %d of them its own: %v, closed %t", host, len(open), of(host), err, came.closed)
+			}
+			if err == nil {
+				open = append(open, conn)
+			}
+		}
+	})
 }

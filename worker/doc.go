@@ -31,5 +31,5 @@
 //   - Blocks are lent only by an engine that has stopped, so that all that it names is final.
 //   - A slow or absent gateway delays no one.
 //
-// The package knows no gateway and no Raft: it imports engine, model, device and the wire API.
+// The package knows no gateway and no Raft: it imports engine, model, device, transport and the wire API.
 package worker
