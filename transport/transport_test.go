@@ -286,6 +286,26 @@ func TestClientsReachNothingOfTheCluster(t *testing.T) {
 	}
 }
 
+// TestWhatHasNoRowIsRefused serves an RPC that the table does not know.
+func TestWhatHasNoRowIsRefused(t *testing.T) {
+	ca := newAuthority(t)
+	for name, server := range map[string]*grpc.Server{
+		"clients": ForClients(), "plain cluster": ForCluster(nil), "cluster": ForCluster(issue(t, ca, trust.Node, "n1")),
+	} {
+		server.RegisterService(&grpc.ServiceDesc{ServiceName: "quire.v1.New", HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{{
+			StreamName: "Thing", ClientStreams: true, ServerStreams: true, Handler: func(any, grpc.ServerStream) error { return errReached },
+		}}}, struct{}{})
+		var certificates *trust.Certificates
+		if name == "cluster" {
+			certificates = issue(t, ca, trust.Operator, "o")
+		}
+		err := call(t, dialTest(t, certificates, serve(t, server)), "/quire.v1.New/Thing", &healthpb.HealthCheckRequest{})
+		if status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "open to nobody") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestPlainPortTrustsWhoeverReachesIt is why such a port must not be reached from elsewhere.
 func TestPlainPortTrustsWhoeverReachesIt(t *testing.T) {
 	conn := dialTest(t, nil, serve(t, ForCluster(nil)))
@@ -499,9 +519,9 @@ func TestIdleConnectionsHoldLittle(t *testing.T) {
 	for _, c := range conns[:each] {
 		_ = c.Close()
 	}
-	tick := time.NewTicker(time.Millisecond)
+	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for {
+	for range 1000 {
 		c := open()
 		_, _ = c.Write(hello)
 		if _, err := io.ReadFull(c, make([]byte, 9)); err == nil {
@@ -509,6 +529,7 @@ func TestIdleConnectionsHoldLittle(t *testing.T) {
 		}
 		<-tick.C
 	}
+	t.Error("others have gone, and there is no room")
 }
 
 // pipes is a listener whose connections are in memory, so that their time is the test's.
