@@ -83,7 +83,7 @@ func (g *Gateway) start(ctx context.Context, c *call) (*answer, *apiError) {
 // awaitWorker waits for a stream to some worker of a model. Where there is none at all, or none can be
 // reached, it refuses.
 func (g *Gateway) awaitWorker(ctx context.Context, m *served) *apiError {
-	if ready, _ := g.serving(m); ready > 0 {
+	if g.serving(m).ready > 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, workerWait)
@@ -92,7 +92,7 @@ func (g *Gateway) awaitWorker(ctx context.Context, m *served) *apiError {
 	defer tick.Stop()
 	for {
 		known := slices.ContainsFunc(g.workers.list(), func(a *attachment) bool { return a.info.Model == m.ID })
-		if ready, _ := g.serving(m); ready > 0 {
+		if g.serving(m).ready > 0 {
 			return nil
 		} else if !known || ctx.Err() != nil {
 			return unavailable("no worker for model %q is ready", m.ID)

@@ -130,14 +130,18 @@ func conflict(name, format string, args ...any) *apiError {
 	}
 }
 
-// failed ends a request that a worker could not complete: by no fault of its own, or for what it asks.
+// failed ends a request that could not be completed: by no fault of its own, for what it asks, or because
+// it was not started in its time.
 func failed(reason pb.FinishReason, message string) *apiError {
-	if reason != pb.FinishReason_FINISH_REASON_INVALID {
-		return internal("generation failed: %s", message)
+	switch reason {
+	case pb.FinishReason_FINISH_REASON_DEADLINE:
+		return lateFor(message)
+	case pb.FinishReason_FINISH_REASON_INVALID:
+		e := invalid("", "the output's restriction can't be followed any further: %s", message)
+		e.name, e.noRetry = "constraint_limit", true
+		return e
 	}
-	e := invalid("", "the output's restriction can't be followed any further: %s", message)
-	e.name, e.noRetry = "constraint_limit", true
-	return e
+	return internal("generation failed: %s", message)
 }
 
 // cancelled ends a request that someone else than its client cancelled.
@@ -168,6 +172,14 @@ func forgotten(id string) *apiError {
 	}
 }
 
+// lateFor is a request that was not started in its time. The same time would be too short again.
+func lateFor(message string) *apiError {
+	return &apiError{
+		status: http.StatusGatewayTimeout, code: codes.DeadlineExceeded, kind: typeServer, name: "deadline_exceeded",
+		message: message, noRetry: true, reason: "deadline",
+	}
+}
+
 // fromControl translates the leader's refusal of a Submit.
 func fromControl(err error) *apiError {
 	s := status.Convert(err)
@@ -186,10 +198,9 @@ func fromControl(err error) *apiError {
 		e.reason = cmp.Or(reason, "overloaded")
 		return e
 	case codes.DeadlineExceeded:
-		return &apiError{
-			status: http.StatusGatewayTimeout, code: codes.DeadlineExceeded, kind: typeServer, name: "deadline_exceeded",
-			message: s.Message(), noRetry: true, reason: cmp.Or(reason, "deadline"),
-		}
+		e := lateFor(s.Message())
+		e.reason = cmp.Or(reason, e.reason)
+		return e
 	case codes.InvalidArgument, codes.OutOfRange:
 		return invalid("", "%s", s.Message())
 	case codes.NotFound:

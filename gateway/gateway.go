@@ -160,8 +160,11 @@ type Gateway struct {
 	metrics *metrics
 	health  *health.Server
 	ready   atomic.Bool
-	inUse   atomic.Int64
-	answers answers
+	// capacity is what the attached workers can do, by model; capacities orders those who count it.
+	capacity   atomic.Pointer[map[string]capacity]
+	capacities sync.Mutex
+	inUse      atomic.Int64
+	answers    answers
 	// look wakes the supervisor.
 	look chan struct{}
 
@@ -254,12 +257,11 @@ func (g *Gateway) stopping() bool {
 func (g *Gateway) Ready() bool { return g.ready.Load() }
 
 func (g *Gateway) updateReady() {
-	ready := false
-	for _, a := range g.workers.list() {
-		connected, _ := a.snapshot()
-		ready = ready || connected && g.models[a.info.Model] != nil
-	}
-	ready = ready && !g.stopping() && !g.answers.isDraining()
+	g.capacities.Lock()
+	defer g.capacities.Unlock()
+	serves := g.workers.capacities(g.models)
+	g.capacity.Store(&serves)
+	ready := len(serves) > 0 && !g.stopping() && !g.answers.isDraining()
 	g.ready.Store(ready)
 	status := healthpb.HealthCheckResponse_NOT_SERVING
 	if ready {
@@ -269,24 +271,12 @@ func (g *Gateway) updateReady() {
 	g.health.SetServingStatus(pb.Inference_ServiceDesc.ServiceName, status)
 }
 
-// serving counts the attached workers of a model and returns the context length that the roomiest of
-// them allows, at most the model's own.
-func (g *Gateway) serving(m *served) (ready, context int) {
-	for _, a := range g.workers.list() {
-		if connected, _ := a.snapshot(); !connected || a.info.Model != m.ID {
-			continue
-		}
-		ready++
-		room := m.ContextLength
-		if a.info.ContextLength > 0 {
-			room = min(room, int(a.info.ContextLength))
-		}
-		if blocks := int(a.info.TotalBlocks) * int(a.info.BlockTokens); blocks > 0 {
-			room = min(room, blocks)
-		}
-		context = max(context, room)
+// serving is what the attached workers of a model can do by now.
+func (g *Gateway) serving(m *served) capacity {
+	if serves := g.capacity.Load(); serves != nil {
+		return (*serves)[m.ID]
 	}
-	return ready, context
+	return capacity{}
 }
 
 // acquire takes places for n prompts, or reports that there are not so many.

@@ -234,7 +234,8 @@ func (g *Gateway) Detokenize(_ context.Context, req *pb.DetokenizeRequest) (*pb.
 func (g *Gateway) ListModels(context.Context, *pb.ListModelsRequest) (*pb.ListModelsResponse, error) {
 	resp := &pb.ListModelsResponse{}
 	for _, m := range g.order {
-		ready, context := g.serving(m)
+		serves := g.serving(m)
+		ready, context := serves.ready, serves.context
 		if ready == 0 {
 			context = m.ContextLength
 		}

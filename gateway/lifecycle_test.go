@@ -274,6 +274,36 @@ func TestFailures(t *testing.T) {
 			t.Errorf("%d %s", r.status, r.body)
 		}
 	})
+	t.Run("late in the queue", func(t *testing.T) {
+		for _, key := range []string{"late", "late again"} {
+			answered := make(chan reply)
+			go func() { answered <- d.post(textPath, streamed, "Idempotency-Key", key) }()
+			d.Await(func(s gatewaytest.State) bool { return s.Live == 1 })
+			d.EndQueued(key, pb.FinishReason_FINISH_REASON_DEADLINE, "the deadline passed while the request waited for a worker")
+			r := <-answered
+			if got := decode[chunk](t, r.body); r.status != 504 || got.Error.Code != "deadline_exceeded" || r.header.Get("X-Should-Retry") != "false" || r.header.Get("X-Quire-Reason") != "deadline" {
+				t.Errorf("%d %v %s", r.status, r.header, r.body)
+			}
+		}
+	})
+}
+
+// TestTenantsShareIsTheirContext: what a tenant's share of the KV cache cannot hold is refused with the
+// limit, prompt or output, and an output without a bound of its own ends there.
+func TestTenantsShareIsTheirContext(t *testing.T) {
+	d := open(t, gatewaytest.Options{Workers: 2, Tenants: []*pb.TenantShare{{Tenant: "small", Blocks: 2}}})
+	long := strings.Repeat("x", 40)
+	for _, c := range []struct{ tenant, body, want string }{
+		{"small", `{"model":"test","prompt":"` + long + `"}`, `the longest sequence that tenant \"small\" may have is 32, output included`},
+		{"small", `{"model":"test","prompt":"hi","max_tokens":31}`, `the longest sequence that tenant \"small\" may have is 32`},
+		{"other", `{"model":"test","prompt":"` + long + `","max_tokens":31}`, ""},
+		{"small", `{"model":"test","prompt":"hi","max_tokens":8}`, ""},
+	} {
+		r := d.post(textPath, c.body, "X-Quire-Tenant", c.tenant)
+		if c.want == "" && r.status != 200 || c.want != "" && (r.status != 400 || !strings.Contains(r.body, c.want)) {
+			t.Errorf("%s: %d %s; want %q", c.tenant, r.status, r.body, c.want)
+		}
+	}
 }
 
 // TestIDs checks how requests are named.

@@ -164,7 +164,7 @@ func (l *live) apply(worker string, ev *pb.TokenEvent, now time.Time) (news, gap
 		c.finish, c.stopped = ev.FinishReason, ev.StopReason
 	}
 	switch ev.FinishReason {
-	case pb.FinishReason_FINISH_REASON_ERROR, pb.FinishReason_FINISH_REASON_INVALID:
+	case pb.FinishReason_FINISH_REASON_ERROR, pb.FinishReason_FINISH_REASON_INVALID, pb.FinishReason_FINISH_REASON_DEADLINE:
 		return l.end(failed(ev.FinishReason, ev.Error)), false
 	case pb.FinishReason_FINISH_REASON_ABORT:
 		return l.end(cancelled(ev.Error)), false

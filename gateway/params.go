@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"math"
 	"strconv"
 	"strings"
@@ -227,14 +228,14 @@ func checkIDs(param string, ids []int32, vocab int) *apiError {
 
 // fitContext settles max_tokens for a prompt of n tokens. explicit says that the client chose it: then
 // prompt and output must fit together; a default shrinks instead.
-func fitContext(p *pb.SamplingParams, param string, n, context int, explicit bool) (int32, *apiError) {
+func fitContext(p *pb.SamplingParams, param string, n, context int, whose string, explicit bool) (int32, *apiError) {
 	tooLong := func(format string, args ...any) (int32, *apiError) {
 		e := invalid(param, format, args...)
 		e.name = "context_length_exceeded"
 		return 0, e
 	}
 	if n >= context {
-		return tooLong("the prompt has %d tokens; the model's context length is %d, output included", n, context)
+		return tooLong("the prompt has %d tokens; %s is %d, output included", n, whose, context)
 	}
 	room := int32(context - n)
 	most := p.MaxTokens
@@ -242,7 +243,7 @@ func fitContext(p *pb.SamplingParams, param string, n, context int, explicit boo
 	case most == 0:
 		most = room
 	case most > room && explicit:
-		return tooLong("the prompt has %d tokens and up to %d are asked for; the model's context length is %d", n, most, context)
+		return tooLong("the prompt has %d tokens and up to %d are asked for; %s is %d", n, most, whose, context)
 	default:
 		most = min(most, room)
 	}
@@ -353,13 +354,18 @@ func (g *Gateway) settle(ctx context.Context, c *call, param string, explicit bo
 	if e := c.model.checkConstraint(ctx, c.params.Constraint, c.constraint); e != nil {
 		return e
 	}
-	_, context := g.serving(c.model)
+	serves := g.serving(c.model)
+	context := serves.contextOf(c.tenant)
 	if context == 0 {
 		context = c.model.ContextLength
 	}
+	whose := "the model's context length"
+	if context < serves.context {
+		whose = fmt.Sprintf("the longest sequence that tenant %q may have", c.tenant)
+	}
 	for i := range c.prompts {
 		q := &c.prompts[i]
-		most, e := fitContext(c.params, param, len(q.ids), context, explicit)
+		most, e := fitContext(c.params, param, len(q.ids), context, whose, explicit)
 		if e != nil {
 			return e
 		}

@@ -98,6 +98,79 @@ func (w *workers) list() []*attachment {
 	return list
 }
 
+// capacity is what the attached workers of a model can do together.
+type capacity struct {
+	ready int
+	// context is the context length that the roomiest of them allows, at most the model's own; tenants
+	// have that of those that may hold less on every worker.
+	context int
+	tenants map[string]int
+}
+
+// contextOf is the context length that a tenant's requests have.
+func (c capacity) contextOf(tenant string) int {
+	if context, ok := c.tenants[tenant]; ok {
+		return context
+	}
+	return c.context
+}
+
+// capacities sums the connected workers up by model: a request asks for that twice, so it is not counted
+// then, but when a worker comes or goes.
+func (w *workers) capacities(models map[string]*served) map[string]capacity {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := map[string]capacity{}
+	bounded := map[string]map[string]bool{}
+	each := func(add func(a *attachment, m *served)) {
+		for _, a := range w.byID {
+			if connected, _ := a.snapshot(); connected && models[a.info.Model] != nil {
+				add(a, models[a.info.Model])
+			}
+		}
+	}
+	each(func(a *attachment, m *served) {
+		c := out[m.ID]
+		c.ready++
+		c.context = max(c.context, roomOf(a.info, m, ""))
+		out[m.ID] = c
+		for _, t := range a.info.Tenants {
+			if bounded[m.ID] == nil {
+				bounded[m.ID] = map[string]bool{}
+			}
+			bounded[m.ID][t.Tenant] = true
+		}
+	})
+	each(func(a *attachment, m *served) {
+		for tenant := range bounded[m.ID] {
+			c := out[m.ID]
+			if c.tenants == nil {
+				c.tenants = map[string]int{}
+			}
+			c.tenants[tenant] = max(c.tenants[tenant], roomOf(a.info, m, tenant))
+			out[m.ID] = c
+		}
+	})
+	return out
+}
+
+// roomOf is the longest sequence that a tenant may have on a worker, prompt and output together.
+func roomOf(w *pb.WorkerInfo, m *served, tenant string) int {
+	room := m.ContextLength
+	if w.ContextLength > 0 {
+		room = min(room, int(w.ContextLength))
+	}
+	if blocks := int(w.TotalBlocks) * int(w.BlockTokens); blocks > 0 {
+		room = min(room, blocks)
+	}
+	for _, t := range w.Tenants {
+		if t.Tenant == tenant {
+			room = min(room, int(t.Blocks)*int(w.BlockTokens))
+		}
+	}
+	return room
+}
+
 func (w *workers) get(id string) *attachment {
 	w.mu.Lock()
 	defer w.mu.Unlock()

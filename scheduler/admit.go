@@ -260,8 +260,16 @@ func (l *leader) accepts(r *live, now time.Time) error {
 		return status.Error(codes.Unavailable, "no worker has joined yet; try again when one is ready")
 	case !ok:
 		return status.Errorf(codes.NotFound, "request.model: no worker serves %q; served: %s", model, strings.Join(l.modelNames(), ", "))
-	case r.tokens() >= serves.maxTokens:
-		return invalid("request.prompt", "%d tokens leave no room for an answer; %q takes %d in all", r.tokens(), model, serves.maxTokens)
+	}
+	room, whose := serves.room(r.request.GetTenant()), ""
+	if room < serves.maxTokens {
+		whose = fmt.Sprintf(" of tenant %q", r.request.GetTenant())
+	}
+	switch {
+	case r.tokens() >= room:
+		return invalid("request.prompt", "%d tokens leave no room for an answer; %q takes %d in all%s", r.tokens(), model, room, whose)
+	case r.longest() > room:
+		return invalid("request.sampling.max_tokens", "%d beside a prompt of %d tokens; %q takes %d in all%s", r.request.GetSampling().GetMaxTokens(), len(r.request.GetPrompt()), model, room, whose)
 	}
 	if account := l.s.store.View().Account(r.request.GetTenant()); account != nil && account.Limits != nil {
 		// The log has the word; but what it refuses by now it will not admit in a moment.

@@ -85,8 +85,29 @@ type ending struct {
 type served struct {
 	// maxTokens is the longest sequence, prompt and output together, that one of them can hold.
 	maxTokens int
+	// tenants have that of those that may hold less.
+	tenants map[string]int
 	// blockTokens is the size of their KV blocks; the smallest, if they differ.
 	blockTokens int
+}
+
+// room is the longest sequence that a tenant may have, prompt and output together.
+func (s served) room(tenant string) int {
+	if tokens, ok := s.tenants[tenant]; ok {
+		return tokens
+	}
+	return s.maxTokens
+}
+
+// roomOf is the same on one worker.
+func roomOf(w *pb.WorkerInfo, tenant string) int {
+	blocks := w.GetTotalBlocks()
+	for _, t := range w.GetTenants() {
+		if t.GetTenant() == tenant {
+			blocks = min(blocks, t.GetBlocks())
+		}
+	}
+	return min(int(w.GetContextLength()), int(blocks)*int(w.GetBlockTokens()))
 }
 
 // entry is one log entry with what must happen once its fate is known.
@@ -373,11 +394,22 @@ func (l *leader) countModels() {
 	clear(l.models)
 	for _, w := range l.workers {
 		m := l.models[w.GetModel()]
-		m.maxTokens = max(m.maxTokens, min(int(w.GetContextLength()), int(w.GetTotalBlocks())*int(w.GetBlockTokens())))
+		m.maxTokens = max(m.maxTokens, roomOf(w, ""))
+		for _, t := range w.GetTenants() {
+			if m.tenants == nil {
+				m.tenants = map[string]int{}
+			}
+			m.tenants[t.GetTenant()] = 0
+		}
 		if size := int(w.GetBlockTokens()); m.blockTokens == 0 || size < m.blockTokens {
 			m.blockTokens = size
 		}
 		l.models[w.GetModel()] = m
+	}
+	for _, w := range l.workers {
+		for tenant, tokens := range l.models[w.GetModel()].tenants {
+			l.models[w.GetModel()].tenants[tenant] = max(tokens, roomOf(w, tenant))
+		}
 	}
 }
 

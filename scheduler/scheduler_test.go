@@ -235,7 +235,7 @@ func TestDeadlineInTheQueue(t *testing.T) {
 		if took := time.Since(began); took < 500*time.Millisecond || took > 600*time.Millisecond {
 			t.Errorf("ended after %v, want 500 ms", took)
 		}
-		if e := news.end("late"); e.GetFinishReason() != pb.FinishReason_FINISH_REASON_ERROR || !strings.Contains(e.GetError(), "deadline") {
+		if e := news.end("late"); e.GetFinishReason() != pb.FinishReason_FINISH_REASON_DEADLINE || !strings.Contains(e.GetError(), "deadline") {
 			t.Errorf("told %v", e)
 		}
 	})

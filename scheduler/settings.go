@@ -159,8 +159,8 @@ func (s Settings) Validate() error {
 		return fmt.Errorf("scheduler: NodeID is %d bytes long; the limit is %d", len(s.NodeID), maxIDBytes)
 	case s.DataDir == "" && s.Store != consensus.Memory && s.consensus == nil:
 		return errors.New("scheduler: DataDir is empty")
-	case s.QueueRequests < 0:
-		return fmt.Errorf("scheduler: QueueRequests is %d; it must be positive", s.QueueRequests)
+	case s.QueueRequests < 0 || s.QueueRequests > MaxQueueRequests:
+		return fmt.Errorf("scheduler: QueueRequests is %d; it must be 1 to %d", s.QueueRequests, MaxQueueRequests)
 	case s.QueueBytes < 0:
 		return fmt.Errorf("scheduler: QueueBytes is %d; it must be positive", s.QueueBytes)
 	case len(s.Join) > 0 && s.RaftListen == "" && s.consensus == nil:
@@ -184,6 +184,9 @@ func (s Settings) Validate() error {
 	}
 	return errors.Join(s.Keep.Validate(), s.Batch.Validate(), s.Prefix.Validate())
 }
+
+// MaxQueueRequests bounds Settings.QueueRequests.
+const MaxQueueRequests = 1_000_000
 
 const (
 	// maxNodes bounds the addresses to find a cluster at.

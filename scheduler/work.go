@@ -195,6 +195,11 @@ func checkHello(h *pb.Hello) error {
 	case proto.Size(w) > settleBytes/4:
 		return invalid("hello.worker", "%d bytes; the limit is %d", proto.Size(w), settleBytes/4)
 	}
+	for _, t := range w.GetTenants() {
+		if t.GetTenant() == "" || len(t.GetTenant()) > maxIDBytes || t.GetBlocks() < 1 {
+			return invalid("hello.worker.tenants", "%q with %d blocks; a name has 1 to %d bytes, and the least is 1 block", t.GetTenant(), t.GetBlocks(), maxIDBytes)
+		}
+	}
 	for name, value := range map[string]int32{
 		"context_length": w.GetContextLength(), "block_tokens": w.GetBlockTokens(), "total_blocks": w.GetTotalBlocks(),
 		"max_sequences": w.GetMaxSequences(), "max_batch_tokens": w.GetMaxBatchTokens(),
@@ -283,6 +288,7 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 	l.batcher.Join(batch.Worker{
 		ID: id, Model: info.GetModel(), Cache: s.cache, ContextTokens: int(info.GetContextLength()), BlockTokens: int(info.GetBlockTokens()),
 		TotalBlocks: int(info.GetTotalBlocks()), MaxSequences: int(info.GetMaxSequences()), MaxBatchTokens: int(info.GetMaxBatchTokens()),
+		TenantBlocks: tenantBlocks(info),
 	}, len(running) == 0, l.clock.ms(now))
 	for request := range should {
 		if running[request] {
@@ -295,6 +301,17 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 	l.workersChanged()
 	l.kick()
 	return s, nil
+}
+
+func tenantBlocks(info *pb.WorkerInfo) map[string]int {
+	var out map[string]int
+	for _, t := range info.GetTenants() {
+		if out == nil {
+			out = map[string]int{}
+		}
+		out[t.GetTenant()] = int(t.GetBlocks())
+	}
+	return out
 }
 
 // taken refuses a worker whose id another one uses.

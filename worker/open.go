@@ -83,6 +83,7 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 	}, &pb.WorkerInfo{
 		Model: m.ID, Device: i.Name + " " + i.Path, ModelPath: m.Path, ModelDigest: m.Digest,
 		Arithmetic: i.Arithmetic + ", KV " + layout.Type.String(), Pool: s.Pool,
+		Tenants: s.shares(),
 	})
 	if err != nil {
 		if tiers != nil {
@@ -105,6 +106,14 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 
 // tenants are those with bounds, in the order of the numbers by which they are known, from 1 on.
 func (s Settings) tenants() []string { return slices.Sorted(maps.Keys(s.TenantKV)) }
+
+// shares are the tenants' bounds as the leader and gateways hear of them.
+func (s Settings) shares() (out []*pb.TenantShare) {
+	for _, t := range s.Engine.Tenants {
+		out = append(out, &pb.TenantShare{Tenant: t.Name, Blocks: int32(t.Blocks)})
+	}
+	return out
+}
 
 // bound is what a tenant may hold of total, at least 1.
 func (s Settings) bound(tenant string, total int64) int64 {

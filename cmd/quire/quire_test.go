@@ -221,6 +221,8 @@ func TestUsageErrorsNameTheFlag(t *testing.T) {
 		{[]string{"dev", "--model", "no-such-model"}, "--model no-such-model: "},
 		{[]string{"dev", "--cpu-path", "sse9", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, "--cpu-path: "},
 		{[]string{"dev", "--kv-type", "q4", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, `--kv-type is "q4", must be f32, f16 or int8`},
+		{[]string{"dev", "--queue-requests", "0", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, `--queue-requests: 0 is not 1 to 1000000`},
+		{[]string{"dev", "--queue-bytes", "-1", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, `--queue-bytes: -1; the least is 1`},
 		{[]string{"dev", "--placement", "best", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, `--placement: "best" is not one of ttft, round-robin`},
 		{[]string{"version", "-o", "xml"}, `--output: "xml" is not table or json`},
 		{[]string{"version", "--log-level", "loud"}, `--log-level: "loud"`},

@@ -37,6 +37,8 @@ type serverFlags struct {
 	keepFor           time.Duration
 	drain, grace      time.Duration
 	maxRequests       int
+	queueRequests     int
+	queueBytes        int64
 	cluster           clusterFlags
 	store, durability string
 	// openLimit is how long clients may wait for a node that starts to be ready.
@@ -52,6 +54,8 @@ func (s *serverFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&s.store, "raft-store", string(consensus.WAL), "files of the log: wal or boltdb; a folder keeps the one that it began with")
 	f.StringVar(&s.durability, "durability", "disk", "disk: an admission is on the disks of a majority before it is answered; local: the log is in memory only, and a node that stops has lost it")
 	f.IntVar(&s.maxRequests, "max-requests", 1024, "prompts that the gateway serves at once; more are answered with 429")
+	f.IntVar(&s.queueRequests, "queue-requests", 16384, "requests that wait for a worker at the leader, each counted once for each of its choices; more are answered with 429")
+	f.Int64Var(&s.queueBytes, "queue-bytes", 256<<20, "memory that these may take at the leader, in bytes; docs/scheduling.md says how much one takes")
 	f.StringVar(&s.placement, "placement", string(batch.PolicyTTFT), fmt.Sprintf("which worker gets a request, one of %s; docs/scheduling.md tells what they do", placements()))
 	most := state.DefaultRetention
 	f.DurationVar(&s.keepFor, "keep-for", time.Duration(most.AgeMS)*time.Millisecond, "how long an ended request is known; the leader's --keep flags count for all nodes")
@@ -159,6 +163,13 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 	}
 	if err := settings.Keep.Validate(); err != nil {
 		return nil, usagef("--keep-for, --keep-bytes, --keep-tenant-bytes, --keep-tenant-requests: %v", err)
+	}
+	settings.QueueRequests, settings.QueueBytes = s.queueRequests, s.queueBytes
+	switch {
+	case s.queueRequests < 1 || s.queueRequests > scheduler.MaxQueueRequests:
+		return nil, usagef("--queue-requests: %d is not 1 to %d", s.queueRequests, scheduler.MaxQueueRequests)
+	case s.queueBytes < 1:
+		return nil, usagef("--queue-bytes: %d; the least is 1", s.queueBytes)
 	}
 	settings.Batch.Policy = batch.Policy(s.placement)
 	if !slices.Contains(batch.Policies(), settings.Batch.Policy) {

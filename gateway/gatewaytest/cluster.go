@@ -25,6 +25,8 @@ type Options struct {
 	Workers int
 	// ContextLength in tokens; 2048.
 	ContextLength int
+	// Tenants that may hold only a part of every worker.
+	Tenants []*pb.TenantShare
 	// TotalBlocks of 16 tokens each; 4096.
 	TotalBlocks int
 	// MaxLive bounds the requests admitted and not ended; 4096. Submit refuses more.
@@ -128,7 +130,7 @@ func orDefault[T comparable](v, absent T) T {
 }
 
 func (c *Cluster) info(id string) *pb.WorkerInfo {
-	return &pb.WorkerInfo{Id: id, Address: id, Model: c.opts.Model, ContextLength: int32(c.opts.ContextLength),
+	return &pb.WorkerInfo{Id: id, Address: id, Model: c.opts.Model, ContextLength: int32(c.opts.ContextLength), Tenants: c.opts.Tenants,
 		BlockTokens: blockTokens, TotalBlocks: int32(c.opts.TotalBlocks), MaxSequences: 256, Device: "fake"}
 }
 

@@ -369,21 +369,6 @@ func (b *Batcher) Forget(workerID, requestID string) {
 	b.reopen(b.pools[m.Model], m)
 }
 
-// Holds says whether a worker of this model exists, and whether one of them could ever hold a
-// request of so many tokens.
-func (b *Batcher) Holds(model string, tokens int) (served, holds bool) {
-	p := b.pools[model]
-	if p == nil {
-		return false, false
-	}
-	for _, m := range p.members {
-		if m.holds(tokens) {
-			return true, true
-		}
-	}
-	return len(p.members) > 0, false
-}
-
 // reopen puts the worker where its load belongs: among the open ones, in order, or not.
 func (b *Batcher) reopen(p *pool, m *member) {
 	m.key = m.busyUS()

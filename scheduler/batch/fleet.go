@@ -18,6 +18,8 @@ type Worker struct {
 	MaxSequences  int
 	// MaxBatchTokens is what one step may carry.
 	MaxBatchTokens int
+	// TenantBlocks bounds what single tenants may hold.
+	TenantBlocks map[string]int
 }
 
 // Load is what a worker says of itself in a heartbeat.
@@ -38,8 +40,13 @@ type Load struct {
 	Derate int
 }
 
-// holds says whether the worker could run a request of so many tokens if it had nothing else.
-func (w *Worker) holds(tokens int) bool { return tokens < w.room() }
+// roomFor is the longest sequence that it can hold of a tenant.
+func (w *Worker) roomFor(tenant string) int {
+	if blocks, ok := w.TenantBlocks[tenant]; ok {
+		return min(w.room(), blocks*w.BlockTokens)
+	}
+	return w.room()
+}
 
 // room is the longest sequence that it can hold.
 func (w *Worker) room() int { return min(w.ContextTokens, w.TotalBlocks*w.BlockTokens) }

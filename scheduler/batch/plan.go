@@ -128,39 +128,48 @@ func (f *fitter) might(s shape, n *need) bool {
 	if s.length > 0 && s.most() <= f.p.longest {
 		length = n[needLength]
 	}
-	return f.any(n, length, f.looks == 0)
+	return f.any(n, length, "", f.looks == 0)
 }
 
-func (f *fitter) wants(i *item) bool { return f.any(&i.need, f.length(&i.need), f.looks == 0) }
+func (f *fitter) wants(i *item) bool {
+	return f.any(&i.need, f.length(&i.need), i.Tenant, f.looks == 0)
+}
 
-// any says whether a worker has room for a need of this length, prompt tokens included or not.
-func (f *fitter) any(n *need, length int32, prompt bool) bool {
+// any says whether a worker has room for a need of this length and tenant, prompt tokens included or not.
+func (f *fitter) any(n *need, length int32, tenant string, prompt bool) bool {
 	known := *n
 	known[needLength] = length
 	if f.closed.has(&known) || prompt && f.closedPrompt.has(&known) {
 		return false
 	}
-	if f.roomiest(n, length, prompt) != nil {
+	if f.roomiest(n, length, tenant, prompt) != nil {
 		return true
 	}
 	for _, r := range f.p.reserved {
-		if m := r.member; m.room() >= int(length) && m.starts() && f.room(m, n, prompt) && r.allows(n, 0, f.nowMS) {
+		if m := r.member; m.roomFor(tenant) >= int(length) && m.starts() && f.room(m, n, prompt) && r.allows(n, 0, f.nowMS) {
 			return true
 		}
 	}
-	if prompt {
+	switch {
+	case tenant != "" && f.p.bounded(tenant): // It says nothing of others.
+	case prompt:
 		f.closedPrompt.add(&known)
-	} else {
+	default:
 		f.closed.add(&known)
 	}
 	return false
 }
 
+// bounded says whether the tenant may hold only a part of some worker.
+func (p *pool) bounded(tenant string) bool {
+	return slices.ContainsFunc(p.members, func(m *member) bool { _, ok := m.TenantBlocks[tenant]; return ok })
+}
+
 // roomiest is the least loaded open worker that has room for a need; nil if none has.
-func (f *fitter) roomiest(n *need, length int32, prompt bool) *member {
+func (f *fitter) roomiest(n *need, length int32, tenant string, prompt bool) *member {
 	m, ok := f.p.open.first(
 		func(free *need) bool { return might(free, n, length, prompt) },
-		func(m *member) bool { return m.room() >= int(length) && f.room(m, n, prompt) })
+		func(m *member) bool { return m.roomFor(tenant) >= int(length) && f.room(m, n, prompt) })
 	if !ok {
 		return nil
 	}
@@ -244,7 +253,7 @@ func (b *Batcher) gather(p *pool, i *item, f *fitter) {
 			b.candidates = append(b.candidates, c)
 		}
 	}
-	if m := f.roomiest(&i.need, f.length(&i.need), true); m != nil {
+	if m := f.roomiest(&i.need, f.length(&i.need), i.Tenant, true); m != nil {
 		add(m)
 	}
 	for _, r := range p.reserved {

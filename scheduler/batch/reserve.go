@@ -180,7 +180,7 @@ func (b *Batcher) reserve(p *pool, f *fitter) *item {
 	}
 	longest := bounded(p.longest)
 	head := p.queue.next(func(_ shape, n *need) bool { return n[needPrompt] <= longest }, func(i *item) bool { return i.need[needPrompt] <= longest })
-	if head == nil || f.any(&head.need, f.length(&head.need), true) {
+	if head == nil || f.any(&head.need, f.length(&head.need), head.Tenant, true) {
 		return nil
 	}
 	if !head.blocked || f.nowMS-head.blockedMS < b.settings.PassMS {

@@ -451,7 +451,7 @@ func (p *planner) expire(now int64) {
 		if now >= s.deadline() {
 			p.note(noteExpired, s, len(s.tokens))
 			// Its siblings stand behind it and leave the queue with it.
-			p.endRequest(s.request, pb.FinishReason_FINISH_REASON_ERROR, "deadline passed before the request could start")
+			p.endRequest(s.request, pb.FinishReason_FINISH_REASON_DEADLINE, "deadline passed before the request could start")
 			p.count.expired++
 			continue
 		}
