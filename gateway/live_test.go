@@ -226,6 +226,24 @@ func TestTextDependsOnTokensAlone(t *testing.T) {
 	})
 }
 
+// TestStopTokensAreNoPartOfTheAnswer: neither the end of a turn, nor a stop id, nor the token that a
+// stop string spells, whether special tokens are shown or not.
+func TestStopTokensAreNoPartOfTheAnswer(t *testing.T) {
+	for _, show := range []bool{false, true} {
+		for name, p := range map[string]*pb.SamplingParams{
+			"end of turn": {},
+			"stop id":     {IgnoreEos: true, StopTokenIds: []int32{gatewaytest.TurnEnd}},
+			"spelled":     {IgnoreEos: true, Stop: []string{"<|im_end|>"}},
+		} {
+			p.ShowSpecialTokens = show
+			a := newAssembler(gatewaytest.Tokenizer(), p)
+			if text, kept := a.push([]int32{'a', gatewaytest.TurnEnd}, pb.FinishReason_FINISH_REASON_STOP); text != "a" || kept != 1 {
+				t.Errorf("%s, special tokens shown %t: %q, %d tokens kept", name, show, text, kept)
+			}
+		}
+	}
+}
+
 // longest is the length of the longest stop string that text ends with.
 func longest(text string, stops []string) int {
 	n := 0

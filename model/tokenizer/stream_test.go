@@ -164,6 +164,19 @@ func naiveVisible(tok *Tokenizer, ids []int32, show bool, stops []string, minTok
 	return text, len(ids), -1
 }
 
+// TestStopOverlapsOneThatDoesNotCount: behind a stop string that came too early begins no new text.
+func TestStopOverlapsOneThatDoesNotCount(t *testing.T) {
+	v := mustNew(t, small()).NewVisible(false, []string{"aa"}, 2)
+	for i, want := range []struct {
+		text string
+		stop int
+	}{{"", -1}, {"a", -1}, {"", 0}} {
+		if text, stop := v.Push('a'); text != want.text || stop != want.stop {
+			t.Errorf("token %d: %q, stop %d, want %q, %d", i, text, stop, want.text, want.stop)
+		}
+	}
+}
+
 // TestVisibleEqualsDefinition: token by token, the text and the stop are those of the whole, special
 // tokens shown or not, stops across special tokens and across the end of the minimal length included.
 func TestVisibleEqualsDefinition(t *testing.T) {

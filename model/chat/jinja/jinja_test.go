@@ -86,6 +86,7 @@ var attacks = map[string]string{
 	"doubling a list":        "{% set ns = namespace(x=[1]) %}{% for i in range(100) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
 	"repeating a string":     "{{ ('x' * 1000000000000) | length }}",
 	"repeating a list":       "{{ ([1] * 1000000000000) | length }}",
+	"repeating past 64 bits": "{{ ([1, 2] * 4611686018427387905) | length }}",
 	"repeating nothing":      "{{ ('' * 1000000000000) | length }}{{ ([] * 1000000000000) | length }}{{ [1] * 1000000000000 }}",
 	"range":                  "{{ range(1000000000000) | length }}",
 	"range downwards":        "{{ range(0, -1000000000000, -1) | length }}",
@@ -131,7 +132,7 @@ var attacks = map[string]string{
 	"sorting":                "{% for i in range(100) %}{% set u = range(500) | sort(reverse=true) %}{% endfor %}",
 	"sorting long strings":   "{% set l = ['a' * 30000] * 50 %}{% for i in range(100) %}{% set u = l | sort %}{% endfor %}",
 	"mapping by maps":        "{% for i in range(1000) %}{% set u = [range(100)] | map('map', 'string') | list %}{% endfor %}",
-	"scopes":                 strings.Repeat("{% with %}", 150) + "{% for i in range(100000) %}{{ q }}{% endfor %}" + strings.Repeat("{% endwith %}", 150),
+	"scopes":                 strings.Repeat("{% with %}", 150) + "{{ q" + strings.Repeat(" ~ q", 2000) + " }}" + strings.Repeat("{% endwith %}", 150),
 	"many provenances":       "{% set ns = namespace(x='') %}{% for i in range(3000) %}{% set ns.x = ns.x ~ 'a' ~ data %}{% endfor %}",
 	"power":                  "{% for i in range(100000) %}{% set x = 3 ** 39 %}{% endfor %}",
 }
