@@ -489,15 +489,21 @@ func (n *Node) Close() error {
 			cancel()
 		}
 		close(n.stopping)
-		ctx, cancel := context.WithTimeout(context.Background(), hangAfter)
-		defer cancel()
-		err := n.await(ctx, n.shutdown())
-		if n.watch.hangs() {
-			n.closeErr = errors.Join(err, errHangs)
-			return
+		ended := make(chan error, 1)
+		go func() { ended <- n.shutdown().Error() }()
+		for waiting := true; waiting; {
+			select {
+			case err := <-ended:
+				n.closeErr, waiting = err, false
+			case <-time.After(hangAfter):
+				if n.watch.hangs() {
+					n.closeErr = errHangs
+					return
+				}
+			}
 		}
 		n.owned.Wait()
-		n.closeErr = errors.Join(err, n.release())
+		n.closeErr = errors.Join(n.closeErr, n.release())
 	})
 	return n.closeErr
 }
