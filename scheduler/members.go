@@ -68,7 +68,7 @@ func (m *membership) Join(ctx context.Context, in *pb.JoinRequest) (*pb.JoinResp
 	if m.self.GetRaftAddress() == "" {
 		return nil, status.Error(codes.FailedPrecondition, "this node has no port for peers and takes in no others; start it with one")
 	}
-	if err := m.stillElsewhere(ctx, node); err != nil {
+	if err := m.stillElsewhere(ctx, node, in.GetInstance()); err != nil {
 		return nil, err
 	}
 	if err := m.enter(ctx, node); err != nil {
@@ -96,17 +96,18 @@ func checkNode(n *pb.Node) error {
 	return nil
 }
 
-// stillElsewhere refuses a node whose id another one uses: one with another log that answers.
-func (m *membership) stillElsewhere(ctx context.Context, node *pb.Node) error {
+// stillElsewhere refuses a node whose id another one uses that answers: one with a log of its own, or with
+// a copy of the same. instance is the caller's process.
+func (m *membership) stillElsewhere(ctx context.Context, node *pb.Node, instance string) error {
 	known := m.s.store.View().Node(node.GetId())
-	if node.GetId() == m.self.GetId() && node.GetStoreId() != m.self.GetStoreId() {
+	if node.GetId() == m.self.GetId() && instance != m.instance {
 		return errIDInUse(node.GetId(), m.self.GetControlAddress())
 	}
-	if known == nil || known.GetStoreId() == node.GetStoreId() {
+	if known == nil || known.GetStoreId() == node.GetStoreId() && known.GetControlAddress() == node.GetControlAddress() {
 		return nil
 	}
 	for _, a := range m.ask(ctx, []string{known.GetControlAddress()}, &pb.DescribeRequest{}) {
-		if a.GetNode().GetId() == known.GetId() && a.GetNode().GetStoreId() == known.GetStoreId() {
+		if a.GetNode().GetId() == known.GetId() && a.GetInstance() != instance {
 			return errIDInUse(node.GetId(), known.GetControlAddress())
 		}
 	}

@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -80,8 +82,14 @@ func openMembership(s *Scheduler) *membership {
 	}
 }
 
-// run searches until the node is a settled member, again whenever it is not.
+// run makes sure that this node is the only one of its id, and then searches until it is a settled member,
+// again whenever it is not.
 func (m *membership) run(ctx context.Context) {
+	if err := m.twin(m.ask(ctx, m.addresses(), &pb.DescribeRequest{})); err != nil {
+		m.s.settings.Fatal(err)
+		return
+	}
+	m.s.unique.Store(true)
 	tick := time.NewTicker(searchEvery)
 	defer tick.Stop()
 	for {
@@ -89,7 +97,12 @@ func (m *membership) run(ctx context.Context) {
 			return
 		}
 		if !m.settled() {
-			if err := m.search(ctx); err != nil && ctx.Err() == nil {
+			err := m.search(ctx)
+			if status.Code(err) == codes.AlreadyExists {
+				m.s.settings.Fatal(err)
+				return
+			}
+			if err != nil && ctx.Err() == nil {
 				m.complain(err)
 			}
 		} else if err := m.takenIn(); err != nil {
@@ -136,16 +149,14 @@ type answer struct {
 // search asks all known addresses and does the next step that the answers allow.
 func (m *membership) search(ctx context.Context) error {
 	answers := m.ask(ctx, m.addresses(), &pb.DescribeRequest{})
-	for _, a := range answers {
-		if a.GetNode().GetId() == m.self.GetId() && a.GetInstance() != m.instance {
-			return fmt.Errorf("the node at %s has this node's id %q; every node needs one of its own", a.address, m.self.GetId())
-		}
+	if err := m.twin(answers); err != nil {
+		return err // The other one has just been started, and ends.
 	}
 	if leader := leaderOf(answers); leader != "" {
 		ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 		defer cancel()
 		return m.call(leader, func(c pb.ClusterClient) error {
-			_, err := c.Join(ctx, &pb.JoinRequest{Node: m.self})
+			_, err := c.Join(ctx, &pb.JoinRequest{Node: m.self, Instance: m.instance})
 			return err
 		})
 	}
@@ -159,11 +170,23 @@ func (m *membership) search(ctx context.Context) error {
 	return m.form(answers)
 }
 
-// addresses are those to ask: the ones given, and those that the log knows.
+// twin says that another node has this one's id. It may have a copy of its folder too, and then each would
+// vote for the same member.
+func (m *membership) twin(answers []answer) error {
+	for _, a := range answers {
+		if a.GetNode().GetId() == m.self.GetId() && a.GetInstance() != m.instance {
+			return errIDInUse(m.self.GetId(), a.address)
+		}
+	}
+	return nil
+}
+
+// addresses are those to ask: the ones given, and those that the log knows, also of a node that has this
+// one's id elsewhere.
 func (m *membership) addresses() []string {
 	addresses := slices.Clone(m.s.settings.Join)
 	for n := range m.s.store.View().Nodes() {
-		if n.GetId() != m.self.GetId() && n.GetControlAddress() != "" {
+		if address := n.GetControlAddress(); address != "" && address != m.self.GetControlAddress() {
 			addresses = append(addresses, n.GetControlAddress())
 		}
 	}

@@ -25,6 +25,8 @@ type Scheduler struct {
 	identity *identity
 	members  *membership
 	hashes   hashes
+	// unique says that no other node has this one's id, as far as the others knew when it started.
+	unique atomic.Bool
 	// leader is what this node does as the leader; nil while it is not.
 	leader atomic.Pointer[leader]
 	// clock is the node's idea of the log's time.
@@ -61,7 +63,7 @@ func New(settings Settings) (*Scheduler, error) {
 		},
 		Newcomer: func() bool {
 			newcomer, _ := s.identity.standing()
-			return newcomer
+			return newcomer || len(settings.Join) > 0 && !s.unique.Load()
 		},
 	}
 	for _, p := range settings.Peers {

@@ -263,7 +263,10 @@ func TestClusterGrowsAndIsRepaired(t *testing.T) {
 	first := c.run[wiped]
 	c.dir = t.TempDir()
 	c.start(wiped)
-	c.run[wiped].waitFor("refused", func() bool { return strings.Contains(c.run[wiped].out.String(), "is the id of the node at") })
+	<-c.run[wiped].done
+	if text := c.run[wiped].out.String(); !strings.Contains(text, "is the id of the node at") {
+		t.Errorf("a second node of the same name: %s", text)
+	}
 	select {
 	case <-first.done:
 		t.Error("the first node of that name ended")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -121,5 +122,41 @@ func TestADamagedNodeAloneSaysSo(t *testing.T) {
 	c.startWith(0)
 	if got := c.leader(0); got != 0 {
 		t.Errorf("with all files as they were, node %d leads", got)
+	}
+}
+
+// TestACopiedNodeIsRefused starts a second node with a copy of a running one's folder, and one with an empty
+// folder under the same id: both end with the reason, and the first goes on undisturbed.
+func TestACopiedNodeIsRefused(t *testing.T) {
+	c := newNodes(t, 3, func(int) []string { return []string{"--stable-after", "100ms"} })
+	leader := c.leader(0, 1, 2)
+	for _, original := range []int{leader, (leader + 1) % 3} {
+		first, data := c.run[original], c.data(original)
+		control, raft := c.control[original], c.raft[original]
+		for _, copied := range []bool{true, false} {
+			dir := filepath.Join(t.TempDir(), "copy")
+			if copied {
+				if err := os.CopyFS(dir, os.DirFS(data)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			code, _, stderr := runQuire(t, "server", "--id", fmt.Sprint("n", original+1), "--model", "tiny", "--data", dir,
+				"--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--raft", freePort(t), "--join", c.join)
+			if code != 1 || !strings.Contains(stderr, "is the id of the node at "+control) {
+				t.Errorf("a second node %d, with a copy of the folder: %t: %d, %s", original, copied, code, stderr)
+			}
+		}
+		select {
+		case <-first.done:
+			t.Errorf("the first node of the id ended: %s", first.out.String())
+		default:
+		}
+		m := memberOf(c.describe(c.leader(0, 1, 2)).GetMembers(), original)
+		if m.GetRaftAddress() != raft || m.GetControlAddress() != control || m.GetSuffrage() != pb.Suffrage_SUFFRAGE_VOTER {
+			t.Errorf("afterwards the first one is %v", m)
+		}
+	}
+	if now := c.leader(0, 1, 2); now != leader {
+		t.Errorf("node %d leads in place of %d", now, leader)
 	}
 }

@@ -79,8 +79,8 @@ type Settings struct {
 	// repaired says that the folder was damaged and is empty now. It may return Damaged.
 	Prepare func(dir string, repaired bool) error
 
-	// Newcomer says whether the node must not vote or lead yet, because it may lack what a folder that it
-	// had before has acknowledged. Default: never, once it knows members.
+	// Newcomer says whether the node must not vote or lead yet: it may lack what a folder that it had before
+	// has acknowledged, or be a second one of its id. Default: never, once it knows members.
 	Newcomer func() bool
 
 	// Files and Transport replace what Open makes itself; tests run whole clusters in memory.

@@ -3,7 +3,7 @@ package consensus
 import "errors"
 
 // errNewcomer is why a node keeps out of elections that may lack what a folder before its own had.
-var errNewcomer = errors.New("this node's log is new, and its cluster has not taken it in yet")
+var errNewcomer = errors.New("this node's cluster has not taken it in yet")
 
 // barred says why this node must neither lead nor vote, whatever raft thinks; nil if it may. Raft would let
 // a node vote as soon as it finds itself among the voters in a log that it is just being sent, and one
