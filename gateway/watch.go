@@ -54,6 +54,14 @@ func (g *Gateway) watch(ctx context.Context) {
 	}
 }
 
+// copies says which models the gateway has.
+func (g *Gateway) copies() (models []*pb.GatewayModel) {
+	for _, m := range g.order {
+		models = append(models, &pb.GatewayModel{Name: m.ID, Digest: m.Digest})
+	}
+	return models
+}
+
 // follow takes one node's news until they break off. It reports whether there were any, and which
 // node leads if this one named it.
 func (g *Gateway) follow(ctx context.Context) (address string, told bool, leader string, err error) {
@@ -70,7 +78,7 @@ func (g *Gateway) follow(ctx context.Context) (address string, told bool, leader
 	moved := func() { cancel(errMoved) }
 	release := g.control.cutIfMoved(leads, address, moved)
 	defer func() { release() }()
-	stream, err := client.Watch(call, &pb.WatchRequest{GatewayId: g.NodeID})
+	stream, err := client.Watch(call, &pb.WatchRequest{GatewayId: g.NodeID, Models: g.copies()})
 	for err == nil {
 		var news *pb.WatchResponse
 		if news, err = stream.Recv(); err != nil {

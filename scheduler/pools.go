@@ -188,6 +188,7 @@ func (l *leader) listWorkers(view *state.View, now time.Time) *pb.ListWorkersRes
 	for _, id := range slices.Sorted(maps.Keys(known)) {
 		w := &pb.WorkerStatus{Worker: known[id], Cordoned: view.WorkerCordoned(id), Requests: int32(len(l.onWorker[id]))}
 		if s := l.sessions[id]; s != nil {
+			w.Unusable = l.unusable(known[id])
 			w.InSession, w.Draining, w.AgeMs = true, s.draining, now.Sub(s.heard).Milliseconds()
 			w.Running, w.Waiting, w.FreeBlocks = s.newest.GetRunning(), s.newest.GetWaiting(), s.newest.GetFreeBlocks()
 			w.Devices = int32(len(s.newest.GetDevices()))

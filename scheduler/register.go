@@ -25,7 +25,8 @@ const registrationsWaiting = 16384
 
 // register has the log let a worker in, which it does only if the worker serves what others serve
 // under its model's name. One that is known as it is need not wait.
-func (l *leader) register(ctx context.Context, info *pb.WorkerInfo) error {
+func (l *leader) register(ctx context.Context, hello *pb.Hello) error {
+	info := hello.GetWorker()
 	claim := state.Identity(info)
 	view := l.s.store.View()
 	known := view.Worker(info.GetId())
@@ -33,11 +34,16 @@ func (l *leader) register(ctx context.Context, info *pb.WorkerInfo) error {
 	m := view.Model(info.GetModel())
 	if m != nil {
 		// The log has the word; but what it would refuse need not fill it.
-		if refused := m.Check(claim, again); refused != nil {
+		if refused := m.Check(claim, hello.GetRebind(), again); refused != nil {
 			return mismatch(refused)
 		}
 	}
-	r, err := l.enter(info, m != nil && proto.Equal(known, info) && proto.Equal(m.Identity, claim))
+	if m == nil || m.Identity == nil {
+		if refused := l.otherCopies(claim); refused != nil {
+			return mismatch(refused)
+		}
+	}
+	r, err := l.enter(hello, m != nil && proto.Equal(known, info) && proto.Equal(m.Identity, claim))
 	if r == nil || err != nil {
 		return err
 	}
@@ -60,7 +66,8 @@ func mismatch(why *state.Refusal) error {
 
 // enter begins the registration of a worker. There is none if the log has it as it is, unless the
 // leader has given it up: then the log is about to hear so.
-func (l *leader) enter(info *pb.WorkerInfo, logged bool) (*registration, error) {
+func (l *leader) enter(hello *pb.Hello, logged bool) (*registration, error) {
+	info := hello.GetWorker()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.taken(info, l.s.settings.now()); err != nil {
@@ -72,12 +79,12 @@ func (l *leader) enter(info *pb.WorkerInfo, logged bool) (*registration, error) 
 	if len(l.workerNews) >= registrationsWaiting {
 		return nil, exhausted("too many workers wait to be let in", time.Second)
 	}
-	return l.announce(info), nil
+	return l.announce(info, hello.GetRebind()), nil
 }
 
 // announce puts a worker on its way to the log.
-func (l *leader) announce(info *pb.WorkerInfo) *registration {
-	r := &registration{command: &pb.WorkerCommand{Worker: info, Model: state.Identity(info)}, done: make(chan struct{})}
+func (l *leader) announce(info *pb.WorkerInfo, rebind bool) *registration {
+	r := &registration{command: &pb.WorkerCommand{Worker: info, Model: state.Identity(info), Rebind: rebind}, done: make(chan struct{})}
 	l.workerNews = append(l.workerNews, r)
 	l.kick()
 	return r
@@ -100,7 +107,7 @@ func (l *leader) registered(r *registration, result state.Result) {
 	id := r.command.GetWorker().GetId()
 	if r.command.GetLeft() {
 		if back := l.workers[id]; back != nil {
-			l.announce(back) // It came back while the log was told that it had left.
+			l.announce(back, false) // It came back while the log was told that it had left.
 		}
 		return
 	}

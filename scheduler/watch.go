@@ -18,6 +18,8 @@ import (
 // watcher is a gateway that listens to this leader.
 type watcher struct {
 	gateway string
+	// models are its copies: digests by name.
+	models map[string]string
 
 	mu      sync.Mutex
 	workers []*pb.WorkerInfo
@@ -108,7 +110,10 @@ func (s *Scheduler) Watch(in *pb.WatchRequest, stream pb.Control_WatchServer) er
 	if err != nil {
 		return err
 	}
-	w, err := l.watch(in.GetGatewayId())
+	if err := checkModels(in.GetModels()); err != nil {
+		return err
+	}
+	w, err := l.watch(in)
 	if err != nil {
 		return err
 	}
@@ -144,7 +149,8 @@ func (s *Scheduler) Watch(in *pb.WatchRequest, stream pb.Control_WatchServer) er
 	}
 }
 
-func (l *leader) watch(gateway string) (*watcher, error) {
+func (l *leader) watch(in *pb.WatchRequest) (*watcher, error) {
+	gateway := in.GetGatewayId()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
@@ -152,7 +158,7 @@ func (l *leader) watch(gateway string) (*watcher, error) {
 		return nil, errNotLeading("the gateway began to watch")
 	default:
 	}
-	w := &watcher{gateway: gateway, workers: l.inSession(), changed: true, ready: make(chan struct{}, 1)}
+	w := &watcher{gateway: gateway, models: map[string]string{}, workers: l.inSession(), changed: true, ready: make(chan struct{}, 1)}
 	for r := range l.s.store.View().EndedSince(l.s.timeMS() - endsRepeated.Milliseconds()) {
 		if r.Request.GetGatewayId() == gateway {
 			w.ended = append(w.ended, ended(r))
@@ -163,6 +169,9 @@ func (l *leader) watch(gateway string) (*watcher, error) {
 		if r := o.requests[id]; r.phase == phaseLost {
 			w.lost = append(w.lost, r.lost())
 		}
+	}
+	for _, m := range in.GetModels() {
+		w.models[m.GetName()] = m.GetDigest()
 	}
 	o.watchers[w] = struct{}{}
 	w.ready <- struct{}{}

@@ -105,7 +105,7 @@ func (s *Scheduler) Work(stream pb.Control_WorkServer) error {
 	if err := s.checkReachable(stream.Context(), hello.GetWorker().GetAddress()); err != nil {
 		return err
 	}
-	if err := l.register(stream.Context(), hello.GetWorker()); err != nil {
+	if err := l.register(stream.Context(), hello); err != nil {
 		return err
 	}
 	session, err := l.attach(hello, s.settings.now())

@@ -83,6 +83,9 @@ var rules = map[string]rule{
 	pb.Operator_CreatePool_FullMethodName:   only(trust.Operator),
 	pb.Operator_RemovePool_FullMethodName:   only(trust.Operator),
 	pb.Operator_Cordon_FullMethodName:       only(trust.Operator),
+	pb.Operator_ListBindings_FullMethodName: only(trust.Operator),
+	pb.Operator_BindModel_FullMethodName:    only(trust.Operator),
+	pb.Operator_ReleaseModel_FullMethodName: only(trust.Operator),
 	pb.Operator_Drain_FullMethodName:        only(trust.Operator),
 
 	healthpb.Health_Check_FullMethodName: clients(trust.Roles()...),

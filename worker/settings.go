@@ -21,6 +21,8 @@ type Settings struct {
 	ID string
 	// Pool is the set of workers that it is looked after with. Default "default".
 	Pool string
+	// Rebind lets the model's name stand for this worker's weights, if no other worker has it.
+	Rebind bool
 	// Listen is the address of the Worker service. Default "127.0.0.1:0".
 	Listen string
 	// Advertise is the address that gateways dial. Default: where the service listens.

@@ -15,7 +15,7 @@ import (
 
 func newDev() *cobra.Command {
 	s := serverFlags{id: "dev"}
-	w := workerFlags{id: "dev-worker", listen: "127.0.0.1:0"}
+	w := workerFlags{id: "dev-worker", listen: "127.0.0.1:0", rebind: true}
 	var name, prompt string
 	var pull bool
 	cmd := &cobra.Command{

@@ -23,7 +23,7 @@ func newPool() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	o.flags(cmd)
-	cmd.AddCommand(newPoolList(&o), newPoolWorkers(&o), newPoolCreate(&o), newPoolRemove(&o), newPoolCordon(&o, false), newPoolCordon(&o, true), newPoolDrain(&o))
+	cmd.AddCommand(newPoolList(&o), newPoolWorkers(&o), newPoolCreate(&o), newPoolRemove(&o), newPoolCordon(&o, false), newPoolCordon(&o, true), newPoolDrain(&o), newPoolModels(&o), newPoolBind(&o), newPoolRelease(&o))
 	return cmd
 }
 
@@ -289,6 +289,8 @@ func workerRows(r *pb.ListWorkersResponse, pool string) []workerRow {
 			condition = "draining"
 		case w.GetCordoned(), cordoned[state.PoolOf(w.GetWorker())]:
 			condition = "cordoned"
+		case w.GetUnusable() != "":
+			condition = "not used: " + w.GetUnusable()
 		}
 		rows = append(rows, workerRow{
 			ID: i.GetId(), Pool: state.PoolOf(w.GetWorker()), Model: i.GetModel(), Address: i.GetAddress(), Device: i.GetDevice(), State: condition,

@@ -46,6 +46,7 @@ type workerFlags struct {
 	kvHostBytes  int64
 	kvDisk       string
 	kvDiskBytes  int64
+	rebind       bool
 	kvFetchBytes int64         // 0 for `quire dev`, which has no other workers
 	handOver     time.Duration // the same
 	tenantKV     []string
@@ -135,6 +136,7 @@ func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Durati
 	return worker.New(worker.Settings{
 		TenantKV:        tenants,
 		ID:              w.id,
+		Rebind:          w.rebind,
 		Pool:            w.pool,
 		Listen:          w.listen,
 		Advertise:       w.advertise,
@@ -283,6 +285,7 @@ func newWorker() *cobra.Command {
 	f.StringVar(&name, "model", "auto", "name or path of the model; auto: smollm2-135m if pulled, else tiny")
 	f.DurationVar(&drain, "drain-timeout", 30*time.Second, "how long running requests may take to finish on shutdown; 0 hands them over to other workers at once")
 	f.DurationVar(&w.handOver, "hand-over-timeout", 5*time.Second, "how long a worker that handed requests over stays for others to fetch their KV cache; 0 ends at once")
+	f.BoolVar(&w.rebind, "rebind", false, "the model's name may stand for this worker's weights from now on, if no other worker and no unfinished request has it")
 	f.Int64Var(&w.kvFetchBytes, "kv-fetch-bytes", 1<<30, "most host memory for KV cache on its way from a worker that handed requests over; --kv-host-bytes takes its place; 0: compute it again, and lend none")
 	return cmd
 }

@@ -142,6 +142,11 @@ func (a *application) command(c *pb.Command) (Result, error) {
 		return a.progress(c.Progress), unknownFields(c.Progress)
 	case *pb.Command_Adopt:
 		return a.adopt(c.Adopt), unknownFields(c.Adopt)
+	case *pb.Command_Bind:
+		if c.Bind.GetModel() == nil {
+			return Result{}, errIncomplete
+		}
+		return a.bind(c.Bind), errors.Join(unknownFields(c.Bind), unknownFields(c.Bind.GetModel()))
 	case *pb.Command_Retention:
 		return a.retain(c.Retention), errors.Join(unknownFields(c.Retention), unknownFields(c.Retention.GetRetention()))
 	}

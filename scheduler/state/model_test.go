@@ -1,6 +1,8 @@
 package state
 
 import (
+	"bytes"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -43,7 +45,7 @@ func checkModels(t interface{ Fatalf(string, ...any) }, v *View) {
 		live[r.Request.GetModel()]++
 	}
 	for m := range v.Models() {
-		if m.Workers != workers[m.Name] || m.Live != live[m.Name] || m.Workers+m.Live == 0 {
+		if m.Workers != workers[m.Name] || m.Live != live[m.Name] || m.Workers+m.Live == 0 && m.Identity == nil {
 			t.Fatalf("model %+v has %d workers and %d requests", m, workers[m.Name], live[m.Name])
 		}
 		delete(workers, m.Name)
@@ -54,8 +56,35 @@ func checkModels(t interface{ Fatalf(string, ...any) }, v *View) {
 	}
 }
 
-// TestModelStandsForOneThing: while a worker or an unfinished request of a model is there, its name stands
-// for the weights and the arithmetic of the first.
+func bind(name, digest string) *pb.Command {
+	return &pb.Command{Command: &pb.Command_Bind{Bind: &pb.BindCommand{Model: &pb.ModelIdentity{Name: name, Digest: digest, Arithmetic: "cpu, KV f16"}}}}
+}
+
+func release(name string) *pb.Command {
+	return &pb.Command{Command: &pb.Command_Bind{Bind: &pb.BindCommand{Model: &pb.ModelIdentity{Name: name}, Released: true}}}
+}
+
+// TestNamesAreBounded: beyond the limit a new name is refused with what to do, and the others are not in the way.
+func TestNamesAreBounded(t *testing.T) {
+	l := &log{t: t, store: New()}
+	for i := range MaxModels {
+		if r := l.apply(1, bind(fmt.Sprint("m", i), "d"))[0]; r.Refused != nil {
+			t.Fatal(r.Refused.Reason)
+		}
+	}
+	if r := l.apply(1, serve("w", "more", "d", ""))[0]; r.Refused == nil || !strings.Contains(r.Refused.Reason, "quire pool release") {
+		t.Errorf("one name too many: %+v", r)
+	}
+	if l.store.View().Model("more") != nil || l.store.View().Worker("w") != nil {
+		t.Error("what was refused is in the tables")
+	}
+	if r := l.apply(1, serve("w", "m7", "d", ""), release("m8"), serve("v", "more", "d", "")); r[0].Refused != nil || r[2].Refused != nil {
+		t.Errorf("known and freed names: %+v", r)
+	}
+}
+
+// TestModelStandsForOneThing: a model's name stands for the weights and the arithmetic of its first worker,
+// without workers too, until an operator changes that.
 func TestModelStandsForOneThing(t *testing.T) {
 	l := &log{t: t, store: New()}
 	refused := func(c *pb.Command, parts ...string) {
@@ -78,21 +107,50 @@ func TestModelStandsForOneThing(t *testing.T) {
 	}
 	taken(serve("v", "m", "one", ""))
 	taken(serve("w", "m", "one", ""))
-	refused(serve("x", "m", "two", ""), `model "m"`, `"one"`, `"two"`, "2 other workers")
+	refused(serve("x", "m", "two", ""), `model "m"`, `"one"`, `"two"`, "quire pool bind")
 	other := serve("x", "m", "one", "")
 	other.GetWorker().Worker.Arithmetic = "cpu, KV int8"
 	other.GetWorker().Model = Identity(other.GetWorker().Worker)
 	refused(other, `"cpu, KV int8"`, `"cpu, KV f16"`, "--kv-type")
 	taken(serve("x", "n", "two", "")) // another name is free
-	// The last worker of a model may come back with other weights, unless a request still needs the old.
-	taken(leave("w"))
-	taken(submit("a", 1))
-	refused(serve("v", "m", "two", ""), "0 other workers and 1 unfinished requests")
-	taken(finish("a", pb.FinishReason_FINISH_REASON_STOP))
-	taken(serve("v", "m", "two", ""))
-	refused(serve("w", "m", "one", ""), `"two"`)
-	// Of two in one entry the first one wins.
+	// What the name stands for outlasts its workers and requests, and snapshots.
 	taken(leave("v"))
+	taken(leave("w"))
+	again := New()
+	if err := again.Restore(bytes.NewReader(snapshot(t, l.store))); err != nil {
+		t.Fatal(err)
+	}
+	l.store = again
+	refused(serve("v", "m", "two", ""), `"two"`, `"one"`)
+	// An operator changes it while nobody has the name.
+	taken(serve("v", "m", "one", ""))
+	refused(bind("m", "two"), "1 workers and 0 unfinished requests")
+	refused(release("m"), "1 workers")
+	taken(submit("a", 1))
+	taken(leave("v"))
+	refused(bind("m", "two"), "0 workers and 1 unfinished requests", "abort")
+	taken(finish("a", pb.FinishReason_FINISH_REASON_STOP))
+	taken(bind("m", "two"))
+	refused(serve("v", "m", "one", ""), `"two"`)
+	taken(serve("v", "m", "two", ""))
+	taken(leave("v"))
+	taken(release("m"))
+	if l.store.View().Model("m") != nil {
+		t.Errorf("a released name is still there: %+v", l.store.View().Model("m"))
+	}
+	// A worker that is alone may say so itself.
+	alone := serve("v", "m", "three", "")
+	alone.GetWorker().Rebind = true
+	taken(serve("v", "m", "one", ""))
+	taken(alone)
+	taken(serve("w", "m", "three", ""))
+	alone = serve("v", "m", "four", "")
+	alone.GetWorker().Rebind = true
+	refused(alone, `"four"`, `"three"`)
+	taken(leave("v"))
+	taken(leave("w"))
+	taken(release("m"))
+	// Of two in one entry the first one wins.
 	results := l.apply(1, serve("v", "m", "one", ""), serve("w", "m", "two", ""))
 	if results[0].Refused != nil || results[1].Refused == nil {
 		t.Errorf("two at once: %+v", results)

@@ -79,7 +79,7 @@ func (x CacheEvent_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CacheEvent_Kind.Descriptor instead.
 func (CacheEvent_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{21, 0}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{22, 0}
 }
 
 type CacheEvent_Medium int32
@@ -131,7 +131,7 @@ func (x CacheEvent_Medium) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CacheEvent_Medium.Descriptor instead.
 func (CacheEvent_Medium) EnumDescriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{21, 1}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{22, 1}
 }
 
 // Request is what a worker needs to generate: a pure function of weights and this message.
@@ -560,8 +560,10 @@ func (x *AbortResponse) GetFound() bool {
 }
 
 type WatchRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	GatewayId     string                 `protobuf:"bytes,1,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	GatewayId string                 `protobuf:"bytes,1,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	// The models that it has a copy of.
+	Models        []*GatewayModel `protobuf:"bytes,2,rep,name=models,proto3" json:"models,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -601,6 +603,13 @@ func (x *WatchRequest) GetGatewayId() string {
 		return x.GatewayId
 	}
 	return ""
+}
+
+func (x *WatchRequest) GetModels() []*GatewayModel {
+	if x != nil {
+		return x.Models
+	}
+	return nil
 }
 
 type WorkerInfo struct {
@@ -812,6 +821,60 @@ func (x *TenantShare) GetBlocks() int32 {
 	return 0
 }
 
+// GatewayModel is a gateway's copy of a model.
+type GatewayModel struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// As a worker's model_digest; empty if the gateway has not looked.
+	Digest        string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewayModel) Reset() {
+	*x = GatewayModel{}
+	mi := &file_quire_v1_control_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewayModel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewayModel) ProtoMessage() {}
+
+func (x *GatewayModel) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewayModel.ProtoReflect.Descriptor instead.
+func (*GatewayModel) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *GatewayModel) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GatewayModel) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The complete set of workers now in session.
@@ -830,7 +893,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[8]
+	mi := &file_quire_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +905,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[8]
+	mi := &file_quire_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -855,7 +918,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WatchResponse) GetWorkers() []*WorkerInfo {
@@ -898,7 +961,7 @@ type Lost struct {
 
 func (x *Lost) Reset() {
 	*x = Lost{}
-	mi := &file_quire_v1_control_proto_msgTypes[9]
+	mi := &file_quire_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +973,7 @@ func (x *Lost) String() string {
 func (*Lost) ProtoMessage() {}
 
 func (x *Lost) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[9]
+	mi := &file_quire_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +986,7 @@ func (x *Lost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lost.ProtoReflect.Descriptor instead.
 func (*Lost) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Lost) GetRequestId() string {
@@ -960,7 +1023,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_quire_v1_control_proto_msgTypes[10]
+	mi := &file_quire_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1035,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[10]
+	mi := &file_quire_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1048,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Output) GetTokenIds() []int32 {
@@ -1025,7 +1088,7 @@ type ChoiceProgress struct {
 
 func (x *ChoiceProgress) Reset() {
 	*x = ChoiceProgress{}
-	mi := &file_quire_v1_control_proto_msgTypes[11]
+	mi := &file_quire_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1100,7 @@ func (x *ChoiceProgress) String() string {
 func (*ChoiceProgress) ProtoMessage() {}
 
 func (x *ChoiceProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[11]
+	mi := &file_quire_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1113,7 @@ func (x *ChoiceProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChoiceProgress.ProtoReflect.Descriptor instead.
 func (*ChoiceProgress) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ChoiceProgress) GetChoice() int32 {
@@ -1101,7 +1164,7 @@ type RequestProgress struct {
 
 func (x *RequestProgress) Reset() {
 	*x = RequestProgress{}
-	mi := &file_quire_v1_control_proto_msgTypes[12]
+	mi := &file_quire_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1176,7 @@ func (x *RequestProgress) String() string {
 func (*RequestProgress) ProtoMessage() {}
 
 func (x *RequestProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[12]
+	mi := &file_quire_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1189,7 @@ func (x *RequestProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProgress.ProtoReflect.Descriptor instead.
 func (*RequestProgress) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RequestProgress) GetRequestId() string {
@@ -1170,7 +1233,7 @@ type AdoptRequest struct {
 
 func (x *AdoptRequest) Reset() {
 	*x = AdoptRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[13]
+	mi := &file_quire_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1245,7 @@ func (x *AdoptRequest) String() string {
 func (*AdoptRequest) ProtoMessage() {}
 
 func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[13]
+	mi := &file_quire_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1258,7 @@ func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
 func (*AdoptRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AdoptRequest) GetRequestId() string {
@@ -1244,7 +1307,7 @@ type AdoptResponse struct {
 
 func (x *AdoptResponse) Reset() {
 	*x = AdoptResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[14]
+	mi := &file_quire_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1319,7 @@ func (x *AdoptResponse) String() string {
 func (*AdoptResponse) ProtoMessage() {}
 
 func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[14]
+	mi := &file_quire_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1332,7 @@ func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptResponse.ProtoReflect.Descriptor instead.
 func (*AdoptResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AdoptResponse) GetFound() bool {
@@ -1354,7 +1417,7 @@ type RecallRequest struct {
 
 func (x *RecallRequest) Reset() {
 	*x = RecallRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[15]
+	mi := &file_quire_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1429,7 @@ func (x *RecallRequest) String() string {
 func (*RecallRequest) ProtoMessage() {}
 
 func (x *RecallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[15]
+	mi := &file_quire_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1442,7 @@ func (x *RecallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecallRequest.ProtoReflect.Descriptor instead.
 func (*RecallRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RecallRequest) GetGatewayId() string {
@@ -1404,7 +1467,7 @@ type RecallResponse struct {
 
 func (x *RecallResponse) Reset() {
 	*x = RecallResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[16]
+	mi := &file_quire_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1479,7 @@ func (x *RecallResponse) String() string {
 func (*RecallResponse) ProtoMessage() {}
 
 func (x *RecallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[16]
+	mi := &file_quire_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1492,7 @@ func (x *RecallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecallResponse.ProtoReflect.Descriptor instead.
 func (*RecallResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 type Ended struct {
@@ -1443,7 +1506,7 @@ type Ended struct {
 
 func (x *Ended) Reset() {
 	*x = Ended{}
-	mi := &file_quire_v1_control_proto_msgTypes[17]
+	mi := &file_quire_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1518,7 @@ func (x *Ended) String() string {
 func (*Ended) ProtoMessage() {}
 
 func (x *Ended) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[17]
+	mi := &file_quire_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1531,7 @@ func (x *Ended) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ended.ProtoReflect.Descriptor instead.
 func (*Ended) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Ended) GetRequestId() string {
@@ -1508,7 +1571,7 @@ type WorkRequest struct {
 
 func (x *WorkRequest) Reset() {
 	*x = WorkRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[18]
+	mi := &file_quire_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +1583,7 @@ func (x *WorkRequest) String() string {
 func (*WorkRequest) ProtoMessage() {}
 
 func (x *WorkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[18]
+	mi := &file_quire_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +1596,7 @@ func (x *WorkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkRequest.ProtoReflect.Descriptor instead.
 func (*WorkRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WorkRequest) GetMessage() isWorkRequest_Message {
@@ -1633,7 +1696,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_quire_v1_control_proto_msgTypes[19]
+	mi := &file_quire_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1708,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[19]
+	mi := &file_quire_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1721,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Progress) GetRequests() []*RequestProgress {
@@ -1678,7 +1741,7 @@ type CacheEvents struct {
 
 func (x *CacheEvents) Reset() {
 	*x = CacheEvents{}
-	mi := &file_quire_v1_control_proto_msgTypes[20]
+	mi := &file_quire_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1753,7 @@ func (x *CacheEvents) String() string {
 func (*CacheEvents) ProtoMessage() {}
 
 func (x *CacheEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[20]
+	mi := &file_quire_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +1766,7 @@ func (x *CacheEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheEvents.ProtoReflect.Descriptor instead.
 func (*CacheEvents) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CacheEvents) GetEvents() []*CacheEvent {
@@ -1726,7 +1789,7 @@ type CacheEvent struct {
 
 func (x *CacheEvent) Reset() {
 	*x = CacheEvent{}
-	mi := &file_quire_v1_control_proto_msgTypes[21]
+	mi := &file_quire_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +1801,7 @@ func (x *CacheEvent) String() string {
 func (*CacheEvent) ProtoMessage() {}
 
 func (x *CacheEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[21]
+	mi := &file_quire_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +1814,7 @@ func (x *CacheEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheEvent.ProtoReflect.Descriptor instead.
 func (*CacheEvent) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CacheEvent) GetKind() CacheEvent_Kind {
@@ -1786,14 +1849,17 @@ type Hello struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Worker *WorkerInfo            `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
 	// Requests that the worker is running: the leader reconciles instead of restarting them.
-	Running       []string `protobuf:"bytes,2,rep,name=running,proto3" json:"running,omitempty"`
+	Running []string `protobuf:"bytes,2,rep,name=running,proto3" json:"running,omitempty"`
+	// The model's name may stand for this worker's from now on, if no other worker and no unfinished request
+	// has it: for a worker that is all there is.
+	Rebind        bool `protobuf:"varint,3,opt,name=rebind,proto3" json:"rebind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_quire_v1_control_proto_msgTypes[22]
+	mi := &file_quire_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +1871,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[22]
+	mi := &file_quire_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,7 +1884,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Hello) GetWorker() *WorkerInfo {
@@ -1833,6 +1899,13 @@ func (x *Hello) GetRunning() []string {
 		return x.Running
 	}
 	return nil
+}
+
+func (x *Hello) GetRebind() bool {
+	if x != nil {
+		return x.Rebind
+	}
+	return false
 }
 
 // Heartbeat is a worker's load, sent every 250 ms and when it changes.
@@ -1860,7 +1933,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_quire_v1_control_proto_msgTypes[23]
+	mi := &file_quire_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1872,7 +1945,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[23]
+	mi := &file_quire_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +1958,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -1990,7 +2063,7 @@ type DeviceFrame struct {
 
 func (x *DeviceFrame) Reset() {
 	*x = DeviceFrame{}
-	mi := &file_quire_v1_control_proto_msgTypes[24]
+	mi := &file_quire_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2002,7 +2075,7 @@ func (x *DeviceFrame) String() string {
 func (*DeviceFrame) ProtoMessage() {}
 
 func (x *DeviceFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[24]
+	mi := &file_quire_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2015,7 +2088,7 @@ func (x *DeviceFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceFrame.ProtoReflect.Descriptor instead.
 func (*DeviceFrame) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeviceFrame) GetIndex() int32 {
@@ -2153,7 +2226,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_quire_v1_control_proto_msgTypes[25]
+	mi := &file_quire_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2165,7 +2238,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[25]
+	mi := &file_quire_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2178,7 +2251,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Finished) GetRequests() []*FinishedRequest {
@@ -2208,7 +2281,7 @@ type FinishedRequest struct {
 
 func (x *FinishedRequest) Reset() {
 	*x = FinishedRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[26]
+	mi := &file_quire_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2220,7 +2293,7 @@ func (x *FinishedRequest) String() string {
 func (*FinishedRequest) ProtoMessage() {}
 
 func (x *FinishedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[26]
+	mi := &file_quire_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2233,7 +2306,7 @@ func (x *FinishedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishedRequest.ProtoReflect.Descriptor instead.
 func (*FinishedRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *FinishedRequest) GetRequestId() string {
@@ -2309,7 +2382,7 @@ type WorkResponse struct {
 
 func (x *WorkResponse) Reset() {
 	*x = WorkResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[27]
+	mi := &file_quire_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2321,7 +2394,7 @@ func (x *WorkResponse) String() string {
 func (*WorkResponse) ProtoMessage() {}
 
 func (x *WorkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[27]
+	mi := &file_quire_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2334,7 +2407,7 @@ func (x *WorkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse.ProtoReflect.Descriptor instead.
 func (*WorkResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WorkResponse) GetMessage() isWorkResponse_Message {
@@ -2448,7 +2521,7 @@ type Heard struct {
 
 func (x *Heard) Reset() {
 	*x = Heard{}
-	mi := &file_quire_v1_control_proto_msgTypes[28]
+	mi := &file_quire_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +2533,7 @@ func (x *Heard) String() string {
 func (*Heard) ProtoMessage() {}
 
 func (x *Heard) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[28]
+	mi := &file_quire_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +2546,7 @@ func (x *Heard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heard.ProtoReflect.Descriptor instead.
 func (*Heard) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Heard) GetSequence() uint64 {
@@ -2495,7 +2568,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_quire_v1_control_proto_msgTypes[29]
+	mi := &file_quire_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2507,7 +2580,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[29]
+	mi := &file_quire_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2520,7 +2593,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Welcome) GetTerm() uint64 {
@@ -2557,7 +2630,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_quire_v1_control_proto_msgTypes[30]
+	mi := &file_quire_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2569,7 +2642,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[30]
+	mi := &file_quire_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2582,7 +2655,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Redirect) GetTerm() uint64 {
@@ -2619,7 +2692,7 @@ type Dispatch struct {
 
 func (x *Dispatch) Reset() {
 	*x = Dispatch{}
-	mi := &file_quire_v1_control_proto_msgTypes[31]
+	mi := &file_quire_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +2704,7 @@ func (x *Dispatch) String() string {
 func (*Dispatch) ProtoMessage() {}
 
 func (x *Dispatch) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[31]
+	mi := &file_quire_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2644,7 +2717,7 @@ func (x *Dispatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dispatch.ProtoReflect.Descriptor instead.
 func (*Dispatch) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Dispatch) GetTerm() uint64 {
@@ -2679,7 +2752,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_quire_v1_control_proto_msgTypes[32]
+	mi := &file_quire_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2691,7 +2764,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[32]
+	mi := &file_quire_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2704,7 +2777,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Revoke) GetTerm() uint64 {
@@ -2732,7 +2805,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_quire_v1_control_proto_msgTypes[33]
+	mi := &file_quire_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2744,7 +2817,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[33]
+	mi := &file_quire_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2757,7 +2830,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Drain) GetHandOver() bool {
@@ -2781,7 +2854,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[34]
+	mi := &file_quire_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2793,7 +2866,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[34]
+	mi := &file_quire_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2806,7 +2879,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AttachRequest) GetMessage() isAttachRequest_Message {
@@ -2878,7 +2951,7 @@ type AttachHello struct {
 
 func (x *AttachHello) Reset() {
 	*x = AttachHello{}
-	mi := &file_quire_v1_control_proto_msgTypes[35]
+	mi := &file_quire_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2890,7 +2963,7 @@ func (x *AttachHello) String() string {
 func (*AttachHello) ProtoMessage() {}
 
 func (x *AttachHello) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[35]
+	mi := &file_quire_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2903,7 +2976,7 @@ func (x *AttachHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachHello.ProtoReflect.Descriptor instead.
 func (*AttachHello) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AttachHello) GetGatewayId() string {
@@ -2931,7 +3004,7 @@ type ResumePoint struct {
 
 func (x *ResumePoint) Reset() {
 	*x = ResumePoint{}
-	mi := &file_quire_v1_control_proto_msgTypes[36]
+	mi := &file_quire_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2943,7 +3016,7 @@ func (x *ResumePoint) String() string {
 func (*ResumePoint) ProtoMessage() {}
 
 func (x *ResumePoint) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[36]
+	mi := &file_quire_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2956,7 +3029,7 @@ func (x *ResumePoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumePoint.ProtoReflect.Descriptor instead.
 func (*ResumePoint) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ResumePoint) GetRequestId() string {
@@ -2984,7 +3057,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[37]
+	mi := &file_quire_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2996,7 +3069,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[37]
+	mi := &file_quire_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3009,7 +3082,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *AttachResponse) GetEvents() []*TokenEvent {
@@ -3067,7 +3140,7 @@ type WorkerStats struct {
 
 func (x *WorkerStats) Reset() {
 	*x = WorkerStats{}
-	mi := &file_quire_v1_control_proto_msgTypes[38]
+	mi := &file_quire_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3079,7 +3152,7 @@ func (x *WorkerStats) String() string {
 func (*WorkerStats) ProtoMessage() {}
 
 func (x *WorkerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[38]
+	mi := &file_quire_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3092,7 +3165,7 @@ func (x *WorkerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStats.ProtoReflect.Descriptor instead.
 func (*WorkerStats) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *WorkerStats) GetRunning() int32 {
@@ -3265,7 +3338,7 @@ type FetchBlocksRequest struct {
 
 func (x *FetchBlocksRequest) Reset() {
 	*x = FetchBlocksRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[39]
+	mi := &file_quire_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3277,7 +3350,7 @@ func (x *FetchBlocksRequest) String() string {
 func (*FetchBlocksRequest) ProtoMessage() {}
 
 func (x *FetchBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[39]
+	mi := &file_quire_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3290,7 +3363,7 @@ func (x *FetchBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlocksRequest.ProtoReflect.Descriptor instead.
 func (*FetchBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *FetchBlocksRequest) GetRequestId() string {
@@ -3329,7 +3402,7 @@ type FetchBlocksResponse struct {
 
 func (x *FetchBlocksResponse) Reset() {
 	*x = FetchBlocksResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[40]
+	mi := &file_quire_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3341,7 +3414,7 @@ func (x *FetchBlocksResponse) String() string {
 func (*FetchBlocksResponse) ProtoMessage() {}
 
 func (x *FetchBlocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[40]
+	mi := &file_quire_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3354,7 +3427,7 @@ func (x *FetchBlocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlocksResponse.ProtoReflect.Descriptor instead.
 func (*FetchBlocksResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FetchBlocksResponse) GetBlock() int32 {
@@ -3409,7 +3482,7 @@ type TokenEvent struct {
 
 func (x *TokenEvent) Reset() {
 	*x = TokenEvent{}
-	mi := &file_quire_v1_control_proto_msgTypes[41]
+	mi := &file_quire_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3421,7 +3494,7 @@ func (x *TokenEvent) String() string {
 func (*TokenEvent) ProtoMessage() {}
 
 func (x *TokenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[41]
+	mi := &file_quire_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3434,7 +3507,7 @@ func (x *TokenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenEvent.ProtoReflect.Descriptor instead.
 func (*TokenEvent) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TokenEvent) GetRequestId() string {
@@ -3587,10 +3660,11 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x06tenant\x18\x04 \x01(\tH\x00R\x06tenant\x88\x01\x01B\t\n" +
 	"\a_tenant\"%\n" +
 	"\rAbortResponse\x12\x14\n" +
-	"\x05found\x18\x01 \x01(\bR\x05found\"-\n" +
+	"\x05found\x18\x01 \x01(\bR\x05found\"]\n" +
 	"\fWatchRequest\x12\x1d\n" +
 	"\n" +
-	"gateway_id\x18\x01 \x01(\tR\tgatewayId\"\xc7\x03\n" +
+	"gateway_id\x18\x01 \x01(\tR\tgatewayId\x12.\n" +
+	"\x06models\x18\x02 \x03(\v2\x16.quire.v1.GatewayModelR\x06models\"\xc7\x03\n" +
 	"\n" +
 	"WorkerInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -3613,7 +3687,10 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\atenants\x18\x0e \x03(\v2\x15.quire.v1.TenantShareR\atenants\"=\n" +
 	"\vTenantShare\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x16\n" +
-	"\x06blocks\x18\x02 \x01(\x05R\x06blocks\"\xa4\x01\n" +
+	"\x06blocks\x18\x02 \x01(\x05R\x06blocks\":\n" +
+	"\fGatewayModel\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"\xa4\x01\n" +
 	"\rWatchResponse\x12.\n" +
 	"\aworkers\x18\x01 \x03(\v2\x14.quire.v1.WorkerInfoR\aworkers\x12%\n" +
 	"\x05ended\x18\x02 \x03(\v2\x0f.quire.v1.EndedR\x05ended\x12\"\n" +
@@ -3698,10 +3775,11 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x12MEDIUM_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rMEDIUM_DEVICE\x10\x01\x12\x0f\n" +
 	"\vMEDIUM_HOST\x10\x02\x12\x0f\n" +
-	"\vMEDIUM_DISK\x10\x03\"O\n" +
+	"\vMEDIUM_DISK\x10\x03\"g\n" +
 	"\x05Hello\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.quire.v1.WorkerInfoR\x06worker\x12\x18\n" +
-	"\arunning\x18\x02 \x03(\tR\arunning\"\xe8\x02\n" +
+	"\arunning\x18\x02 \x03(\tR\arunning\x12\x16\n" +
+	"\x06rebind\x18\x03 \x01(\bR\x06rebind\"\xe8\x02\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x18\n" +
 	"\arunning\x18\x02 \x01(\x05R\arunning\x12\x18\n" +
@@ -3879,7 +3957,7 @@ func file_quire_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_quire_v1_control_proto_goTypes = []any{
 	(CacheEvent_Kind)(0),        // 0: quire.v1.CacheEvent.Kind
 	(CacheEvent_Medium)(0),      // 1: quire.v1.CacheEvent.Medium
@@ -3891,116 +3969,118 @@ var file_quire_v1_control_proto_goTypes = []any{
 	(*WatchRequest)(nil),        // 7: quire.v1.WatchRequest
 	(*WorkerInfo)(nil),          // 8: quire.v1.WorkerInfo
 	(*TenantShare)(nil),         // 9: quire.v1.TenantShare
-	(*WatchResponse)(nil),       // 10: quire.v1.WatchResponse
-	(*Lost)(nil),                // 11: quire.v1.Lost
-	(*Output)(nil),              // 12: quire.v1.Output
-	(*ChoiceProgress)(nil),      // 13: quire.v1.ChoiceProgress
-	(*RequestProgress)(nil),     // 14: quire.v1.RequestProgress
-	(*AdoptRequest)(nil),        // 15: quire.v1.AdoptRequest
-	(*AdoptResponse)(nil),       // 16: quire.v1.AdoptResponse
-	(*RecallRequest)(nil),       // 17: quire.v1.RecallRequest
-	(*RecallResponse)(nil),      // 18: quire.v1.RecallResponse
-	(*Ended)(nil),               // 19: quire.v1.Ended
-	(*WorkRequest)(nil),         // 20: quire.v1.WorkRequest
-	(*Progress)(nil),            // 21: quire.v1.Progress
-	(*CacheEvents)(nil),         // 22: quire.v1.CacheEvents
-	(*CacheEvent)(nil),          // 23: quire.v1.CacheEvent
-	(*Hello)(nil),               // 24: quire.v1.Hello
-	(*Heartbeat)(nil),           // 25: quire.v1.Heartbeat
-	(*DeviceFrame)(nil),         // 26: quire.v1.DeviceFrame
-	(*Finished)(nil),            // 27: quire.v1.Finished
-	(*FinishedRequest)(nil),     // 28: quire.v1.FinishedRequest
-	(*WorkResponse)(nil),        // 29: quire.v1.WorkResponse
-	(*Heard)(nil),               // 30: quire.v1.Heard
-	(*Welcome)(nil),             // 31: quire.v1.Welcome
-	(*Redirect)(nil),            // 32: quire.v1.Redirect
-	(*Dispatch)(nil),            // 33: quire.v1.Dispatch
-	(*Revoke)(nil),              // 34: quire.v1.Revoke
-	(*Drain)(nil),               // 35: quire.v1.Drain
-	(*AttachRequest)(nil),       // 36: quire.v1.AttachRequest
-	(*AttachHello)(nil),         // 37: quire.v1.AttachHello
-	(*ResumePoint)(nil),         // 38: quire.v1.ResumePoint
-	(*AttachResponse)(nil),      // 39: quire.v1.AttachResponse
-	(*WorkerStats)(nil),         // 40: quire.v1.WorkerStats
-	(*FetchBlocksRequest)(nil),  // 41: quire.v1.FetchBlocksRequest
-	(*FetchBlocksResponse)(nil), // 42: quire.v1.FetchBlocksResponse
-	(*TokenEvent)(nil),          // 43: quire.v1.TokenEvent
-	(*SamplingParams)(nil),      // 44: quire.v1.SamplingParams
-	(*TokenIds)(nil),            // 45: quire.v1.TokenIds
-	(FinishReason)(0),           // 46: quire.v1.FinishReason
-	(*Usage)(nil),               // 47: quire.v1.Usage
-	(*Logprobs)(nil),            // 48: quire.v1.Logprobs
+	(*GatewayModel)(nil),        // 10: quire.v1.GatewayModel
+	(*WatchResponse)(nil),       // 11: quire.v1.WatchResponse
+	(*Lost)(nil),                // 12: quire.v1.Lost
+	(*Output)(nil),              // 13: quire.v1.Output
+	(*ChoiceProgress)(nil),      // 14: quire.v1.ChoiceProgress
+	(*RequestProgress)(nil),     // 15: quire.v1.RequestProgress
+	(*AdoptRequest)(nil),        // 16: quire.v1.AdoptRequest
+	(*AdoptResponse)(nil),       // 17: quire.v1.AdoptResponse
+	(*RecallRequest)(nil),       // 18: quire.v1.RecallRequest
+	(*RecallResponse)(nil),      // 19: quire.v1.RecallResponse
+	(*Ended)(nil),               // 20: quire.v1.Ended
+	(*WorkRequest)(nil),         // 21: quire.v1.WorkRequest
+	(*Progress)(nil),            // 22: quire.v1.Progress
+	(*CacheEvents)(nil),         // 23: quire.v1.CacheEvents
+	(*CacheEvent)(nil),          // 24: quire.v1.CacheEvent
+	(*Hello)(nil),               // 25: quire.v1.Hello
+	(*Heartbeat)(nil),           // 26: quire.v1.Heartbeat
+	(*DeviceFrame)(nil),         // 27: quire.v1.DeviceFrame
+	(*Finished)(nil),            // 28: quire.v1.Finished
+	(*FinishedRequest)(nil),     // 29: quire.v1.FinishedRequest
+	(*WorkResponse)(nil),        // 30: quire.v1.WorkResponse
+	(*Heard)(nil),               // 31: quire.v1.Heard
+	(*Welcome)(nil),             // 32: quire.v1.Welcome
+	(*Redirect)(nil),            // 33: quire.v1.Redirect
+	(*Dispatch)(nil),            // 34: quire.v1.Dispatch
+	(*Revoke)(nil),              // 35: quire.v1.Revoke
+	(*Drain)(nil),               // 36: quire.v1.Drain
+	(*AttachRequest)(nil),       // 37: quire.v1.AttachRequest
+	(*AttachHello)(nil),         // 38: quire.v1.AttachHello
+	(*ResumePoint)(nil),         // 39: quire.v1.ResumePoint
+	(*AttachResponse)(nil),      // 40: quire.v1.AttachResponse
+	(*WorkerStats)(nil),         // 41: quire.v1.WorkerStats
+	(*FetchBlocksRequest)(nil),  // 42: quire.v1.FetchBlocksRequest
+	(*FetchBlocksResponse)(nil), // 43: quire.v1.FetchBlocksResponse
+	(*TokenEvent)(nil),          // 44: quire.v1.TokenEvent
+	(*SamplingParams)(nil),      // 45: quire.v1.SamplingParams
+	(*TokenIds)(nil),            // 46: quire.v1.TokenIds
+	(FinishReason)(0),           // 47: quire.v1.FinishReason
+	(*Usage)(nil),               // 48: quire.v1.Usage
+	(*Logprobs)(nil),            // 49: quire.v1.Logprobs
 }
 var file_quire_v1_control_proto_depIdxs = []int32{
-	44, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
-	45, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
+	45, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
+	46, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
 	2,  // 2: quire.v1.SubmitRequest.request:type_name -> quire.v1.Request
-	46, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
-	9,  // 4: quire.v1.WorkerInfo.tenants:type_name -> quire.v1.TenantShare
-	8,  // 5: quire.v1.WatchResponse.workers:type_name -> quire.v1.WorkerInfo
-	19, // 6: quire.v1.WatchResponse.ended:type_name -> quire.v1.Ended
-	11, // 7: quire.v1.WatchResponse.lost:type_name -> quire.v1.Lost
-	46, // 8: quire.v1.Output.finish_reason:type_name -> quire.v1.FinishReason
-	46, // 9: quire.v1.ChoiceProgress.finish_reason:type_name -> quire.v1.FinishReason
-	13, // 10: quire.v1.RequestProgress.choices:type_name -> quire.v1.ChoiceProgress
-	2,  // 11: quire.v1.AdoptResponse.request:type_name -> quire.v1.Request
-	12, // 12: quire.v1.AdoptResponse.outputs:type_name -> quire.v1.Output
-	46, // 13: quire.v1.AdoptResponse.finish_reason:type_name -> quire.v1.FinishReason
-	47, // 14: quire.v1.AdoptResponse.usage:type_name -> quire.v1.Usage
-	14, // 15: quire.v1.RecallRequest.requests:type_name -> quire.v1.RequestProgress
-	46, // 16: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
-	24, // 17: quire.v1.WorkRequest.hello:type_name -> quire.v1.Hello
-	25, // 18: quire.v1.WorkRequest.heartbeat:type_name -> quire.v1.Heartbeat
-	27, // 19: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
-	21, // 20: quire.v1.WorkRequest.progress:type_name -> quire.v1.Progress
-	22, // 21: quire.v1.WorkRequest.cache_events:type_name -> quire.v1.CacheEvents
-	14, // 22: quire.v1.Progress.requests:type_name -> quire.v1.RequestProgress
-	23, // 23: quire.v1.CacheEvents.events:type_name -> quire.v1.CacheEvent
-	0,  // 24: quire.v1.CacheEvent.kind:type_name -> quire.v1.CacheEvent.Kind
-	1,  // 25: quire.v1.CacheEvent.medium:type_name -> quire.v1.CacheEvent.Medium
-	8,  // 26: quire.v1.Hello.worker:type_name -> quire.v1.WorkerInfo
-	26, // 27: quire.v1.Heartbeat.devices:type_name -> quire.v1.DeviceFrame
-	28, // 28: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
-	46, // 29: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
-	47, // 30: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
-	13, // 31: quire.v1.FinishedRequest.choices:type_name -> quire.v1.ChoiceProgress
-	31, // 32: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
-	33, // 33: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
-	34, // 34: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
-	35, // 35: quire.v1.WorkResponse.drain:type_name -> quire.v1.Drain
-	32, // 36: quire.v1.WorkResponse.redirect:type_name -> quire.v1.Redirect
-	30, // 37: quire.v1.WorkResponse.heard:type_name -> quire.v1.Heard
-	2,  // 38: quire.v1.Dispatch.requests:type_name -> quire.v1.Request
-	37, // 39: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
-	5,  // 40: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
-	38, // 41: quire.v1.AttachRequest.resume:type_name -> quire.v1.ResumePoint
-	38, // 42: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
-	43, // 43: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
-	40, // 44: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
-	48, // 45: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
-	48, // 46: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
-	46, // 47: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
-	3,  // 48: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
-	5,  // 49: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
-	7,  // 50: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
-	15, // 51: quire.v1.Control.Adopt:input_type -> quire.v1.AdoptRequest
-	17, // 52: quire.v1.Control.Recall:input_type -> quire.v1.RecallRequest
-	20, // 53: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
-	36, // 54: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
-	41, // 55: quire.v1.Worker.FetchBlocks:input_type -> quire.v1.FetchBlocksRequest
-	4,  // 56: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
-	6,  // 57: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
-	10, // 58: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
-	16, // 59: quire.v1.Control.Adopt:output_type -> quire.v1.AdoptResponse
-	18, // 60: quire.v1.Control.Recall:output_type -> quire.v1.RecallResponse
-	29, // 61: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
-	39, // 62: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
-	42, // 63: quire.v1.Worker.FetchBlocks:output_type -> quire.v1.FetchBlocksResponse
-	56, // [56:64] is the sub-list for method output_type
-	48, // [48:56] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	47, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
+	10, // 4: quire.v1.WatchRequest.models:type_name -> quire.v1.GatewayModel
+	9,  // 5: quire.v1.WorkerInfo.tenants:type_name -> quire.v1.TenantShare
+	8,  // 6: quire.v1.WatchResponse.workers:type_name -> quire.v1.WorkerInfo
+	20, // 7: quire.v1.WatchResponse.ended:type_name -> quire.v1.Ended
+	12, // 8: quire.v1.WatchResponse.lost:type_name -> quire.v1.Lost
+	47, // 9: quire.v1.Output.finish_reason:type_name -> quire.v1.FinishReason
+	47, // 10: quire.v1.ChoiceProgress.finish_reason:type_name -> quire.v1.FinishReason
+	14, // 11: quire.v1.RequestProgress.choices:type_name -> quire.v1.ChoiceProgress
+	2,  // 12: quire.v1.AdoptResponse.request:type_name -> quire.v1.Request
+	13, // 13: quire.v1.AdoptResponse.outputs:type_name -> quire.v1.Output
+	47, // 14: quire.v1.AdoptResponse.finish_reason:type_name -> quire.v1.FinishReason
+	48, // 15: quire.v1.AdoptResponse.usage:type_name -> quire.v1.Usage
+	15, // 16: quire.v1.RecallRequest.requests:type_name -> quire.v1.RequestProgress
+	47, // 17: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
+	25, // 18: quire.v1.WorkRequest.hello:type_name -> quire.v1.Hello
+	26, // 19: quire.v1.WorkRequest.heartbeat:type_name -> quire.v1.Heartbeat
+	28, // 20: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
+	22, // 21: quire.v1.WorkRequest.progress:type_name -> quire.v1.Progress
+	23, // 22: quire.v1.WorkRequest.cache_events:type_name -> quire.v1.CacheEvents
+	15, // 23: quire.v1.Progress.requests:type_name -> quire.v1.RequestProgress
+	24, // 24: quire.v1.CacheEvents.events:type_name -> quire.v1.CacheEvent
+	0,  // 25: quire.v1.CacheEvent.kind:type_name -> quire.v1.CacheEvent.Kind
+	1,  // 26: quire.v1.CacheEvent.medium:type_name -> quire.v1.CacheEvent.Medium
+	8,  // 27: quire.v1.Hello.worker:type_name -> quire.v1.WorkerInfo
+	27, // 28: quire.v1.Heartbeat.devices:type_name -> quire.v1.DeviceFrame
+	29, // 29: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
+	47, // 30: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
+	48, // 31: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
+	14, // 32: quire.v1.FinishedRequest.choices:type_name -> quire.v1.ChoiceProgress
+	32, // 33: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
+	34, // 34: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
+	35, // 35: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
+	36, // 36: quire.v1.WorkResponse.drain:type_name -> quire.v1.Drain
+	33, // 37: quire.v1.WorkResponse.redirect:type_name -> quire.v1.Redirect
+	31, // 38: quire.v1.WorkResponse.heard:type_name -> quire.v1.Heard
+	2,  // 39: quire.v1.Dispatch.requests:type_name -> quire.v1.Request
+	38, // 40: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
+	5,  // 41: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
+	39, // 42: quire.v1.AttachRequest.resume:type_name -> quire.v1.ResumePoint
+	39, // 43: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
+	44, // 44: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
+	41, // 45: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
+	49, // 46: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
+	49, // 47: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
+	47, // 48: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
+	3,  // 49: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
+	5,  // 50: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
+	7,  // 51: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
+	16, // 52: quire.v1.Control.Adopt:input_type -> quire.v1.AdoptRequest
+	18, // 53: quire.v1.Control.Recall:input_type -> quire.v1.RecallRequest
+	21, // 54: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
+	37, // 55: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
+	42, // 56: quire.v1.Worker.FetchBlocks:input_type -> quire.v1.FetchBlocksRequest
+	4,  // 57: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
+	6,  // 58: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
+	11, // 59: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
+	17, // 60: quire.v1.Control.Adopt:output_type -> quire.v1.AdoptResponse
+	19, // 61: quire.v1.Control.Recall:output_type -> quire.v1.RecallResponse
+	30, // 62: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
+	40, // 63: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
+	43, // 64: quire.v1.Worker.FetchBlocks:output_type -> quire.v1.FetchBlocksResponse
+	57, // [57:65] is the sub-list for method output_type
+	49, // [49:57] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_control_proto_init() }
@@ -4010,14 +4090,14 @@ func file_quire_v1_control_proto_init() {
 	}
 	file_quire_v1_inference_proto_init()
 	file_quire_v1_control_proto_msgTypes[3].OneofWrappers = []any{}
-	file_quire_v1_control_proto_msgTypes[18].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[19].OneofWrappers = []any{
 		(*WorkRequest_Hello)(nil),
 		(*WorkRequest_Heartbeat)(nil),
 		(*WorkRequest_Finished)(nil),
 		(*WorkRequest_Progress)(nil),
 		(*WorkRequest_CacheEvents)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[27].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[28].OneofWrappers = []any{
 		(*WorkResponse_Welcome)(nil),
 		(*WorkResponse_Dispatch)(nil),
 		(*WorkResponse_Revoke)(nil),
@@ -4025,19 +4105,19 @@ func file_quire_v1_control_proto_init() {
 		(*WorkResponse_Redirect)(nil),
 		(*WorkResponse_Heard)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[34].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[35].OneofWrappers = []any{
 		(*AttachRequest_Hello)(nil),
 		(*AttachRequest_Abort)(nil),
 		(*AttachRequest_Resume)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[41].OneofWrappers = []any{}
+	file_quire_v1_control_proto_msgTypes[42].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_control_proto_rawDesc), len(file_quire_v1_control_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   42,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -148,6 +148,7 @@ type Command struct {
 	//	*Command_Pool
 	//	*Command_Cordon
 	//	*Command_Retention
+	//	*Command_Bind
 	Command       isCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -307,6 +308,15 @@ func (x *Command) GetRetention() *RetentionCommand {
 	return nil
 }
 
+func (x *Command) GetBind() *BindCommand {
+	if x != nil {
+		if x, ok := x.Command.(*Command_Bind); ok {
+			return x.Bind
+		}
+	}
+	return nil
+}
+
 type isCommand_Command interface {
 	isCommand_Command()
 }
@@ -363,6 +373,10 @@ type Command_Retention struct {
 	Retention *RetentionCommand `protobuf:"bytes,13,opt,name=retention,proto3,oneof"`
 }
 
+type Command_Bind struct {
+	Bind *BindCommand `protobuf:"bytes,14,opt,name=bind,proto3,oneof"`
+}
+
 func (*Command_Submit) isCommand_Command() {}
 
 func (*Command_Assign) isCommand_Command() {}
@@ -388,6 +402,8 @@ func (*Command_Pool) isCommand_Command() {}
 func (*Command_Cordon) isCommand_Command() {}
 
 func (*Command_Retention) isCommand_Command() {}
+
+func (*Command_Bind) isCommand_Command() {}
 
 // SubmitCommand admits a request; a known id changes nothing.
 type SubmitCommand struct {
@@ -479,6 +495,60 @@ func (x *SubmitCommand) GetPromptDigest() []byte {
 	return nil
 }
 
+// BindCommand says what a model's name stands for, or frees it. It is refused while a worker or an unfinished
+// request has the name for something else.
+type BindCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         *ModelIdentity         `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Released      bool                   `protobuf:"varint,2,opt,name=released,proto3" json:"released,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BindCommand) Reset() {
+	*x = BindCommand{}
+	mi := &file_quire_v1_log_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BindCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BindCommand) ProtoMessage() {}
+
+func (x *BindCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BindCommand.ProtoReflect.Descriptor instead.
+func (*BindCommand) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *BindCommand) GetModel() *ModelIdentity {
+	if x != nil {
+		return x.Model
+	}
+	return nil
+}
+
+func (x *BindCommand) GetReleased() bool {
+	if x != nil {
+		return x.Released
+	}
+	return false
+}
+
 // RetentionCommand changes how much is kept of ended requests.
 type RetentionCommand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -489,7 +559,7 @@ type RetentionCommand struct {
 
 func (x *RetentionCommand) Reset() {
 	*x = RetentionCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[3]
+	mi := &file_quire_v1_log_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +571,7 @@ func (x *RetentionCommand) String() string {
 func (*RetentionCommand) ProtoMessage() {}
 
 func (x *RetentionCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[3]
+	mi := &file_quire_v1_log_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +584,7 @@ func (x *RetentionCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetentionCommand.ProtoReflect.Descriptor instead.
 func (*RetentionCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{3}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RetentionCommand) GetRetention() *Retention {
@@ -539,7 +609,7 @@ type Retention struct {
 
 func (x *Retention) Reset() {
 	*x = Retention{}
-	mi := &file_quire_v1_log_proto_msgTypes[4]
+	mi := &file_quire_v1_log_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -551,7 +621,7 @@ func (x *Retention) String() string {
 func (*Retention) ProtoMessage() {}
 
 func (x *Retention) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[4]
+	mi := &file_quire_v1_log_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -564,7 +634,7 @@ func (x *Retention) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retention.ProtoReflect.Descriptor instead.
 func (*Retention) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{4}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Retention) GetAgeMs() int64 {
@@ -611,7 +681,7 @@ type PromptPartCommand struct {
 
 func (x *PromptPartCommand) Reset() {
 	*x = PromptPartCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[5]
+	mi := &file_quire_v1_log_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -623,7 +693,7 @@ func (x *PromptPartCommand) String() string {
 func (*PromptPartCommand) ProtoMessage() {}
 
 func (x *PromptPartCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[5]
+	mi := &file_quire_v1_log_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -636,7 +706,7 @@ func (x *PromptPartCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromptPartCommand.ProtoReflect.Descriptor instead.
 func (*PromptPartCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{5}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PromptPartCommand) GetRequestId() string {
@@ -682,7 +752,7 @@ type AssignCommand struct {
 
 func (x *AssignCommand) Reset() {
 	*x = AssignCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[6]
+	mi := &file_quire_v1_log_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +764,7 @@ func (x *AssignCommand) String() string {
 func (*AssignCommand) ProtoMessage() {}
 
 func (x *AssignCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[6]
+	mi := &file_quire_v1_log_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +777,7 @@ func (x *AssignCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignCommand.ProtoReflect.Descriptor instead.
 func (*AssignCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{6}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AssignCommand) GetRequestId() string {
@@ -753,7 +823,7 @@ type FinishCommand struct {
 
 func (x *FinishCommand) Reset() {
 	*x = FinishCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[7]
+	mi := &file_quire_v1_log_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -765,7 +835,7 @@ func (x *FinishCommand) String() string {
 func (*FinishCommand) ProtoMessage() {}
 
 func (x *FinishCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[7]
+	mi := &file_quire_v1_log_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -778,7 +848,7 @@ func (x *FinishCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishCommand.ProtoReflect.Descriptor instead.
 func (*FinishCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{7}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *FinishCommand) GetRequestId() string {
@@ -828,7 +898,7 @@ type ProgressCommand struct {
 
 func (x *ProgressCommand) Reset() {
 	*x = ProgressCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[8]
+	mi := &file_quire_v1_log_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +910,7 @@ func (x *ProgressCommand) String() string {
 func (*ProgressCommand) ProtoMessage() {}
 
 func (x *ProgressCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[8]
+	mi := &file_quire_v1_log_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +923,7 @@ func (x *ProgressCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressCommand.ProtoReflect.Descriptor instead.
 func (*ProgressCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{8}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ProgressCommand) GetRequestId() string {
@@ -882,7 +952,7 @@ type AdoptCommand struct {
 
 func (x *AdoptCommand) Reset() {
 	*x = AdoptCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[9]
+	mi := &file_quire_v1_log_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +964,7 @@ func (x *AdoptCommand) String() string {
 func (*AdoptCommand) ProtoMessage() {}
 
 func (x *AdoptCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[9]
+	mi := &file_quire_v1_log_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +977,7 @@ func (x *AdoptCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptCommand.ProtoReflect.Descriptor instead.
 func (*AdoptCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{9}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AdoptCommand) GetRequestId() string {
@@ -943,7 +1013,7 @@ type Tenant struct {
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_quire_v1_log_proto_msgTypes[10]
+	mi := &file_quire_v1_log_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1025,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[10]
+	mi := &file_quire_v1_log_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1038,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{10}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Tenant) GetName() string {
@@ -1024,7 +1094,7 @@ type TenantCommand struct {
 
 func (x *TenantCommand) Reset() {
 	*x = TenantCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[11]
+	mi := &file_quire_v1_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1106,7 @@ func (x *TenantCommand) String() string {
 func (*TenantCommand) ProtoMessage() {}
 
 func (x *TenantCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[11]
+	mi := &file_quire_v1_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1119,7 @@ func (x *TenantCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantCommand.ProtoReflect.Descriptor instead.
 func (*TenantCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{11}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TenantCommand) GetTenant() *Tenant {
@@ -1082,7 +1152,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_quire_v1_log_proto_msgTypes[12]
+	mi := &file_quire_v1_log_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1164,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[12]
+	mi := &file_quire_v1_log_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1177,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{12}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Node) GetId() string {
@@ -1156,7 +1226,7 @@ type NodeCommand struct {
 
 func (x *NodeCommand) Reset() {
 	*x = NodeCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[13]
+	mi := &file_quire_v1_log_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +1238,7 @@ func (x *NodeCommand) String() string {
 func (*NodeCommand) ProtoMessage() {}
 
 func (x *NodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[13]
+	mi := &file_quire_v1_log_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +1251,7 @@ func (x *NodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeCommand.ProtoReflect.Descriptor instead.
 func (*NodeCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{13}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NodeCommand) GetNode() *Node {
@@ -1205,14 +1275,16 @@ type WorkerCommand struct {
 	Left   bool                   `protobuf:"varint,2,opt,name=left,proto3" json:"left,omitempty"`
 	// What it takes the model's name to stand for. The worker is refused while the name stands for
 	// something else. Without it nothing is checked.
-	Model         *ModelIdentity `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
+	Model *ModelIdentity `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
+	// Unless no other worker and no unfinished request has the name: then it stands for this from now on.
+	Rebind        bool `protobuf:"varint,4,opt,name=rebind,proto3" json:"rebind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkerCommand) Reset() {
 	*x = WorkerCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[14]
+	mi := &file_quire_v1_log_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1296,7 @@ func (x *WorkerCommand) String() string {
 func (*WorkerCommand) ProtoMessage() {}
 
 func (x *WorkerCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[14]
+	mi := &file_quire_v1_log_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1309,7 @@ func (x *WorkerCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerCommand.ProtoReflect.Descriptor instead.
 func (*WorkerCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{14}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WorkerCommand) GetWorker() *WorkerInfo {
@@ -1261,6 +1333,13 @@ func (x *WorkerCommand) GetModel() *ModelIdentity {
 	return nil
 }
 
+func (x *WorkerCommand) GetRebind() bool {
+	if x != nil {
+		return x.Rebind
+	}
+	return false
+}
+
 // ModelIdentity is all that the output of a model's requests depends on, beside the requests.
 type ModelIdentity struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1273,7 +1352,7 @@ type ModelIdentity struct {
 
 func (x *ModelIdentity) Reset() {
 	*x = ModelIdentity{}
-	mi := &file_quire_v1_log_proto_msgTypes[15]
+	mi := &file_quire_v1_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1364,7 @@ func (x *ModelIdentity) String() string {
 func (*ModelIdentity) ProtoMessage() {}
 
 func (x *ModelIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[15]
+	mi := &file_quire_v1_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1377,7 @@ func (x *ModelIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelIdentity.ProtoReflect.Descriptor instead.
 func (*ModelIdentity) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{15}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ModelIdentity) GetName() string {
@@ -1334,7 +1413,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_quire_v1_log_proto_msgTypes[16]
+	mi := &file_quire_v1_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1425,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[16]
+	mi := &file_quire_v1_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1438,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{16}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Pool) GetName() string {
@@ -1387,7 +1466,7 @@ type PoolCommand struct {
 
 func (x *PoolCommand) Reset() {
 	*x = PoolCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[17]
+	mi := &file_quire_v1_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1478,7 @@ func (x *PoolCommand) String() string {
 func (*PoolCommand) ProtoMessage() {}
 
 func (x *PoolCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[17]
+	mi := &file_quire_v1_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1491,7 @@ func (x *PoolCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolCommand.ProtoReflect.Descriptor instead.
 func (*PoolCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{17}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PoolCommand) GetPool() *Pool {
@@ -1442,7 +1521,7 @@ type CordonCommand struct {
 
 func (x *CordonCommand) Reset() {
 	*x = CordonCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[18]
+	mi := &file_quire_v1_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1533,7 @@ func (x *CordonCommand) String() string {
 func (*CordonCommand) ProtoMessage() {}
 
 func (x *CordonCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[18]
+	mi := &file_quire_v1_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1467,7 +1546,7 @@ func (x *CordonCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonCommand.ProtoReflect.Descriptor instead.
 func (*CordonCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{18}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CordonCommand) GetWorkerId() string {
@@ -1502,7 +1581,7 @@ type RequeueCommand struct {
 
 func (x *RequeueCommand) Reset() {
 	*x = RequeueCommand{}
-	mi := &file_quire_v1_log_proto_msgTypes[19]
+	mi := &file_quire_v1_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1593,7 @@ func (x *RequeueCommand) String() string {
 func (*RequeueCommand) ProtoMessage() {}
 
 func (x *RequeueCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[19]
+	mi := &file_quire_v1_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1606,7 @@ func (x *RequeueCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequeueCommand.ProtoReflect.Descriptor instead.
 func (*RequeueCommand) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{19}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RequeueCommand) GetRequestId() string {
@@ -1565,7 +1644,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[20]
+	mi := &file_quire_v1_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1656,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[20]
+	mi := &file_quire_v1_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1669,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{20}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -1754,7 +1833,7 @@ type PromptUpload struct {
 
 func (x *PromptUpload) Reset() {
 	*x = PromptUpload{}
-	mi := &file_quire_v1_log_proto_msgTypes[21]
+	mi := &file_quire_v1_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +1845,7 @@ func (x *PromptUpload) String() string {
 func (*PromptUpload) ProtoMessage() {}
 
 func (x *PromptUpload) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[21]
+	mi := &file_quire_v1_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +1858,7 @@ func (x *PromptUpload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromptUpload.ProtoReflect.Descriptor instead.
 func (*PromptUpload) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{21}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PromptUpload) GetRequestId() string {
@@ -1834,7 +1913,7 @@ type TenantRecord struct {
 
 func (x *TenantRecord) Reset() {
 	*x = TenantRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[22]
+	mi := &file_quire_v1_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1846,7 +1925,7 @@ func (x *TenantRecord) String() string {
 func (*TenantRecord) ProtoMessage() {}
 
 func (x *TenantRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[22]
+	mi := &file_quire_v1_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1859,7 +1938,7 @@ func (x *TenantRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantRecord.ProtoReflect.Descriptor instead.
 func (*TenantRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{22}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TenantRecord) GetName() string {
@@ -1918,7 +1997,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_quire_v1_log_proto_msgTypes[23]
+	mi := &file_quire_v1_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +2009,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[23]
+	mi := &file_quire_v1_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2022,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{23}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -2014,7 +2093,7 @@ type RequestRecord struct {
 
 func (x *RequestRecord) Reset() {
 	*x = RequestRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[24]
+	mi := &file_quire_v1_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +2105,7 @@ func (x *RequestRecord) String() string {
 func (*RequestRecord) ProtoMessage() {}
 
 func (x *RequestRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[24]
+	mi := &file_quire_v1_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +2118,7 @@ func (x *RequestRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRecord.ProtoReflect.Descriptor instead.
 func (*RequestRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{24}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RequestRecord) GetRequest() *Request {
@@ -2182,7 +2261,7 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x12quire/v1/log.proto\x12\bquire.v1\x1a\x16quire/v1/control.proto\x1a\x18quire/v1/inference.proto\"O\n" +
 	"\x05Entry\x12\x17\n" +
 	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\x12-\n" +
-	"\bcommands\x18\x02 \x03(\v2\x11.quire.v1.CommandR\bcommands\"\xbb\x05\n" +
+	"\bcommands\x18\x02 \x03(\v2\x11.quire.v1.CommandR\bcommands\"\xe8\x05\n" +
 	"\aCommand\x121\n" +
 	"\x06submit\x18\x01 \x01(\v2\x17.quire.v1.SubmitCommandH\x00R\x06submit\x121\n" +
 	"\x06assign\x18\x02 \x01(\v2\x17.quire.v1.AssignCommandH\x00R\x06assign\x121\n" +
@@ -2198,7 +2277,8 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"promptPart\x12+\n" +
 	"\x04pool\x18\v \x01(\v2\x15.quire.v1.PoolCommandH\x00R\x04pool\x121\n" +
 	"\x06cordon\x18\f \x01(\v2\x17.quire.v1.CordonCommandH\x00R\x06cordon\x12:\n" +
-	"\tretention\x18\r \x01(\v2\x1a.quire.v1.RetentionCommandH\x00R\tretentionB\t\n" +
+	"\tretention\x18\r \x01(\v2\x1a.quire.v1.RetentionCommandH\x00R\tretention\x12+\n" +
+	"\x04bind\x18\x0e \x01(\v2\x15.quire.v1.BindCommandH\x00R\x04bindB\t\n" +
 	"\acommand\"\xc8\x01\n" +
 	"\rSubmitCommand\x12+\n" +
 	"\arequest\x18\x01 \x01(\v2\x11.quire.v1.RequestR\arequest\x12\x16\n" +
@@ -2207,7 +2287,10 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x06upload\x18\x04 \x01(\x04R\x06upload\x12\x1f\n" +
 	"\vdeadline_ms\x18\x05 \x01(\x03R\n" +
 	"deadlineMs\x12#\n" +
-	"\rprompt_digest\x18\x06 \x01(\fR\fpromptDigest\"E\n" +
+	"\rprompt_digest\x18\x06 \x01(\fR\fpromptDigest\"X\n" +
+	"\vBindCommand\x12-\n" +
+	"\x05model\x18\x01 \x01(\v2\x17.quire.v1.ModelIdentityR\x05model\x12\x1a\n" +
+	"\breleased\x18\x02 \x01(\bR\breleased\"E\n" +
 	"\x10RetentionCommand\x121\n" +
 	"\tretention\x18\x01 \x01(\v2\x13.quire.v1.RetentionR\tretention\"\x84\x01\n" +
 	"\tRetention\x12\x15\n" +
@@ -2261,11 +2344,12 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\bstore_id\x18\x05 \x01(\tR\astoreId\"K\n" +
 	"\vNodeCommand\x12\"\n" +
 	"\x04node\x18\x01 \x01(\v2\x0e.quire.v1.NodeR\x04node\x12\x18\n" +
-	"\aremoved\x18\x02 \x01(\bR\aremoved\"\x80\x01\n" +
+	"\aremoved\x18\x02 \x01(\bR\aremoved\"\x98\x01\n" +
 	"\rWorkerCommand\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.quire.v1.WorkerInfoR\x06worker\x12\x12\n" +
 	"\x04left\x18\x02 \x01(\bR\x04left\x12-\n" +
-	"\x05model\x18\x03 \x01(\v2\x17.quire.v1.ModelIdentityR\x05model\"[\n" +
+	"\x05model\x18\x03 \x01(\v2\x17.quire.v1.ModelIdentityR\x05model\x12\x16\n" +
+	"\x06rebind\x18\x04 \x01(\bR\x06rebind\"[\n" +
 	"\rModelIdentity\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1e\n" +
@@ -2365,87 +2449,90 @@ func file_quire_v1_log_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quire_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_quire_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_quire_v1_log_proto_goTypes = []any{
 	(RequestState)(0),         // 0: quire.v1.RequestState
 	(*Entry)(nil),             // 1: quire.v1.Entry
 	(*Command)(nil),           // 2: quire.v1.Command
 	(*SubmitCommand)(nil),     // 3: quire.v1.SubmitCommand
-	(*RetentionCommand)(nil),  // 4: quire.v1.RetentionCommand
-	(*Retention)(nil),         // 5: quire.v1.Retention
-	(*PromptPartCommand)(nil), // 6: quire.v1.PromptPartCommand
-	(*AssignCommand)(nil),     // 7: quire.v1.AssignCommand
-	(*FinishCommand)(nil),     // 8: quire.v1.FinishCommand
-	(*ProgressCommand)(nil),   // 9: quire.v1.ProgressCommand
-	(*AdoptCommand)(nil),      // 10: quire.v1.AdoptCommand
-	(*Tenant)(nil),            // 11: quire.v1.Tenant
-	(*TenantCommand)(nil),     // 12: quire.v1.TenantCommand
-	(*Node)(nil),              // 13: quire.v1.Node
-	(*NodeCommand)(nil),       // 14: quire.v1.NodeCommand
-	(*WorkerCommand)(nil),     // 15: quire.v1.WorkerCommand
-	(*ModelIdentity)(nil),     // 16: quire.v1.ModelIdentity
-	(*Pool)(nil),              // 17: quire.v1.Pool
-	(*PoolCommand)(nil),       // 18: quire.v1.PoolCommand
-	(*CordonCommand)(nil),     // 19: quire.v1.CordonCommand
-	(*RequeueCommand)(nil),    // 20: quire.v1.RequeueCommand
-	(*SnapshotRecord)(nil),    // 21: quire.v1.SnapshotRecord
-	(*PromptUpload)(nil),      // 22: quire.v1.PromptUpload
-	(*TenantRecord)(nil),      // 23: quire.v1.TenantRecord
-	(*SnapshotHeader)(nil),    // 24: quire.v1.SnapshotHeader
-	(*RequestRecord)(nil),     // 25: quire.v1.RequestRecord
-	(*Request)(nil),           // 26: quire.v1.Request
-	(FinishReason)(0),         // 27: quire.v1.FinishReason
-	(*Usage)(nil),             // 28: quire.v1.Usage
-	(*ChoiceProgress)(nil),    // 29: quire.v1.ChoiceProgress
-	(*WorkerInfo)(nil),        // 30: quire.v1.WorkerInfo
-	(*Output)(nil),            // 31: quire.v1.Output
+	(*BindCommand)(nil),       // 4: quire.v1.BindCommand
+	(*RetentionCommand)(nil),  // 5: quire.v1.RetentionCommand
+	(*Retention)(nil),         // 6: quire.v1.Retention
+	(*PromptPartCommand)(nil), // 7: quire.v1.PromptPartCommand
+	(*AssignCommand)(nil),     // 8: quire.v1.AssignCommand
+	(*FinishCommand)(nil),     // 9: quire.v1.FinishCommand
+	(*ProgressCommand)(nil),   // 10: quire.v1.ProgressCommand
+	(*AdoptCommand)(nil),      // 11: quire.v1.AdoptCommand
+	(*Tenant)(nil),            // 12: quire.v1.Tenant
+	(*TenantCommand)(nil),     // 13: quire.v1.TenantCommand
+	(*Node)(nil),              // 14: quire.v1.Node
+	(*NodeCommand)(nil),       // 15: quire.v1.NodeCommand
+	(*WorkerCommand)(nil),     // 16: quire.v1.WorkerCommand
+	(*ModelIdentity)(nil),     // 17: quire.v1.ModelIdentity
+	(*Pool)(nil),              // 18: quire.v1.Pool
+	(*PoolCommand)(nil),       // 19: quire.v1.PoolCommand
+	(*CordonCommand)(nil),     // 20: quire.v1.CordonCommand
+	(*RequeueCommand)(nil),    // 21: quire.v1.RequeueCommand
+	(*SnapshotRecord)(nil),    // 22: quire.v1.SnapshotRecord
+	(*PromptUpload)(nil),      // 23: quire.v1.PromptUpload
+	(*TenantRecord)(nil),      // 24: quire.v1.TenantRecord
+	(*SnapshotHeader)(nil),    // 25: quire.v1.SnapshotHeader
+	(*RequestRecord)(nil),     // 26: quire.v1.RequestRecord
+	(*Request)(nil),           // 27: quire.v1.Request
+	(FinishReason)(0),         // 28: quire.v1.FinishReason
+	(*Usage)(nil),             // 29: quire.v1.Usage
+	(*ChoiceProgress)(nil),    // 30: quire.v1.ChoiceProgress
+	(*WorkerInfo)(nil),        // 31: quire.v1.WorkerInfo
+	(*Output)(nil),            // 32: quire.v1.Output
 }
 var file_quire_v1_log_proto_depIdxs = []int32{
 	2,  // 0: quire.v1.Entry.commands:type_name -> quire.v1.Command
 	3,  // 1: quire.v1.Command.submit:type_name -> quire.v1.SubmitCommand
-	7,  // 2: quire.v1.Command.assign:type_name -> quire.v1.AssignCommand
-	8,  // 3: quire.v1.Command.finish:type_name -> quire.v1.FinishCommand
-	15, // 4: quire.v1.Command.worker:type_name -> quire.v1.WorkerCommand
-	20, // 5: quire.v1.Command.requeue:type_name -> quire.v1.RequeueCommand
-	9,  // 6: quire.v1.Command.progress:type_name -> quire.v1.ProgressCommand
-	10, // 7: quire.v1.Command.adopt:type_name -> quire.v1.AdoptCommand
-	12, // 8: quire.v1.Command.tenant:type_name -> quire.v1.TenantCommand
-	14, // 9: quire.v1.Command.node:type_name -> quire.v1.NodeCommand
-	6,  // 10: quire.v1.Command.prompt_part:type_name -> quire.v1.PromptPartCommand
-	18, // 11: quire.v1.Command.pool:type_name -> quire.v1.PoolCommand
-	19, // 12: quire.v1.Command.cordon:type_name -> quire.v1.CordonCommand
-	4,  // 13: quire.v1.Command.retention:type_name -> quire.v1.RetentionCommand
-	26, // 14: quire.v1.SubmitCommand.request:type_name -> quire.v1.Request
-	5,  // 15: quire.v1.RetentionCommand.retention:type_name -> quire.v1.Retention
-	27, // 16: quire.v1.FinishCommand.finish_reason:type_name -> quire.v1.FinishReason
-	28, // 17: quire.v1.FinishCommand.usage:type_name -> quire.v1.Usage
-	29, // 18: quire.v1.FinishCommand.choices:type_name -> quire.v1.ChoiceProgress
-	29, // 19: quire.v1.ProgressCommand.choices:type_name -> quire.v1.ChoiceProgress
-	11, // 20: quire.v1.TenantCommand.tenant:type_name -> quire.v1.Tenant
-	13, // 21: quire.v1.NodeCommand.node:type_name -> quire.v1.Node
-	30, // 22: quire.v1.WorkerCommand.worker:type_name -> quire.v1.WorkerInfo
-	16, // 23: quire.v1.WorkerCommand.model:type_name -> quire.v1.ModelIdentity
-	17, // 24: quire.v1.PoolCommand.pool:type_name -> quire.v1.Pool
-	24, // 25: quire.v1.SnapshotRecord.header:type_name -> quire.v1.SnapshotHeader
-	30, // 26: quire.v1.SnapshotRecord.worker:type_name -> quire.v1.WorkerInfo
-	25, // 27: quire.v1.SnapshotRecord.request:type_name -> quire.v1.RequestRecord
-	23, // 28: quire.v1.SnapshotRecord.tenant:type_name -> quire.v1.TenantRecord
-	13, // 29: quire.v1.SnapshotRecord.node:type_name -> quire.v1.Node
-	22, // 30: quire.v1.SnapshotRecord.upload:type_name -> quire.v1.PromptUpload
-	16, // 31: quire.v1.SnapshotRecord.model:type_name -> quire.v1.ModelIdentity
-	17, // 32: quire.v1.SnapshotRecord.pool:type_name -> quire.v1.Pool
-	11, // 33: quire.v1.TenantRecord.tenant:type_name -> quire.v1.Tenant
-	5,  // 34: quire.v1.SnapshotHeader.retention:type_name -> quire.v1.Retention
-	26, // 35: quire.v1.RequestRecord.request:type_name -> quire.v1.Request
-	0,  // 36: quire.v1.RequestRecord.state:type_name -> quire.v1.RequestState
-	27, // 37: quire.v1.RequestRecord.finish_reason:type_name -> quire.v1.FinishReason
-	28, // 38: quire.v1.RequestRecord.usage:type_name -> quire.v1.Usage
-	31, // 39: quire.v1.RequestRecord.outputs:type_name -> quire.v1.Output
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	8,  // 2: quire.v1.Command.assign:type_name -> quire.v1.AssignCommand
+	9,  // 3: quire.v1.Command.finish:type_name -> quire.v1.FinishCommand
+	16, // 4: quire.v1.Command.worker:type_name -> quire.v1.WorkerCommand
+	21, // 5: quire.v1.Command.requeue:type_name -> quire.v1.RequeueCommand
+	10, // 6: quire.v1.Command.progress:type_name -> quire.v1.ProgressCommand
+	11, // 7: quire.v1.Command.adopt:type_name -> quire.v1.AdoptCommand
+	13, // 8: quire.v1.Command.tenant:type_name -> quire.v1.TenantCommand
+	15, // 9: quire.v1.Command.node:type_name -> quire.v1.NodeCommand
+	7,  // 10: quire.v1.Command.prompt_part:type_name -> quire.v1.PromptPartCommand
+	19, // 11: quire.v1.Command.pool:type_name -> quire.v1.PoolCommand
+	20, // 12: quire.v1.Command.cordon:type_name -> quire.v1.CordonCommand
+	5,  // 13: quire.v1.Command.retention:type_name -> quire.v1.RetentionCommand
+	4,  // 14: quire.v1.Command.bind:type_name -> quire.v1.BindCommand
+	27, // 15: quire.v1.SubmitCommand.request:type_name -> quire.v1.Request
+	17, // 16: quire.v1.BindCommand.model:type_name -> quire.v1.ModelIdentity
+	6,  // 17: quire.v1.RetentionCommand.retention:type_name -> quire.v1.Retention
+	28, // 18: quire.v1.FinishCommand.finish_reason:type_name -> quire.v1.FinishReason
+	29, // 19: quire.v1.FinishCommand.usage:type_name -> quire.v1.Usage
+	30, // 20: quire.v1.FinishCommand.choices:type_name -> quire.v1.ChoiceProgress
+	30, // 21: quire.v1.ProgressCommand.choices:type_name -> quire.v1.ChoiceProgress
+	12, // 22: quire.v1.TenantCommand.tenant:type_name -> quire.v1.Tenant
+	14, // 23: quire.v1.NodeCommand.node:type_name -> quire.v1.Node
+	31, // 24: quire.v1.WorkerCommand.worker:type_name -> quire.v1.WorkerInfo
+	17, // 25: quire.v1.WorkerCommand.model:type_name -> quire.v1.ModelIdentity
+	18, // 26: quire.v1.PoolCommand.pool:type_name -> quire.v1.Pool
+	25, // 27: quire.v1.SnapshotRecord.header:type_name -> quire.v1.SnapshotHeader
+	31, // 28: quire.v1.SnapshotRecord.worker:type_name -> quire.v1.WorkerInfo
+	26, // 29: quire.v1.SnapshotRecord.request:type_name -> quire.v1.RequestRecord
+	24, // 30: quire.v1.SnapshotRecord.tenant:type_name -> quire.v1.TenantRecord
+	14, // 31: quire.v1.SnapshotRecord.node:type_name -> quire.v1.Node
+	23, // 32: quire.v1.SnapshotRecord.upload:type_name -> quire.v1.PromptUpload
+	17, // 33: quire.v1.SnapshotRecord.model:type_name -> quire.v1.ModelIdentity
+	18, // 34: quire.v1.SnapshotRecord.pool:type_name -> quire.v1.Pool
+	12, // 35: quire.v1.TenantRecord.tenant:type_name -> quire.v1.Tenant
+	6,  // 36: quire.v1.SnapshotHeader.retention:type_name -> quire.v1.Retention
+	27, // 37: quire.v1.RequestRecord.request:type_name -> quire.v1.Request
+	0,  // 38: quire.v1.RequestRecord.state:type_name -> quire.v1.RequestState
+	28, // 39: quire.v1.RequestRecord.finish_reason:type_name -> quire.v1.FinishReason
+	29, // 40: quire.v1.RequestRecord.usage:type_name -> quire.v1.Usage
+	32, // 41: quire.v1.RequestRecord.outputs:type_name -> quire.v1.Output
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_log_proto_init() }
@@ -2469,8 +2556,9 @@ func file_quire_v1_log_proto_init() {
 		(*Command_Pool)(nil),
 		(*Command_Cordon)(nil),
 		(*Command_Retention)(nil),
+		(*Command_Bind)(nil),
 	}
-	file_quire_v1_log_proto_msgTypes[20].OneofWrappers = []any{
+	file_quire_v1_log_proto_msgTypes[21].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Request)(nil),
@@ -2487,7 +2575,7 @@ func file_quire_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_log_proto_rawDesc), len(file_quire_v1_log_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

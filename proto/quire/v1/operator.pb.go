@@ -84,7 +84,327 @@ func (x ExplainResponse_Phase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ExplainResponse_Phase.Descriptor instead.
 func (ExplainResponse_Phase) EnumDescriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{19, 0}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{26, 0}
+}
+
+type ListBindingsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBindingsRequest) Reset() {
+	*x = ListBindingsRequest{}
+	mi := &file_quire_v1_operator_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBindingsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBindingsRequest) ProtoMessage() {}
+
+func (x *ListBindingsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBindingsRequest.ProtoReflect.Descriptor instead.
+func (*ListBindingsRequest) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{0}
+}
+
+type ListBindingsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By name.
+	Bindings      []*Binding `protobuf:"bytes,1,rep,name=bindings,proto3" json:"bindings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBindingsResponse) Reset() {
+	*x = ListBindingsResponse{}
+	mi := &file_quire_v1_operator_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBindingsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBindingsResponse) ProtoMessage() {}
+
+func (x *ListBindingsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBindingsResponse.ProtoReflect.Descriptor instead.
+func (*ListBindingsResponse) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ListBindingsResponse) GetBindings() []*Binding {
+	if x != nil {
+		return x.Bindings
+	}
+	return nil
+}
+
+// Binding is what a model's name stands for.
+type Binding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Model *ModelIdentity         `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// Workers that are known, and requests that have not ended.
+	Workers  int32 `protobuf:"varint,2,opt,name=workers,proto3" json:"workers,omitempty"`
+	Requests int32 `protobuf:"varint,3,opt,name=requests,proto3" json:"requests,omitempty"`
+	// Gateways that watch, whose copy is another or that have none.
+	OtherCopies   []string `protobuf:"bytes,4,rep,name=other_copies,json=otherCopies,proto3" json:"other_copies,omitempty"`
+	NoCopies      []string `protobuf:"bytes,5,rep,name=no_copies,json=noCopies,proto3" json:"no_copies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Binding) Reset() {
+	*x = Binding{}
+	mi := &file_quire_v1_operator_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Binding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Binding) ProtoMessage() {}
+
+func (x *Binding) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Binding.ProtoReflect.Descriptor instead.
+func (*Binding) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Binding) GetModel() *ModelIdentity {
+	if x != nil {
+		return x.Model
+	}
+	return nil
+}
+
+func (x *Binding) GetWorkers() int32 {
+	if x != nil {
+		return x.Workers
+	}
+	return 0
+}
+
+func (x *Binding) GetRequests() int32 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *Binding) GetOtherCopies() []string {
+	if x != nil {
+		return x.OtherCopies
+	}
+	return nil
+}
+
+func (x *Binding) GetNoCopies() []string {
+	if x != nil {
+		return x.NoCopies
+	}
+	return nil
+}
+
+type BindModelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         *ModelIdentity         `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BindModelRequest) Reset() {
+	*x = BindModelRequest{}
+	mi := &file_quire_v1_operator_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BindModelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BindModelRequest) ProtoMessage() {}
+
+func (x *BindModelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BindModelRequest.ProtoReflect.Descriptor instead.
+func (*BindModelRequest) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *BindModelRequest) GetModel() *ModelIdentity {
+	if x != nil {
+		return x.Model
+	}
+	return nil
+}
+
+type BindModelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BindModelResponse) Reset() {
+	*x = BindModelResponse{}
+	mi := &file_quire_v1_operator_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BindModelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BindModelResponse) ProtoMessage() {}
+
+func (x *BindModelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BindModelResponse.ProtoReflect.Descriptor instead.
+func (*BindModelResponse) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{4}
+}
+
+type ReleaseModelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseModelRequest) Reset() {
+	*x = ReleaseModelRequest{}
+	mi := &file_quire_v1_operator_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseModelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseModelRequest) ProtoMessage() {}
+
+func (x *ReleaseModelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseModelRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseModelRequest) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ReleaseModelRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ReleaseModelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseModelResponse) Reset() {
+	*x = ReleaseModelResponse{}
+	mi := &file_quire_v1_operator_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseModelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseModelResponse) ProtoMessage() {}
+
+func (x *ReleaseModelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseModelResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseModelResponse) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{6}
 }
 
 type ListWorkersRequest struct {
@@ -95,7 +415,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[0]
+	mi := &file_quire_v1_operator_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -107,7 +427,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[0]
+	mi := &file_quire_v1_operator_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -120,7 +440,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{0}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{7}
 }
 
 type ListWorkersResponse struct {
@@ -136,7 +456,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[1]
+	mi := &file_quire_v1_operator_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -148,7 +468,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[1]
+	mi := &file_quire_v1_operator_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -161,7 +481,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{1}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListWorkersResponse) GetPools() []*Pool {
@@ -195,14 +515,16 @@ type WorkerStatus struct {
 	// Since its last word.
 	AgeMs int64 `protobuf:"varint,10,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
 	// Requests that the log has with it.
-	Requests      int32 `protobuf:"varint,11,opt,name=requests,proto3" json:"requests,omitempty"`
+	Requests int32 `protobuf:"varint,11,opt,name=requests,proto3" json:"requests,omitempty"`
+	// Why gateways do not use it, though it is in session: none has its model, or some have another copy.
+	Unusable      string `protobuf:"bytes,12,opt,name=unusable,proto3" json:"unusable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkerStatus) Reset() {
 	*x = WorkerStatus{}
-	mi := &file_quire_v1_operator_proto_msgTypes[2]
+	mi := &file_quire_v1_operator_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -214,7 +536,7 @@ func (x *WorkerStatus) String() string {
 func (*WorkerStatus) ProtoMessage() {}
 
 func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[2]
+	mi := &file_quire_v1_operator_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -227,7 +549,7 @@ func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStatus.ProtoReflect.Descriptor instead.
 func (*WorkerStatus) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{2}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WorkerStatus) GetWorker() *WorkerInfo {
@@ -307,6 +629,13 @@ func (x *WorkerStatus) GetRequests() int32 {
 	return 0
 }
 
+func (x *WorkerStatus) GetUnusable() string {
+	if x != nil {
+		return x.Unusable
+	}
+	return ""
+}
+
 type CreatePoolRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pool          *Pool                  `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
@@ -316,7 +645,7 @@ type CreatePoolRequest struct {
 
 func (x *CreatePoolRequest) Reset() {
 	*x = CreatePoolRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[3]
+	mi := &file_quire_v1_operator_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +657,7 @@ func (x *CreatePoolRequest) String() string {
 func (*CreatePoolRequest) ProtoMessage() {}
 
 func (x *CreatePoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[3]
+	mi := &file_quire_v1_operator_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +670,7 @@ func (x *CreatePoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePoolRequest.ProtoReflect.Descriptor instead.
 func (*CreatePoolRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{3}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CreatePoolRequest) GetPool() *Pool {
@@ -359,7 +688,7 @@ type CreatePoolResponse struct {
 
 func (x *CreatePoolResponse) Reset() {
 	*x = CreatePoolResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[4]
+	mi := &file_quire_v1_operator_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -371,7 +700,7 @@ func (x *CreatePoolResponse) String() string {
 func (*CreatePoolResponse) ProtoMessage() {}
 
 func (x *CreatePoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[4]
+	mi := &file_quire_v1_operator_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -384,7 +713,7 @@ func (x *CreatePoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePoolResponse.ProtoReflect.Descriptor instead.
 func (*CreatePoolResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{4}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{11}
 }
 
 type RemovePoolRequest struct {
@@ -396,7 +725,7 @@ type RemovePoolRequest struct {
 
 func (x *RemovePoolRequest) Reset() {
 	*x = RemovePoolRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[5]
+	mi := &file_quire_v1_operator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -408,7 +737,7 @@ func (x *RemovePoolRequest) String() string {
 func (*RemovePoolRequest) ProtoMessage() {}
 
 func (x *RemovePoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[5]
+	mi := &file_quire_v1_operator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -421,7 +750,7 @@ func (x *RemovePoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePoolRequest.ProtoReflect.Descriptor instead.
 func (*RemovePoolRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{5}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RemovePoolRequest) GetName() string {
@@ -439,7 +768,7 @@ type RemovePoolResponse struct {
 
 func (x *RemovePoolResponse) Reset() {
 	*x = RemovePoolResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[6]
+	mi := &file_quire_v1_operator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -451,7 +780,7 @@ func (x *RemovePoolResponse) String() string {
 func (*RemovePoolResponse) ProtoMessage() {}
 
 func (x *RemovePoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[6]
+	mi := &file_quire_v1_operator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -464,7 +793,7 @@ func (x *RemovePoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePoolResponse.ProtoReflect.Descriptor instead.
 func (*RemovePoolResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{6}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{13}
 }
 
 // CordonRequest names a worker or a pool.
@@ -479,7 +808,7 @@ type CordonRequest struct {
 
 func (x *CordonRequest) Reset() {
 	*x = CordonRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[7]
+	mi := &file_quire_v1_operator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +820,7 @@ func (x *CordonRequest) String() string {
 func (*CordonRequest) ProtoMessage() {}
 
 func (x *CordonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[7]
+	mi := &file_quire_v1_operator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -504,7 +833,7 @@ func (x *CordonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonRequest.ProtoReflect.Descriptor instead.
 func (*CordonRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{7}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CordonRequest) GetWorkerId() string {
@@ -536,7 +865,7 @@ type CordonResponse struct {
 
 func (x *CordonResponse) Reset() {
 	*x = CordonResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[8]
+	mi := &file_quire_v1_operator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -548,7 +877,7 @@ func (x *CordonResponse) String() string {
 func (*CordonResponse) ProtoMessage() {}
 
 func (x *CordonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[8]
+	mi := &file_quire_v1_operator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -561,7 +890,7 @@ func (x *CordonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonResponse.ProtoReflect.Descriptor instead.
 func (*CordonResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{8}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{15}
 }
 
 // DrainRequest names a worker or a pool.
@@ -577,7 +906,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[9]
+	mi := &file_quire_v1_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +918,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[9]
+	mi := &file_quire_v1_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +931,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{9}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DrainRequest) GetWorkerId() string {
@@ -637,7 +966,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[10]
+	mi := &file_quire_v1_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -649,7 +978,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[10]
+	mi := &file_quire_v1_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -662,7 +991,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{10}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DrainResponse) GetWorkers() int32 {
@@ -688,7 +1017,7 @@ type SetTenantRequest struct {
 
 func (x *SetTenantRequest) Reset() {
 	*x = SetTenantRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[11]
+	mi := &file_quire_v1_operator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +1029,7 @@ func (x *SetTenantRequest) String() string {
 func (*SetTenantRequest) ProtoMessage() {}
 
 func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[11]
+	mi := &file_quire_v1_operator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +1042,7 @@ func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTenantRequest.ProtoReflect.Descriptor instead.
 func (*SetTenantRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{11}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetTenantRequest) GetTenant() *Tenant {
@@ -731,7 +1060,7 @@ type SetTenantResponse struct {
 
 func (x *SetTenantResponse) Reset() {
 	*x = SetTenantResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[12]
+	mi := &file_quire_v1_operator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +1072,7 @@ func (x *SetTenantResponse) String() string {
 func (*SetTenantResponse) ProtoMessage() {}
 
 func (x *SetTenantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[12]
+	mi := &file_quire_v1_operator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +1085,7 @@ func (x *SetTenantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTenantResponse.ProtoReflect.Descriptor instead.
 func (*SetTenantResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{12}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{19}
 }
 
 type RemoveTenantRequest struct {
@@ -768,7 +1097,7 @@ type RemoveTenantRequest struct {
 
 func (x *RemoveTenantRequest) Reset() {
 	*x = RemoveTenantRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[13]
+	mi := &file_quire_v1_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +1109,7 @@ func (x *RemoveTenantRequest) String() string {
 func (*RemoveTenantRequest) ProtoMessage() {}
 
 func (x *RemoveTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[13]
+	mi := &file_quire_v1_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +1122,7 @@ func (x *RemoveTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTenantRequest.ProtoReflect.Descriptor instead.
 func (*RemoveTenantRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{13}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RemoveTenantRequest) GetName() string {
@@ -812,7 +1141,7 @@ type RemoveTenantResponse struct {
 
 func (x *RemoveTenantResponse) Reset() {
 	*x = RemoveTenantResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[14]
+	mi := &file_quire_v1_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +1153,7 @@ func (x *RemoveTenantResponse) String() string {
 func (*RemoveTenantResponse) ProtoMessage() {}
 
 func (x *RemoveTenantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[14]
+	mi := &file_quire_v1_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +1166,7 @@ func (x *RemoveTenantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTenantResponse.ProtoReflect.Descriptor instead.
 func (*RemoveTenantResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{14}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RemoveTenantResponse) GetFound() bool {
@@ -858,7 +1187,7 @@ type ListTenantsRequest struct {
 
 func (x *ListTenantsRequest) Reset() {
 	*x = ListTenantsRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[15]
+	mi := &file_quire_v1_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -870,7 +1199,7 @@ func (x *ListTenantsRequest) String() string {
 func (*ListTenantsRequest) ProtoMessage() {}
 
 func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[15]
+	mi := &file_quire_v1_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -883,7 +1212,7 @@ func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsRequest.ProtoReflect.Descriptor instead.
 func (*ListTenantsRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{15}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListTenantsRequest) GetStale() bool {
@@ -902,7 +1231,7 @@ type ListTenantsResponse struct {
 
 func (x *ListTenantsResponse) Reset() {
 	*x = ListTenantsResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[16]
+	mi := &file_quire_v1_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -914,7 +1243,7 @@ func (x *ListTenantsResponse) String() string {
 func (*ListTenantsResponse) ProtoMessage() {}
 
 func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[16]
+	mi := &file_quire_v1_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -927,7 +1256,7 @@ func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsResponse.ProtoReflect.Descriptor instead.
 func (*ListTenantsResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{16}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListTenantsResponse) GetTenants() []*TenantStatus {
@@ -954,7 +1283,7 @@ type TenantStatus struct {
 
 func (x *TenantStatus) Reset() {
 	*x = TenantStatus{}
-	mi := &file_quire_v1_operator_proto_msgTypes[17]
+	mi := &file_quire_v1_operator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1295,7 @@ func (x *TenantStatus) String() string {
 func (*TenantStatus) ProtoMessage() {}
 
 func (x *TenantStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[17]
+	mi := &file_quire_v1_operator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1308,7 @@ func (x *TenantStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantStatus.ProtoReflect.Descriptor instead.
 func (*TenantStatus) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{17}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TenantStatus) GetTenant() *Tenant {
@@ -1026,7 +1355,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[18]
+	mi := &file_quire_v1_operator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1367,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[18]
+	mi := &file_quire_v1_operator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1380,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{18}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExplainRequest) GetRequestId() string {
@@ -1088,7 +1417,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[19]
+	mi := &file_quire_v1_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1429,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[19]
+	mi := &file_quire_v1_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1442,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{19}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ExplainResponse) GetPhase() ExplainResponse_Phase {
@@ -1237,7 +1566,7 @@ type Waiting struct {
 
 func (x *Waiting) Reset() {
 	*x = Waiting{}
-	mi := &file_quire_v1_operator_proto_msgTypes[20]
+	mi := &file_quire_v1_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1578,7 @@ func (x *Waiting) String() string {
 func (*Waiting) ProtoMessage() {}
 
 func (x *Waiting) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[20]
+	mi := &file_quire_v1_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1591,7 @@ func (x *Waiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiting.ProtoReflect.Descriptor instead.
 func (*Waiting) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{20}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Waiting) GetPolicy() string {
@@ -1388,7 +1717,7 @@ type WorkerScore struct {
 
 func (x *WorkerScore) Reset() {
 	*x = WorkerScore{}
-	mi := &file_quire_v1_operator_proto_msgTypes[21]
+	mi := &file_quire_v1_operator_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1729,7 @@ func (x *WorkerScore) String() string {
 func (*WorkerScore) ProtoMessage() {}
 
 func (x *WorkerScore) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[21]
+	mi := &file_quire_v1_operator_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1742,7 @@ func (x *WorkerScore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerScore.ProtoReflect.Descriptor instead.
 func (*WorkerScore) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{21}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WorkerScore) GetWorkerId() string {
@@ -1536,7 +1865,7 @@ type SummaryRequest struct {
 
 func (x *SummaryRequest) Reset() {
 	*x = SummaryRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[22]
+	mi := &file_quire_v1_operator_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +1877,7 @@ func (x *SummaryRequest) String() string {
 func (*SummaryRequest) ProtoMessage() {}
 
 func (x *SummaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[22]
+	mi := &file_quire_v1_operator_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +1890,7 @@ func (x *SummaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SummaryRequest.ProtoReflect.Descriptor instead.
 func (*SummaryRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{22}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{29}
 }
 
 type SummaryResponse struct {
@@ -1586,7 +1915,7 @@ type SummaryResponse struct {
 
 func (x *SummaryResponse) Reset() {
 	*x = SummaryResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[23]
+	mi := &file_quire_v1_operator_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1927,7 @@ func (x *SummaryResponse) String() string {
 func (*SummaryResponse) ProtoMessage() {}
 
 func (x *SummaryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[23]
+	mi := &file_quire_v1_operator_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1940,7 @@ func (x *SummaryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SummaryResponse.ProtoReflect.Descriptor instead.
 func (*SummaryResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{23}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SummaryResponse) GetAll() *QueueCount {
@@ -1696,7 +2025,7 @@ type QueueCount struct {
 
 func (x *QueueCount) Reset() {
 	*x = QueueCount{}
-	mi := &file_quire_v1_operator_proto_msgTypes[24]
+	mi := &file_quire_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +2037,7 @@ func (x *QueueCount) String() string {
 func (*QueueCount) ProtoMessage() {}
 
 func (x *QueueCount) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[24]
+	mi := &file_quire_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +2050,7 @@ func (x *QueueCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueCount.ProtoReflect.Descriptor instead.
 func (*QueueCount) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{24}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *QueueCount) GetName() string {
@@ -1756,11 +2085,26 @@ var File_quire_v1_operator_proto protoreflect.FileDescriptor
 
 const file_quire_v1_operator_proto_rawDesc = "" +
 	"\n" +
-	"\x17quire/v1/operator.proto\x12\bquire.v1\x1a\x16quire/v1/control.proto\x1a\x18quire/v1/inference.proto\x1a\x12quire/v1/log.proto\"\x14\n" +
+	"\x17quire/v1/operator.proto\x12\bquire.v1\x1a\x16quire/v1/control.proto\x1a\x18quire/v1/inference.proto\x1a\x12quire/v1/log.proto\"\x15\n" +
+	"\x13ListBindingsRequest\"E\n" +
+	"\x14ListBindingsResponse\x12-\n" +
+	"\bbindings\x18\x01 \x03(\v2\x11.quire.v1.BindingR\bbindings\"\xae\x01\n" +
+	"\aBinding\x12-\n" +
+	"\x05model\x18\x01 \x01(\v2\x17.quire.v1.ModelIdentityR\x05model\x12\x18\n" +
+	"\aworkers\x18\x02 \x01(\x05R\aworkers\x12\x1a\n" +
+	"\brequests\x18\x03 \x01(\x05R\brequests\x12!\n" +
+	"\fother_copies\x18\x04 \x03(\tR\votherCopies\x12\x1b\n" +
+	"\tno_copies\x18\x05 \x03(\tR\bnoCopies\"A\n" +
+	"\x10BindModelRequest\x12-\n" +
+	"\x05model\x18\x01 \x01(\v2\x17.quire.v1.ModelIdentityR\x05model\"\x13\n" +
+	"\x11BindModelResponse\")\n" +
+	"\x13ReleaseModelRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x16\n" +
+	"\x14ReleaseModelResponse\"\x14\n" +
 	"\x12ListWorkersRequest\"m\n" +
 	"\x13ListWorkersResponse\x12$\n" +
 	"\x05pools\x18\x01 \x03(\v2\x0e.quire.v1.PoolR\x05pools\x120\n" +
-	"\aworkers\x18\x02 \x03(\v2\x16.quire.v1.WorkerStatusR\aworkers\"\xd3\x02\n" +
+	"\aworkers\x18\x02 \x03(\v2\x16.quire.v1.WorkerStatusR\aworkers\"\xef\x02\n" +
 	"\fWorkerStatus\x12,\n" +
 	"\x06worker\x18\x01 \x01(\v2\x14.quire.v1.WorkerInfoR\x06worker\x12\x1d\n" +
 	"\n" +
@@ -1775,7 +2119,8 @@ const file_quire_v1_operator_proto_rawDesc = "" +
 	"\tunhealthy\x18\t \x03(\tR\tunhealthy\x12\x15\n" +
 	"\x06age_ms\x18\n" +
 	" \x01(\x03R\x05ageMs\x12\x1a\n" +
-	"\brequests\x18\v \x01(\x05R\brequests\"7\n" +
+	"\brequests\x18\v \x01(\x05R\brequests\x12\x1a\n" +
+	"\bunusable\x18\f \x01(\tR\bunusable\"7\n" +
 	"\x11CreatePoolRequest\x12\"\n" +
 	"\x04pool\x18\x01 \x01(\v2\x0e.quire.v1.PoolR\x04pool\"\x14\n" +
 	"\x12CreatePoolResponse\"'\n" +
@@ -1896,7 +2241,7 @@ const file_quire_v1_operator_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\x03R\brequests\x12#\n" +
 	"\rprompt_tokens\x18\x03 \x01(\x03R\fpromptTokens\x12$\n" +
-	"\x0eoldest_wait_ms\x18\x04 \x01(\x03R\foldestWaitMs2\xc0\x05\n" +
+	"\x0eoldest_wait_ms\x18\x04 \x01(\x03R\foldestWaitMs2\xa4\a\n" +
 	"\bOperator\x12D\n" +
 	"\tSetTenant\x12\x1a.quire.v1.SetTenantRequest\x1a\x1b.quire.v1.SetTenantResponse\x12M\n" +
 	"\fRemoveTenant\x12\x1d.quire.v1.RemoveTenantRequest\x1a\x1e.quire.v1.RemoveTenantResponse\x12J\n" +
@@ -1908,7 +2253,10 @@ const file_quire_v1_operator_proto_rawDesc = "" +
 	"CreatePool\x12\x1b.quire.v1.CreatePoolRequest\x1a\x1c.quire.v1.CreatePoolResponse\x12G\n" +
 	"\n" +
 	"RemovePool\x12\x1b.quire.v1.RemovePoolRequest\x1a\x1c.quire.v1.RemovePoolResponse\x12;\n" +
-	"\x06Cordon\x12\x17.quire.v1.CordonRequest\x1a\x18.quire.v1.CordonResponse\x128\n" +
+	"\x06Cordon\x12\x17.quire.v1.CordonRequest\x1a\x18.quire.v1.CordonResponse\x12M\n" +
+	"\fListBindings\x12\x1d.quire.v1.ListBindingsRequest\x1a\x1e.quire.v1.ListBindingsResponse\x12D\n" +
+	"\tBindModel\x12\x1a.quire.v1.BindModelRequest\x1a\x1b.quire.v1.BindModelResponse\x12M\n" +
+	"\fReleaseModel\x12\x1d.quire.v1.ReleaseModelRequest\x1a\x1e.quire.v1.ReleaseModelResponse\x128\n" +
 	"\x05Drain\x12\x16.quire.v1.DrainRequest\x1a\x17.quire.v1.DrainResponseB5Z3github.com/quire-serve/quire/proto/quire/v1;quirev1b\x06proto3"
 
 var (
@@ -1924,80 +2272,97 @@ func file_quire_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quire_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_quire_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_quire_v1_operator_proto_goTypes = []any{
 	(ExplainResponse_Phase)(0),   // 0: quire.v1.ExplainResponse.Phase
-	(*ListWorkersRequest)(nil),   // 1: quire.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),  // 2: quire.v1.ListWorkersResponse
-	(*WorkerStatus)(nil),         // 3: quire.v1.WorkerStatus
-	(*CreatePoolRequest)(nil),    // 4: quire.v1.CreatePoolRequest
-	(*CreatePoolResponse)(nil),   // 5: quire.v1.CreatePoolResponse
-	(*RemovePoolRequest)(nil),    // 6: quire.v1.RemovePoolRequest
-	(*RemovePoolResponse)(nil),   // 7: quire.v1.RemovePoolResponse
-	(*CordonRequest)(nil),        // 8: quire.v1.CordonRequest
-	(*CordonResponse)(nil),       // 9: quire.v1.CordonResponse
-	(*DrainRequest)(nil),         // 10: quire.v1.DrainRequest
-	(*DrainResponse)(nil),        // 11: quire.v1.DrainResponse
-	(*SetTenantRequest)(nil),     // 12: quire.v1.SetTenantRequest
-	(*SetTenantResponse)(nil),    // 13: quire.v1.SetTenantResponse
-	(*RemoveTenantRequest)(nil),  // 14: quire.v1.RemoveTenantRequest
-	(*RemoveTenantResponse)(nil), // 15: quire.v1.RemoveTenantResponse
-	(*ListTenantsRequest)(nil),   // 16: quire.v1.ListTenantsRequest
-	(*ListTenantsResponse)(nil),  // 17: quire.v1.ListTenantsResponse
-	(*TenantStatus)(nil),         // 18: quire.v1.TenantStatus
-	(*ExplainRequest)(nil),       // 19: quire.v1.ExplainRequest
-	(*ExplainResponse)(nil),      // 20: quire.v1.ExplainResponse
-	(*Waiting)(nil),              // 21: quire.v1.Waiting
-	(*WorkerScore)(nil),          // 22: quire.v1.WorkerScore
-	(*SummaryRequest)(nil),       // 23: quire.v1.SummaryRequest
-	(*SummaryResponse)(nil),      // 24: quire.v1.SummaryResponse
-	(*QueueCount)(nil),           // 25: quire.v1.QueueCount
-	(*Pool)(nil),                 // 26: quire.v1.Pool
-	(*WorkerInfo)(nil),           // 27: quire.v1.WorkerInfo
-	(*Tenant)(nil),               // 28: quire.v1.Tenant
-	(FinishReason)(0),            // 29: quire.v1.FinishReason
+	(*ListBindingsRequest)(nil),  // 1: quire.v1.ListBindingsRequest
+	(*ListBindingsResponse)(nil), // 2: quire.v1.ListBindingsResponse
+	(*Binding)(nil),              // 3: quire.v1.Binding
+	(*BindModelRequest)(nil),     // 4: quire.v1.BindModelRequest
+	(*BindModelResponse)(nil),    // 5: quire.v1.BindModelResponse
+	(*ReleaseModelRequest)(nil),  // 6: quire.v1.ReleaseModelRequest
+	(*ReleaseModelResponse)(nil), // 7: quire.v1.ReleaseModelResponse
+	(*ListWorkersRequest)(nil),   // 8: quire.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),  // 9: quire.v1.ListWorkersResponse
+	(*WorkerStatus)(nil),         // 10: quire.v1.WorkerStatus
+	(*CreatePoolRequest)(nil),    // 11: quire.v1.CreatePoolRequest
+	(*CreatePoolResponse)(nil),   // 12: quire.v1.CreatePoolResponse
+	(*RemovePoolRequest)(nil),    // 13: quire.v1.RemovePoolRequest
+	(*RemovePoolResponse)(nil),   // 14: quire.v1.RemovePoolResponse
+	(*CordonRequest)(nil),        // 15: quire.v1.CordonRequest
+	(*CordonResponse)(nil),       // 16: quire.v1.CordonResponse
+	(*DrainRequest)(nil),         // 17: quire.v1.DrainRequest
+	(*DrainResponse)(nil),        // 18: quire.v1.DrainResponse
+	(*SetTenantRequest)(nil),     // 19: quire.v1.SetTenantRequest
+	(*SetTenantResponse)(nil),    // 20: quire.v1.SetTenantResponse
+	(*RemoveTenantRequest)(nil),  // 21: quire.v1.RemoveTenantRequest
+	(*RemoveTenantResponse)(nil), // 22: quire.v1.RemoveTenantResponse
+	(*ListTenantsRequest)(nil),   // 23: quire.v1.ListTenantsRequest
+	(*ListTenantsResponse)(nil),  // 24: quire.v1.ListTenantsResponse
+	(*TenantStatus)(nil),         // 25: quire.v1.TenantStatus
+	(*ExplainRequest)(nil),       // 26: quire.v1.ExplainRequest
+	(*ExplainResponse)(nil),      // 27: quire.v1.ExplainResponse
+	(*Waiting)(nil),              // 28: quire.v1.Waiting
+	(*WorkerScore)(nil),          // 29: quire.v1.WorkerScore
+	(*SummaryRequest)(nil),       // 30: quire.v1.SummaryRequest
+	(*SummaryResponse)(nil),      // 31: quire.v1.SummaryResponse
+	(*QueueCount)(nil),           // 32: quire.v1.QueueCount
+	(*ModelIdentity)(nil),        // 33: quire.v1.ModelIdentity
+	(*Pool)(nil),                 // 34: quire.v1.Pool
+	(*WorkerInfo)(nil),           // 35: quire.v1.WorkerInfo
+	(*Tenant)(nil),               // 36: quire.v1.Tenant
+	(FinishReason)(0),            // 37: quire.v1.FinishReason
 }
 var file_quire_v1_operator_proto_depIdxs = []int32{
-	26, // 0: quire.v1.ListWorkersResponse.pools:type_name -> quire.v1.Pool
-	3,  // 1: quire.v1.ListWorkersResponse.workers:type_name -> quire.v1.WorkerStatus
-	27, // 2: quire.v1.WorkerStatus.worker:type_name -> quire.v1.WorkerInfo
-	26, // 3: quire.v1.CreatePoolRequest.pool:type_name -> quire.v1.Pool
-	28, // 4: quire.v1.SetTenantRequest.tenant:type_name -> quire.v1.Tenant
-	18, // 5: quire.v1.ListTenantsResponse.tenants:type_name -> quire.v1.TenantStatus
-	28, // 6: quire.v1.TenantStatus.tenant:type_name -> quire.v1.Tenant
-	0,  // 7: quire.v1.ExplainResponse.phase:type_name -> quire.v1.ExplainResponse.Phase
-	29, // 8: quire.v1.ExplainResponse.finish_reason:type_name -> quire.v1.FinishReason
-	21, // 9: quire.v1.ExplainResponse.waiting:type_name -> quire.v1.Waiting
-	22, // 10: quire.v1.Waiting.workers:type_name -> quire.v1.WorkerScore
-	25, // 11: quire.v1.SummaryResponse.all:type_name -> quire.v1.QueueCount
-	25, // 12: quire.v1.SummaryResponse.tenants:type_name -> quire.v1.QueueCount
-	25, // 13: quire.v1.SummaryResponse.models:type_name -> quire.v1.QueueCount
-	25, // 14: quire.v1.SummaryResponse.blocked:type_name -> quire.v1.QueueCount
-	12, // 15: quire.v1.Operator.SetTenant:input_type -> quire.v1.SetTenantRequest
-	14, // 16: quire.v1.Operator.RemoveTenant:input_type -> quire.v1.RemoveTenantRequest
-	16, // 17: quire.v1.Operator.ListTenants:input_type -> quire.v1.ListTenantsRequest
-	19, // 18: quire.v1.Operator.Explain:input_type -> quire.v1.ExplainRequest
-	23, // 19: quire.v1.Operator.Summary:input_type -> quire.v1.SummaryRequest
-	1,  // 20: quire.v1.Operator.ListWorkers:input_type -> quire.v1.ListWorkersRequest
-	4,  // 21: quire.v1.Operator.CreatePool:input_type -> quire.v1.CreatePoolRequest
-	6,  // 22: quire.v1.Operator.RemovePool:input_type -> quire.v1.RemovePoolRequest
-	8,  // 23: quire.v1.Operator.Cordon:input_type -> quire.v1.CordonRequest
-	10, // 24: quire.v1.Operator.Drain:input_type -> quire.v1.DrainRequest
-	13, // 25: quire.v1.Operator.SetTenant:output_type -> quire.v1.SetTenantResponse
-	15, // 26: quire.v1.Operator.RemoveTenant:output_type -> quire.v1.RemoveTenantResponse
-	17, // 27: quire.v1.Operator.ListTenants:output_type -> quire.v1.ListTenantsResponse
-	20, // 28: quire.v1.Operator.Explain:output_type -> quire.v1.ExplainResponse
-	24, // 29: quire.v1.Operator.Summary:output_type -> quire.v1.SummaryResponse
-	2,  // 30: quire.v1.Operator.ListWorkers:output_type -> quire.v1.ListWorkersResponse
-	5,  // 31: quire.v1.Operator.CreatePool:output_type -> quire.v1.CreatePoolResponse
-	7,  // 32: quire.v1.Operator.RemovePool:output_type -> quire.v1.RemovePoolResponse
-	9,  // 33: quire.v1.Operator.Cordon:output_type -> quire.v1.CordonResponse
-	11, // 34: quire.v1.Operator.Drain:output_type -> quire.v1.DrainResponse
-	25, // [25:35] is the sub-list for method output_type
-	15, // [15:25] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	3,  // 0: quire.v1.ListBindingsResponse.bindings:type_name -> quire.v1.Binding
+	33, // 1: quire.v1.Binding.model:type_name -> quire.v1.ModelIdentity
+	33, // 2: quire.v1.BindModelRequest.model:type_name -> quire.v1.ModelIdentity
+	34, // 3: quire.v1.ListWorkersResponse.pools:type_name -> quire.v1.Pool
+	10, // 4: quire.v1.ListWorkersResponse.workers:type_name -> quire.v1.WorkerStatus
+	35, // 5: quire.v1.WorkerStatus.worker:type_name -> quire.v1.WorkerInfo
+	34, // 6: quire.v1.CreatePoolRequest.pool:type_name -> quire.v1.Pool
+	36, // 7: quire.v1.SetTenantRequest.tenant:type_name -> quire.v1.Tenant
+	25, // 8: quire.v1.ListTenantsResponse.tenants:type_name -> quire.v1.TenantStatus
+	36, // 9: quire.v1.TenantStatus.tenant:type_name -> quire.v1.Tenant
+	0,  // 10: quire.v1.ExplainResponse.phase:type_name -> quire.v1.ExplainResponse.Phase
+	37, // 11: quire.v1.ExplainResponse.finish_reason:type_name -> quire.v1.FinishReason
+	28, // 12: quire.v1.ExplainResponse.waiting:type_name -> quire.v1.Waiting
+	29, // 13: quire.v1.Waiting.workers:type_name -> quire.v1.WorkerScore
+	32, // 14: quire.v1.SummaryResponse.all:type_name -> quire.v1.QueueCount
+	32, // 15: quire.v1.SummaryResponse.tenants:type_name -> quire.v1.QueueCount
+	32, // 16: quire.v1.SummaryResponse.models:type_name -> quire.v1.QueueCount
+	32, // 17: quire.v1.SummaryResponse.blocked:type_name -> quire.v1.QueueCount
+	19, // 18: quire.v1.Operator.SetTenant:input_type -> quire.v1.SetTenantRequest
+	21, // 19: quire.v1.Operator.RemoveTenant:input_type -> quire.v1.RemoveTenantRequest
+	23, // 20: quire.v1.Operator.ListTenants:input_type -> quire.v1.ListTenantsRequest
+	26, // 21: quire.v1.Operator.Explain:input_type -> quire.v1.ExplainRequest
+	30, // 22: quire.v1.Operator.Summary:input_type -> quire.v1.SummaryRequest
+	8,  // 23: quire.v1.Operator.ListWorkers:input_type -> quire.v1.ListWorkersRequest
+	11, // 24: quire.v1.Operator.CreatePool:input_type -> quire.v1.CreatePoolRequest
+	13, // 25: quire.v1.Operator.RemovePool:input_type -> quire.v1.RemovePoolRequest
+	15, // 26: quire.v1.Operator.Cordon:input_type -> quire.v1.CordonRequest
+	1,  // 27: quire.v1.Operator.ListBindings:input_type -> quire.v1.ListBindingsRequest
+	4,  // 28: quire.v1.Operator.BindModel:input_type -> quire.v1.BindModelRequest
+	6,  // 29: quire.v1.Operator.ReleaseModel:input_type -> quire.v1.ReleaseModelRequest
+	17, // 30: quire.v1.Operator.Drain:input_type -> quire.v1.DrainRequest
+	20, // 31: quire.v1.Operator.SetTenant:output_type -> quire.v1.SetTenantResponse
+	22, // 32: quire.v1.Operator.RemoveTenant:output_type -> quire.v1.RemoveTenantResponse
+	24, // 33: quire.v1.Operator.ListTenants:output_type -> quire.v1.ListTenantsResponse
+	27, // 34: quire.v1.Operator.Explain:output_type -> quire.v1.ExplainResponse
+	31, // 35: quire.v1.Operator.Summary:output_type -> quire.v1.SummaryResponse
+	9,  // 36: quire.v1.Operator.ListWorkers:output_type -> quire.v1.ListWorkersResponse
+	12, // 37: quire.v1.Operator.CreatePool:output_type -> quire.v1.CreatePoolResponse
+	14, // 38: quire.v1.Operator.RemovePool:output_type -> quire.v1.RemovePoolResponse
+	16, // 39: quire.v1.Operator.Cordon:output_type -> quire.v1.CordonResponse
+	2,  // 40: quire.v1.Operator.ListBindings:output_type -> quire.v1.ListBindingsResponse
+	5,  // 41: quire.v1.Operator.BindModel:output_type -> quire.v1.BindModelResponse
+	7,  // 42: quire.v1.Operator.ReleaseModel:output_type -> quire.v1.ReleaseModelResponse
+	18, // 43: quire.v1.Operator.Drain:output_type -> quire.v1.DrainResponse
+	31, // [31:44] is the sub-list for method output_type
+	18, // [18:31] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_operator_proto_init() }
@@ -2014,7 +2379,7 @@ func file_quire_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_operator_proto_rawDesc), len(file_quire_v1_operator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   25,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

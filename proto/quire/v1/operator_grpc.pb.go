@@ -30,6 +30,9 @@ const (
 	Operator_CreatePool_FullMethodName   = "/quire.v1.Operator/CreatePool"
 	Operator_RemovePool_FullMethodName   = "/quire.v1.Operator/RemovePool"
 	Operator_Cordon_FullMethodName       = "/quire.v1.Operator/Cordon"
+	Operator_ListBindings_FullMethodName = "/quire.v1.Operator/ListBindings"
+	Operator_BindModel_FullMethodName    = "/quire.v1.Operator/BindModel"
+	Operator_ReleaseModel_FullMethodName = "/quire.v1.Operator/ReleaseModel"
 	Operator_Drain_FullMethodName        = "/quire.v1.Operator/Drain"
 )
 
@@ -61,6 +64,12 @@ type OperatorClient interface {
 	// Cordon keeps new requests from a worker or a pool, or lets them come again. What runs goes on. Once
 	// it returns, nothing new comes, whichever node leads.
 	Cordon(ctx context.Context, in *CordonRequest, opts ...grpc.CallOption) (*CordonResponse, error)
+	// ListBindings lists what models' names stand for.
+	ListBindings(ctx context.Context, in *ListBindingsRequest, opts ...grpc.CallOption) (*ListBindingsResponse, error)
+	// BindModel says what a name stands for, before its first worker does or in the place of what it stood for.
+	BindModel(ctx context.Context, in *BindModelRequest, opts ...grpc.CallOption) (*BindModelResponse, error)
+	// ReleaseModel frees a name: the next worker that comes says what it stands for.
+	ReleaseModel(ctx context.Context, in *ReleaseModelRequest, opts ...grpc.CallOption) (*ReleaseModelResponse, error)
 	// Drain cordons, and has the workers in session hand over what runs to others and end. Asking again
 	// is how to wait for them.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error)
@@ -164,6 +173,36 @@ func (c *operatorClient) Cordon(ctx context.Context, in *CordonRequest, opts ...
 	return out, nil
 }
 
+func (c *operatorClient) ListBindings(ctx context.Context, in *ListBindingsRequest, opts ...grpc.CallOption) (*ListBindingsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListBindingsResponse)
+	err := c.cc.Invoke(ctx, Operator_ListBindings_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *operatorClient) BindModel(ctx context.Context, in *BindModelRequest, opts ...grpc.CallOption) (*BindModelResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BindModelResponse)
+	err := c.cc.Invoke(ctx, Operator_BindModel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *operatorClient) ReleaseModel(ctx context.Context, in *ReleaseModelRequest, opts ...grpc.CallOption) (*ReleaseModelResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReleaseModelResponse)
+	err := c.cc.Invoke(ctx, Operator_ReleaseModel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *operatorClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DrainResponse)
@@ -202,6 +241,12 @@ type OperatorServer interface {
 	// Cordon keeps new requests from a worker or a pool, or lets them come again. What runs goes on. Once
 	// it returns, nothing new comes, whichever node leads.
 	Cordon(context.Context, *CordonRequest) (*CordonResponse, error)
+	// ListBindings lists what models' names stand for.
+	ListBindings(context.Context, *ListBindingsRequest) (*ListBindingsResponse, error)
+	// BindModel says what a name stands for, before its first worker does or in the place of what it stood for.
+	BindModel(context.Context, *BindModelRequest) (*BindModelResponse, error)
+	// ReleaseModel frees a name: the next worker that comes says what it stands for.
+	ReleaseModel(context.Context, *ReleaseModelRequest) (*ReleaseModelResponse, error)
 	// Drain cordons, and has the workers in session hand over what runs to others and end. Asking again
 	// is how to wait for them.
 	Drain(context.Context, *DrainRequest) (*DrainResponse, error)
@@ -241,6 +286,15 @@ func (UnimplementedOperatorServer) RemovePool(context.Context, *RemovePoolReques
 }
 func (UnimplementedOperatorServer) Cordon(context.Context, *CordonRequest) (*CordonResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Cordon not implemented")
+}
+func (UnimplementedOperatorServer) ListBindings(context.Context, *ListBindingsRequest) (*ListBindingsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListBindings not implemented")
+}
+func (UnimplementedOperatorServer) BindModel(context.Context, *BindModelRequest) (*BindModelResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BindModel not implemented")
+}
+func (UnimplementedOperatorServer) ReleaseModel(context.Context, *ReleaseModelRequest) (*ReleaseModelResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReleaseModel not implemented")
 }
 func (UnimplementedOperatorServer) Drain(context.Context, *DrainRequest) (*DrainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Drain not implemented")
@@ -428,6 +482,60 @@ func _Operator_Cordon_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operator_ListBindings_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListBindingsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).ListBindings(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_ListBindings_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).ListBindings(ctx, req.(*ListBindingsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Operator_BindModel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BindModelRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).BindModel(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_BindModel_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).BindModel(ctx, req.(*BindModelRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Operator_ReleaseModel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleaseModelRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).ReleaseModel(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_ReleaseModel_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).ReleaseModel(ctx, req.(*ReleaseModelRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Operator_Drain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DrainRequest)
 	if err := dec(in); err != nil {
@@ -488,6 +596,18 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Cordon",
 			Handler:    _Operator_Cordon_Handler,
+		},
+		{
+			MethodName: "ListBindings",
+			Handler:    _Operator_ListBindings_Handler,
+		},
+		{
+			MethodName: "BindModel",
+			Handler:    _Operator_BindModel_Handler,
+		},
+		{
+			MethodName: "ReleaseModel",
+			Handler:    _Operator_ReleaseModel_Handler,
 		},
 		{
 			MethodName: "Drain",
