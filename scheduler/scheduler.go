@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,6 +14,7 @@ import (
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/consensus"
 	"github.com/quire-serve/quire/scheduler/state"
+	"github.com/quire-serve/quire/transport"
 )
 
 // Scheduler is one control-plane node. It serves pb.Control and pb.Operator while it leads.
@@ -97,10 +99,15 @@ func New(settings Settings) (*Scheduler, error) {
 }
 
 func (s *Scheduler) listenRaft() (raft.StreamLayer, error) {
-	if c := s.settings.Certificates; c != nil {
-		return consensus.ListenTLS(s.settings.RaftListen, s.settings.RaftAdvertise, c)
+	listener, err := net.Listen("tcp", s.settings.RaftListen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for control-plane peers: %w", err)
 	}
-	return consensus.ListenTCP(s.settings.RaftListen, s.settings.RaftAdvertise)
+	listener = transport.Limit(listener, s.settings.Logger)
+	if c := s.settings.Certificates; c != nil {
+		return consensus.OverTLS(listener, s.settings.RaftAdvertise, c), nil
+	}
+	return consensus.OverTCP(listener, s.settings.RaftAdvertise), nil
 }
 
 // watchLeadership runs one leader at a time. Gaining leadership twice in a row means that it was

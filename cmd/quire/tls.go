@@ -36,6 +36,9 @@ func (t *tlsFlags) listenFlags(f *pflag.FlagSet) {
 // load reads the certificates; nil without any.
 func (t *tlsFlags) load() (*trust.Certificates, error) {
 	if t.files == (trust.Files{}) {
+		if t.insecure {
+			slog.Warn("--insecure: the cluster's ports have no TLS; whoever reaches them can read every prompt and change everything")
+		}
 		return nil, nil
 	}
 	for _, f := range []struct{ name, file string }{{"cert", t.files.Cert}, {"key", t.files.Key}, {"ca", t.files.CA}} {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -185,16 +186,16 @@ func (w *workerFlags) reach(ctx context.Context) (err error) {
 	if w.certificates, err = w.tls.loadAs(trust.Identity{Role: trust.Worker, Name: w.id}); err != nil {
 		return err
 	}
-	var mistakes []error
-	for _, address := range w.control {
-		if err := w.ask(ctx, address); transport.IsMistake(err) {
-			mistakes = append(mistakes, err)
-		}
+	faults := make([]error, len(w.control))
+	var asked sync.WaitGroup
+	for i, address := range w.control {
+		asked.Go(func() { faults[i] = w.ask(ctx, address) })
 	}
-	if len(mistakes) == len(w.control) {
-		return usagef("--control: %w", errors.Join(mistakes...))
+	asked.Wait()
+	if slices.ContainsFunc(faults, func(err error) bool { return !transport.IsMistake(err) }) {
+		return nil
 	}
-	return nil
+	return usagef("--control: %w", errors.Join(faults...))
 }
 
 // checkAdvertised refuses an address that gateways could not use.

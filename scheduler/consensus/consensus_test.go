@@ -516,10 +516,7 @@ func TestUncommittedProposalsAreBounded(t *testing.T) {
 func listenPeers(t *testing.T, size int) (layers []raft.StreamLayer, peers []Server) {
 	t.Helper()
 	for i := range size {
-		layer, err := ListenTCP("127.0.0.1:0", "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		layer := OverTCP(listenLoopback(t), "")
 		layers = append(layers, layer)
 		peers = append(peers, Server{ID: fmt.Sprint("node-", i), Address: layer.Addr().String()})
 	}

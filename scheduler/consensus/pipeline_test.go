@@ -13,11 +13,7 @@ import (
 // does once one has refused. This is what hashicorp/raft v1.8.0 never gets out of by itself.
 func TestPipelineWithoutReaderEnds(t *testing.T) {
 	transport := func() *raft.NetworkTransport {
-		layer, err := listenTCP("127.0.0.1:0", "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		n := newTransport(layer, hclog.NewNullLogger()).(*raft.NetworkTransport)
+		n := newTransport(OverTCP(listenLoopback(t), ""), hclog.NewNullLogger()).(*raft.NetworkTransport)
 		t.Cleanup(func() { _ = n.Close() })
 		return n
 	}

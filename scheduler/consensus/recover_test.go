@@ -47,10 +47,7 @@ func recoverOne(t *testing.T, store Store) {
 
 	file := filepath.Join(dirs[survivor], RecoveryFile)
 	reopen := func(sm StateMachine) (*Node, error) {
-		layer, err := ListenTCP("127.0.0.1:0", "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		layer := OverTCP(listenLoopback(t), "")
 		return Open(Settings{
 			NodeID: peers[survivor].ID, Await: true, Layer: layer, DataDir: dirs[survivor], Store: store, Logger: quiet,
 			HeartbeatTimeout: 500 * time.Millisecond, LeaseTimeout: 250 * time.Millisecond,

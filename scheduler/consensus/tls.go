@@ -13,14 +13,10 @@ import (
 	"github.com/quire-serve/quire/trust"
 )
 
-// ListenTLS is ListenTCP with mutual TLS: both sides must show a node's certificate, and the one that is
+// OverTLS is OverTCP with mutual TLS: both sides must show a node's certificate, and the one that is
 // dialled one for the dialled host.
-func ListenTLS(listen, advertise string, certificates *trust.Certificates) (raft.StreamLayer, error) {
-	plain, err := listenTCP(listen, advertise)
-	if err != nil {
-		return nil, err
-	}
-	return &tlsLayer{tcpLayer: plain, certificates: certificates}, nil
+func OverTLS(listener net.Listener, advertise string, certificates *trust.Certificates) raft.StreamLayer {
+	return &tlsLayer{tcpLayer: overTCP(listener, advertise), certificates: certificates}
 }
 
 // handshakeTimeout bounds the time that an open connection may take to say who it is.

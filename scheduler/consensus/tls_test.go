@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"io"
+	"net"
 	"path/filepath"
 	"testing"
 	"time"
@@ -26,10 +27,7 @@ func TestLogPortIsForNodes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		layer, err := ListenTLS("127.0.0.1:0", "", certificates)
-		if err != nil {
-			t.Fatal(err)
-		}
+		layer := OverTLS(listenLoopback(t), "", certificates)
 		t.Cleanup(func() { _ = layer.Close() })
 		return layer
 	}
@@ -49,6 +47,16 @@ func TestLogPortIsForNodes(t *testing.T) {
 			t.Errorf("a node sent its log to a %s", role)
 		}
 	}
+}
+
+// listenLoopback opens a port.
+func listenLoopback(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 // talk sends a byte from one layer to the other and says whether it came through both ways.

@@ -1,7 +1,6 @@
 package consensus
 
 import (
-	"fmt"
 	"net"
 	"time"
 
@@ -15,22 +14,18 @@ const (
 	peerTimeout     = 10 * time.Second
 )
 
-// ListenTCP opens a node's port for its peers. advertise is the address that they dial; empty means
-// the listener's own.
-func ListenTCP(listen, advertise string) (raft.StreamLayer, error) {
-	return listenTCP(listen, advertise)
+// OverTCP makes a listener a node's port for its peers. advertise is the address that they dial; empty
+// means the listener's own.
+func OverTCP(listener net.Listener, advertise string) raft.StreamLayer {
+	return overTCP(listener, advertise)
 }
 
-func listenTCP(listen, advertise string) (*tcpLayer, error) {
-	listener, err := net.Listen("tcp", listen)
-	if err != nil {
-		return nil, fmt.Errorf("listen for control-plane peers: %w", err)
-	}
+func overTCP(listener net.Listener, advertise string) *tcpLayer {
 	layer := &tcpLayer{Listener: listener}
 	if advertise != "" {
 		layer.advertised = named(advertise)
 	}
-	return layer, nil
+	return layer
 }
 
 // named is an address that peers resolve themselves: a name stays a name.
