@@ -38,8 +38,8 @@ type Device struct {
 
 var _ device.Device = (*Device)(nil)
 
-// maxThreads bounds Options.Threads.
-const maxThreads = 1024
+// MaxThreads bounds Options.Threads.
+const MaxThreads = 1024
 
 // pageFormat names the order of a page's bytes, which doc.go states.
 const pageFormat = "cpu, K tiles of 16 tokens transposed"
@@ -47,8 +47,8 @@ const pageFormat = "cpu, K tiles of 16 tokens transposed"
 // Open starts the device. An unknown path, or one that this machine or build does not have, is an
 // error that names those it has.
 func Open(opts Options) (*Device, error) {
-	if opts.Threads < 0 || opts.Threads > maxThreads {
-		return nil, fmt.Errorf("cpu: threads must be 0 to %d, have %d", maxThreads, opts.Threads)
+	if opts.Threads < 0 || opts.Threads > MaxThreads {
+		return nil, fmt.Errorf("cpu: threads must be 0 to %d, have %d", MaxThreads, opts.Threads)
 	}
 	if opts.MemoryBytes < 0 {
 		return nil, fmt.Errorf("cpu: memory bytes must not be negative, have %d", opts.MemoryBytes)

@@ -175,9 +175,7 @@ func wholly(text string) [][2]int { return [][2]int{{0, len(text)}} }
 // that could not fit whatever its tokens is refused before the work.
 func (m *served) encode(param, text string, marked [][2]int) ([]int32, *apiError) {
 	if least := m.Tokenizer.MinTokens(len(text)); least >= m.ContextLength {
-		e := invalid(param, "the prompt has at least %d tokens; the model's context length is %d, output included", least, m.ContextLength)
-		e.name = "context_length_exceeded"
-		return nil, e
+		return nil, tooLong(param, ofModel, m.ContextLength, "the prompt has at least %d tokens, output comes on top: shorten it", least)
 	}
 	return m.tokens(text, marked), nil
 }

@@ -338,7 +338,7 @@ func TestCallerReachesLeader(t *testing.T) {
 func TestHugePrompt(t *testing.T) {
 	d := open(t, gatewaytest.Options{})
 	r := d.post(textPath, `{"model":"test","prompt":"`+strings.Repeat("words ", 1_000_000)+`"}`)
-	if r.status != 400 || !strings.Contains(r.body, "the prompt has at least 461539 tokens; the model's context length is 2048") {
+	if r.status != 400 || !strings.Contains(r.body, "maximum context length is 2048 tokens; the prompt has at least 461539 tokens") {
 		t.Errorf("%d %s", r.status, r.body)
 	}
 }

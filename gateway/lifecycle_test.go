@@ -294,8 +294,8 @@ func TestTenantsShareIsTheirContext(t *testing.T) {
 	d := open(t, gatewaytest.Options{Workers: 2, Tenants: []*pb.TenantShare{{Tenant: "small", Blocks: 2}}})
 	long := strings.Repeat("x", 40)
 	for _, c := range []struct{ tenant, body, want string }{
-		{"small", `{"model":"test","prompt":"` + long + `"}`, `the longest sequence that tenant \"small\" may have is 32, output included`},
-		{"small", `{"model":"test","prompt":"hi","max_tokens":31}`, `the longest sequence that tenant \"small\" may have is 32`},
+		{"small", `{"model":"test","prompt":"` + long + `"}`, `tenant \"small\" has a share of the KV cache whose maximum context length is 32 tokens`},
+		{"small", `{"model":"test","prompt":"hi","max_tokens":31}`, `tenant \"small\" has a share of the KV cache whose maximum context length is 32 tokens`},
 		{"other", `{"model":"test","prompt":"` + long + `","max_tokens":31}`, ""},
 		{"small", `{"model":"test","prompt":"hi","max_tokens":8}`, ""},
 	} {

@@ -229,21 +229,16 @@ func checkIDs(param string, ids []int32, vocab int) *apiError {
 // fitContext settles max_tokens for a prompt of n tokens. explicit says that the client chose it: then
 // prompt and output must fit together; a default shrinks instead.
 func fitContext(p *pb.SamplingParams, param string, n, context int, whose string, explicit bool) (int32, *apiError) {
-	tooLong := func(format string, args ...any) (int32, *apiError) {
-		e := invalid(param, format, args...)
-		e.name = "context_length_exceeded"
-		return 0, e
-	}
 	if n >= context {
-		return tooLong("the prompt has %d tokens; %s is %d, output included", n, whose, context)
+		return 0, tooLong(param, whose, context, "the prompt has %d tokens, output comes on top: shorten it", n)
 	}
 	room := int32(context - n)
 	most := p.MaxTokens
 	switch {
 	case most == 0:
-		most = room
+		most = min(room, max(untold(context), p.MinTokens))
 	case most > room && explicit:
-		return tooLong("the prompt has %d tokens and up to %d are asked for; %s is %d", n, most, whose, context)
+		return 0, tooLong(param, whose, context, "the prompt has %d tokens and up to %d more are asked for: shorten it or lower max_tokens", n, most)
 	default:
 		most = min(most, room)
 	}
@@ -251,6 +246,26 @@ func fitContext(p *pb.SamplingParams, param string, n, context int, whose string
 		return 0, invalid("min_tokens", "min_tokens is %d; there is room for %d tokens", p.MinTokens, most)
 	}
 	return most, nil
+}
+
+// ofModel is whose context length it mostly is.
+const ofModel = "this model's"
+
+// tooLong refuses a prompt in the words by which client libraries know that it should be shorter.
+func tooLong(param, whose string, context int, format string, args ...any) *apiError {
+	e := invalid(param, "%s maximum context length is %d tokens; %s", whose, context, fmt.Sprintf(format, args...))
+	e.name = "context_length_exceeded"
+	return e
+}
+
+// untold is the most tokens of an answer whose client has named no bound. Models of small contexts are small
+// models, which ramble to the end of any room: they get a quarter of it.
+func untold(context int) int32 {
+	const small, least = 16384, 512
+	if context > small {
+		return int32(context)
+	}
+	return int32(max(context/4, least))
 }
 
 // seedOf derives the seed of a request that names none from its id, so that the same id submitted
@@ -359,9 +374,9 @@ func (g *Gateway) settle(ctx context.Context, c *call, param string, explicit bo
 	if context == 0 {
 		context = c.model.ContextLength
 	}
-	whose := "the model's context length"
+	whose := ofModel
 	if context < serves.context {
-		whose = fmt.Sprintf("the longest sequence that tenant %q may have", c.tenant)
+		whose = fmt.Sprintf("tenant %q has a share of the KV cache whose", c.tenant)
 	}
 	for i := range c.prompts {
 		q := &c.prompts[i]

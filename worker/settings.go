@@ -111,6 +111,17 @@ func (s Settings) withDefaults() Settings {
 	return s
 }
 
+// Validate checks all that does not depend on the model, so that it can be known before one is loaded.
+func (s Settings) Validate() error {
+	s = s.withDefaults()
+	if err := s.validate(); err != nil {
+		return err
+	}
+	e := s.Engine.WithDefaults()
+	e.Blocks = max(e.Blocks, 1)
+	return e.Validate()
+}
+
 func (s Settings) validate() error {
 	switch {
 	case s.ID == "" || len(s.ID) > 128:

@@ -5,7 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -18,7 +22,7 @@ func newChat() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "chat",
 		Short: "Talk to a model on a running Quire",
-		Long:  "Talk to a model on a running Quire. A line is a message; /reset forgets the conversation; Ctrl-D ends it.",
+		Long:  "Talk to a model on a running Quire. A line is a message; /reset forgets the conversation, Ctrl-C ends an answer, Ctrl-D the conversation.",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			api, conn, err := c.dial()
@@ -38,6 +42,8 @@ func newChat() *cobra.Command {
 	return cmd
 }
 
+// converse reads messages and streams answers until the input ends. Ctrl-C ends the answer that is coming;
+// at the prompt it asks for Ctrl-D, and a second one ends the conversation.
 func converse(cmd *cobra.Command, c *client, api pb.InferenceClient, model, system string) error {
 	var history []*pb.Message
 	reset := func() {
@@ -48,15 +54,31 @@ func converse(cmd *cobra.Command, c *client, api pb.InferenceClient, model, syst
 	}
 	reset()
 	out := cmd.OutOrStdout()
-	lines := bufio.NewScanner(cmd.InOrStdin())
-	lines.Buffer(nil, 1<<20)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	input := readLines(cmd.InOrStdin())
+	asked := false
 	for {
 		fmt.Fprint(out, "> ")
-		if !lines.Scan() {
+		var line string
+		select {
+		case l, ok := <-input.next:
+			if !ok {
+				fmt.Fprintln(out)
+				return input.err
+			}
+			line = strings.TrimSpace(l)
+		case s := <-signals:
 			fmt.Fprintln(out)
-			return lines.Err()
+			if asked || s != os.Interrupt {
+				return nil
+			}
+			asked = true
+			fmt.Fprintln(out, "(Ctrl-D, or Ctrl-C again, ends it)")
+			continue
 		}
-		line := strings.TrimSpace(lines.Text())
+		asked = false
 		switch line {
 		case "":
 			continue
@@ -66,14 +88,58 @@ func converse(cmd *cobra.Command, c *client, api pb.InferenceClient, model, syst
 		}
 		turn := append(history, &pb.Message{Role: "user", Content: line})
 		req := &pb.GenerateRequest{Model: model, Sampling: c.sampling(), Input: &pb.GenerateRequest_Chat{Chat: &pb.Messages{Messages: turn}}}
-		text, _, err := c.stream(cmd.Context(), api, req, out)
+		// The command's own context ends with the first signal.
+		ctx, cancel := context.WithCancel(context.WithoutCancel(cmd.Context()))
+		done := make(chan reply, 1)
+		go func() {
+			text, _, err := c.stream(ctx, api, req, out)
+			done <- reply{text, err}
+		}()
+		var answer reply
+		var stopped os.Signal
+		select {
+		case answer = <-done:
+		case stopped = <-signals:
+			cancel()
+			answer = <-done
+		}
+		cancel()
 		fmt.Fprintln(out)
-		if errors.Is(err, context.Canceled) {
+		switch {
+		case stopped != nil && stopped != os.Interrupt:
 			return nil
+		case stopped == nil && answer.err != nil:
+			return answer.err
 		}
-		if err != nil {
-			return err
-		}
-		history = append(turn, &pb.Message{Role: "assistant", Content: text})
+		history = append(turn, &pb.Message{Role: "assistant", Content: answer.text})
 	}
+}
+
+// reply is an answer, as far as it came.
+type reply struct {
+	text string
+	err  error
+}
+
+// lines are read ahead, so that whoever waits for one can wait for a signal too. The channel is closed at
+// the end of the input; err is its error then.
+type lines struct {
+	next chan string
+	err  error
+}
+
+func readLines(in io.Reader) *lines {
+	l := &lines{next: make(chan string)}
+	go func() { // ends with the input, or the process
+		defer close(l.next)
+		scanner := bufio.NewScanner(in)
+		scanner.Buffer(nil, 1<<20)
+		for scanner.Scan() {
+			l.next <- scanner.Text()
+		}
+		if l.err = scanner.Err(); errors.Is(l.err, bufio.ErrTooLong) {
+			l.err = usagef("a message has more than %d bytes", 1<<20)
+		}
+	}()
+	return l
 }

@@ -37,7 +37,7 @@ serves until Ctrl-C.`,
 	f := cmd.Flags()
 	f.StringVar(&name, "model", "auto", "name or path of the model; auto: smollm2-135m if pulled, else tiny")
 	f.BoolVar(&pull, "pull", false, "first get smollm2-135m, if it is not there and can be had")
-	f.StringVar(&prompt, "prompt", "What is the capital of France?", "first prompt to answer; empty: none")
+	f.StringVar(&prompt, "prompt", "What is a computer?", "first prompt to answer; empty: none")
 	return cmd
 }
 
@@ -49,6 +49,10 @@ func serveDev(cmd *cobra.Command, s serverFlags, w workerFlags, name, prompt str
 	}
 	defer closeSpecs(specs)
 	spec := specs[0]
+	w.control = []string{s.control}
+	if err := w.check(spec); err != nil {
+		return err
+	}
 	fmt.Fprintf(out, "quire %s, model %s\n", version, describeSpec(spec))
 
 	if !transport.Loopback(s.control) {

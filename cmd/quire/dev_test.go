@@ -245,3 +245,77 @@ func TestGRPCNamesTheField(t *testing.T) {
 		}
 	}
 }
+
+// TestPrompts: a prompt is an argument, several, or standard input.
+func TestPrompts(t *testing.T) {
+	p := startDev(t, t.TempDir())
+	want := ""
+	for _, c := range []struct {
+		args  []string
+		stdin string
+	}{
+		{[]string{"What is a computer?"}, ""},
+		{[]string{"What", "is", "a", "computer?"}, ""},
+		{[]string{"-"}, "What is a computer?"},
+	} {
+		cmd := command(t, append([]string{"generate", "--server", p.grpc}, c.args...)...)
+		cmd.Stdin = strings.NewReader(c.stdin)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("generate %q: %v", c.args, err)
+		}
+		if want == "" {
+			want = string(out)
+		}
+		if string(out) != want || !strings.Contains(want, "machine") {
+			t.Errorf("generate %q: %q, want %q", c.args, out, want)
+		}
+	}
+	cmd := command(t, "generate", "--server", p.grpc, "-")
+	if out, err := cmd.CombinedOutput(); err == nil || cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "standard input is empty") {
+		t.Errorf("an empty standard input: %v, %s", err, out)
+	}
+}
+
+// TestInterruptedAnswer: Ctrl-C ends an answer and not the conversation; at the prompt a second one ends it.
+func TestInterruptedAnswer(t *testing.T) {
+	p := startDev(t, t.TempDir(), "--cpu-path", "go", "--threads", "1") // slowly
+	chat := &process{t: t, done: make(chan struct{}), cmd: command(t, "chat", "--server", p.grpc, "--max-tokens", "1900", "--temperature", "2", "--seed", "1")}
+	in, err := chat.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	chat.start()
+	say := func(text string) {
+		if _, err := io.WriteString(in, text+"\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	interrupt := func() {
+		if err := chat.cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prompts := func(n int) func() bool {
+		return func() bool { return strings.Count(chat.out.String(), "> ") >= n }
+	}
+	chat.waitFor("asking", prompts(1))
+	said := 0
+	for n := range 2 {
+		say("Tell me a story.")
+		chat.waitFor("answering", func() bool { return len(chat.out.String()) > said+20 })
+		interrupt()
+		chat.waitFor("asking again", prompts(n+2))
+		said = len(chat.out.String())
+	}
+	if strings.Contains(chat.out.String(), "Ctrl-D") {
+		t.Fatal("an answer had ended before it was interrupted: the test needs a longer one")
+	}
+	interrupt()
+	chat.waitFor("explaining how to end", func() bool { return strings.Contains(chat.out.String(), "Ctrl-D") })
+	interrupt()
+	<-chat.done
+	if code := chat.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit %d after the second Ctrl-C at the prompt", code)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -122,16 +123,48 @@ func (c *client) explain(err error) error {
 	}
 }
 
+// maxPromptBytes is what a request may hold.
+const maxPromptBytes = 4 << 20
+
+// promptOf joins the arguments, or reads in if there is one of them, a dash.
+func promptOf(in io.Reader, args []string) (string, error) {
+	if len(args) > 1 || args[0] != "-" {
+		return strings.Join(args, " "), nil
+	}
+	text, err := io.ReadAll(io.LimitReader(in, maxPromptBytes+1))
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("standard input: %w", err)
+	case len(text) > maxPromptBytes:
+		return "", usagef("standard input has more than %d bytes, the most that a prompt can have", maxPromptBytes)
+	case len(text) == 0:
+		return "", usagef("standard input is empty: there is no prompt")
+	}
+	return string(text), nil
+}
+
 func newGenerate() *cobra.Command {
 	var c client
 	var out output
 	var raw bool
 	cmd := &cobra.Command{
-		Use:     "generate PROMPT",
-		Short:   "Generate an answer to one prompt on a running Quire",
-		Example: `  quire generate "Why is the sky blue?"` + "\n" + `  quire generate --raw "Once upon a time"`,
-		Args:    exactArgs("PROMPT"),
+		Use:   "generate PROMPT…",
+		Short: "Generate an answer to one prompt on a running Quire",
+		Long:  "Generate an answer to one prompt on a running Quire. Several arguments are one prompt, with spaces between; - reads it from standard input.",
+		Example: `  quire generate "Why is the sky blue?"
+  quire generate --raw "Once upon a time"
+  quire generate - < question.txt`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("%s needs a prompt, or - to read it from standard input", cmd.CommandPath())
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			prompt, err := promptOf(cmd.InOrStdin(), args)
+			if err != nil {
+				return err
+			}
 			api, conn, err := c.dial()
 			if err != nil {
 				return err
@@ -144,9 +177,9 @@ func newGenerate() *cobra.Command {
 			}
 			req := &pb.GenerateRequest{Model: model, Sampling: c.sampling()}
 			if raw {
-				req.Input = &pb.GenerateRequest_Prompt{Prompt: args[0]}
+				req.Input = &pb.GenerateRequest_Prompt{Prompt: prompt}
 			} else {
-				req.Input = &pb.GenerateRequest_Chat{Chat: &pb.Messages{Messages: []*pb.Message{{Role: "user", Content: args[0]}}}}
+				req.Input = &pb.GenerateRequest_Chat{Chat: &pb.Messages{Messages: []*pb.Message{{Role: "user", Content: prompt}}}}
 			}
 			live := cmd.OutOrStdout()
 			if out.format == "json" {

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -20,7 +24,7 @@ func openSpecs(names []string) ([]*model.Spec, error) {
 		spec, err := openSpec(name)
 		if err != nil {
 			closeSpecs(specs)
-			return nil, err
+			return nil, usageError{fmt.Errorf("--model %s: %w%s", name, err, nearModels(name, err))}
 		}
 		specs = append(specs, spec)
 	}
@@ -40,15 +44,29 @@ func openSpec(name string) (*model.Spec, error) {
 	case err == nil:
 		spec, err := model.Open(entry.Path)
 		if err != nil {
-			return nil, fmt.Errorf("--model %s: %w", name, err)
+			return nil, err
 		}
 		spec.ID = entry.Name
 		return spec, nil
 	case name == "auto" && errors.Is(err, store.ErrNotFound):
 		return model.OpenBytes("tiny", tiny.GGUF())
 	default:
-		return nil, usagef("--model %s: %w", name, err)
+		return nil, err
 	}
+}
+
+// nearModels suggests what a name that was not found may have meant, of the models that are here or can be
+// pulled by name.
+func nearModels(name string, err error) string {
+	if !errors.Is(err, store.ErrNotFound) {
+		return ""
+	}
+	names := []string{tiny.Name, store.Default}
+	entries, _ := store.List() // no more than a suggestion
+	for _, e := range entries {
+		names = append(names, e.Name)
+	}
+	return didYouMean(near(name, names))
 }
 
 func closeSpecs(specs []*model.Spec) {
@@ -57,11 +75,29 @@ func closeSpecs(specs []*model.Spec) {
 	}
 }
 
+// describeSpec says what a model is, and what to expect of a small one.
 func describeSpec(s *model.Spec) string {
-	if s.ID == "tiny" {
-		return "tiny, embedded (quire model pull " + store.Default + " gets a larger one)"
+	n := parameters(s)
+	text := fmt.Sprintf("%s from %s, %.3g billion parameters", s.ID, s.Path, float64(n)/1e9)
+	if n < 1e9 {
+		text = fmt.Sprintf("%s from %s, %.3g million parameters: a small model, which gets many things wrong", s.ID, s.Path, float64(n)/1e6)
 	}
-	return s.ID + " from " + s.Path
+	if s.ID == "tiny" {
+		return strings.Replace(text, " from ,", ", embedded,", 1) + " (quire model pull " + store.Default + " gets a larger one)"
+	}
+	return text
+}
+
+// parameters is how many numbers a model's tensors hold.
+func parameters(s *model.Spec) (n int64) {
+	for _, t := range s.File.Tensors {
+		of := int64(1)
+		for _, d := range t.Dims {
+			of *= int64(d)
+		}
+		n += of
+	}
+	return n
 }
 
 // tryPullDefault gets the default model if it can; without a network Quire still has tiny.
@@ -78,6 +114,9 @@ func pullModel(cmd *cobra.Command, ref string) error {
 	bar := newProgress(cmd.ErrOrStderr(), "pulling "+ref)
 	_, err := store.Pull(cmd.Context(), ref, bar.bytes)
 	bar.end(err == nil)
+	if errors.Is(err, store.ErrNotFound) {
+		return usageError{fmt.Errorf("%w%s", err, nearModels(ref, err))}
+	}
 	return err
 }
 
@@ -137,6 +176,15 @@ func newModelList() *cobra.Command {
 	return cmd
 }
 
+// countsOf lists how many there are of each, the most first.
+func countsOf(n map[string]int) string {
+	names := slices.SortedFunc(maps.Keys(n), func(a, b string) int { return cmp.Or(cmp.Compare(n[b], n[a]), cmp.Compare(a, b)) })
+	for i, name := range names {
+		names[i] = fmt.Sprintf("%d %s", n[name], name)
+	}
+	return strings.Join(names, ", ")
+}
+
 func newModelInspect() *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
@@ -145,8 +193,10 @@ func newModelInspect() *cobra.Command {
 		Args:  exactArgs("NAME|FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec, err := openSpec(args[0])
-			if err != nil {
-				return err
+			if errors.Is(err, store.ErrNotFound) {
+				return usageError{fmt.Errorf("%w%s", err, nearModels(args[0], err))}
+			} else if err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
 			}
 			defer spec.Close()
 			c := spec.Config
@@ -167,21 +217,16 @@ func newModelInspect() *cobra.Command {
 				Parameters int64          `json:"parameters"`
 				Tensors    map[string]int `json:"tensors"`
 				Chat       bool           `json:"chat_template"`
-			}{spec.ID, spec.Path, spec.Digest, c.Arch, c.Layers, c.Hidden, c.FFN, c.Heads, c.KVHeads, c.HeadDim, c.Vocab, c.ContextLength, c.Windows, 0, map[string]int{}, spec.Chat != nil}
+			}{spec.ID, spec.Path, spec.Digest, c.Arch, c.Layers, c.Hidden, c.FFN, c.Heads, c.KVHeads, c.HeadDim, c.Vocab, c.ContextLength, c.Windows, parameters(spec), map[string]int{}, spec.Chat != nil}
 			for _, t := range spec.File.Tensors {
-				n := int64(1)
-				for _, d := range t.Dims {
-					n *= int64(d)
-				}
-				v.Parameters += n
 				v.Tensors[t.Type.String()]++
 			}
 			return out.write(cmd, v, func() {
 				t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-				fmt.Fprintf(t, "id\t%s\narchitecture\t%s\nparameters\t%.1f M\ntensors\t%v\n", v.ID, v.Arch, float64(v.Parameters)/1e6, v.Tensors)
+				fmt.Fprintf(t, "id\t%s\narchitecture\t%s\nparameters\t%.1f M\ntensors\t%s\n", v.ID, v.Arch, float64(v.Parameters)/1e6, countsOf(v.Tensors))
 				fmt.Fprintf(t, "layers\t%d\nhidden\t%d\nffn\t%d\nheads\t%d (%d of KV, %d wide)\n", v.Layers, v.Hidden, v.FFN, v.Heads, v.KVHeads, v.HeadDim)
 				if v.Windows != nil {
-					fmt.Fprintf(t, "sliding windows\t%v tokens, by layer (0: all)\n", v.Windows)
+					fmt.Fprintf(t, "sliding windows\t%s tokens, by layer (0: all)\n", strings.Trim(fmt.Sprint(v.Windows), "[]"))
 				}
 				template := "none"
 				switch {

@@ -215,26 +215,44 @@ func TestUsageErrorsNameTheFlag(t *testing.T) {
 	}{
 		{[]string{"dve"}, `unknown command "dve" for "quire"; did you mean dev?`},
 		{[]string{"dev", "extra"}, "quire dev takes no arguments"},
-		{[]string{"dev", "--htpp", "x"}, "unknown flag: --htpp"},
+		{[]string{"dev", "--htpp", "x"}, `unknown flag --htpp for "quire dev"; did you mean --http?`},
 		{[]string{"dev", "--http", "8000"}, `--http: "8000" is not host:port`},
-		{[]string{"dev", "--threads", "many"}, `invalid argument "many" for "--threads" flag`},
+		{[]string{"dev", "--threads", "many"}, `--threads: "many" is not a whole number`},
 		{[]string{"dev", "--model", "no-such-model"}, "--model no-such-model: "},
-		{[]string{"dev", "--cpu-path", "sse9", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, "--cpu-path: "},
-		{[]string{"dev", "--kv-type", "q4", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, `--kv-type is "q4", must be f32, f16 or int8`},
+		{[]string{"worker", "--cpu-path", "sse9", "--model", "tiny"}, `--cpu-path is "sse9"`},
+		{[]string{"worker", "--kv-type", "q4", "--model", "tiny"}, `--kv-type is "q4", must be f32, f16 or int8`},
+		{[]string{"worker", "--threads", "-1", "--model", "tiny"}, "--threads is -1, must be 0 to 1024"},
+		{[]string{"worker", "--max-sequences", "0", "--model", "tiny"}, "--max-sequences is 0, must be at least 1"},
+		{[]string{"worker", "--kv-bytes", "-4", "--model", "tiny"}, "--kv-bytes is -4, must not be negative"},
+		{[]string{"worker", "--decode-share", "2", "--model", "tiny"}, "--decode-share is 2, must be 0.05 to 0.95"},
+		{[]string{"worker", "--tenant-kv", "a=2", "--model", "tiny"}, `--tenant-kv: "a=2" is not NAME=SHARE`},
+		{[]string{"dev", "--context", "9000", "--model", "tiny"}, "--context is 9000, must be 0 to 2048, what tiny was trained for"},
+		{[]string{"dev", "--drain-timeout", "5"}, `--drain-timeout: "5" is not a duration such as 500ms, 30s or 5m`},
+		{[]string{"model", "inspect", "smollm2"}, "did you mean smollm2-135m?"},
+		{[]string{"model", "inspect", "no-such-model"}, "neither a pulled model nor a file"},
+		{[]string{"model", "pull", "tinny"}, "did you mean tiny?"},
 		{[]string{"dev", "--queue-requests", "0", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, `--queue-requests: 0 is not 1 to 1000000`},
 		{[]string{"dev", "--queue-bytes", "-1", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, `--queue-bytes: -1; the least is 1`},
 		{[]string{"dev", "--placement", "best", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, `--placement: "best" is not one of ttft, round-robin`},
 		{[]string{"version", "-o", "xml"}, `--output: "xml" is not table or json`},
 		{[]string{"version", "--log-level", "loud"}, `--log-level: "loud"`},
-		{[]string{"generate"}, "quire generate needs PROMPT"},
+		{[]string{"version", "--log-format", "xml"}, `--log-format: "xml" is not text or json`},
+		{[]string{"generate"}, "quire generate needs a prompt"},
 		{[]string{"version", "--config", dir + "/none.yaml"}, "--config: open"},
 		{[]string{"version", "--config", file("serve:\n  http: x\n")}, `unknown section "serve"`},
 		{[]string{"version", "--config", file("dev:\n  htpp: x\n")}, `line 2: unknown key "htpp" in "dev"`},
-		{[]string{"version", "--config", file("version:\n  output: {a: b}\n")}, "version.output: want a value or a list of values"},
+		{[]string{"version", "--config", file("version:\n  output: {a: b}\n")}, "line 2: version.output: want a value or a list of values"},
+		{[]string{"version", "--config", file("worker: 5\n")}, `line 1: want keys and values in "worker"`},
+		{[]string{"version", "--config", file("- a\n")}, "line 1: want sections"},
+		{[]string{"version", "--config", file("\n\nversion: {output: json, output: table}\n")}, `line 3: the key "output" stands in "version" a second time`},
+		{[]string{"worker", "--config", file("worker:\n\n  threads: many\n")}, `line 3: --threads: "many" is not a whole number`},
 	} {
 		code, _, stderr := runQuire(t, c.args...)
 		if code != 2 || !strings.Contains(stderr, c.want) {
 			t.Errorf("quire %v: exit %d, %q; want exit 2 and %q", c.args, code, stderr, c.want)
+		}
+		if strings.Contains(stderr, "loading") || strings.Contains(stderr, "strconv") || strings.Contains(stderr, "yaml.") {
+			t.Errorf("quire %v: %q: it loads a model first, or speaks of Go", c.args, stderr)
 		}
 	}
 }
@@ -249,5 +267,37 @@ func TestFlagsLayer(t *testing.T) {
 	}
 	if code, out, _ := runQuire(t, "version", "--config", path, "-o", "table"); code != 0 || !strings.HasPrefix(out, "quire ") {
 		t.Errorf("flag over file: exit %d, %q; want the table", code, out)
+	}
+}
+
+// TestUnknownVariables: a variable that sets nothing is named, with what was meant, and stops nothing; those
+// that Kubernetes sets beside a service called quire, or that another command reads, are left alone.
+func TestUnknownVariables(t *testing.T) {
+	cmd := command(t, "version")
+	cmd.Env = append(cmd.Env, "QUIRE_MAX_SEQUENCE=3", "QUIRE_THREADS=2", "QUIRE_SERVICE_HOST=10.0.0.1", "QUIRE_PORT_8000_TCP_ADDR=10.0.0.1")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(stderr.String(), "\n"); n != 1 || !strings.Contains(stderr.String(), "did you mean QUIRE_MAX_SEQUENCES?") {
+		t.Errorf("said %q, want one line about QUIRE_MAX_SEQUENCE", stderr.String())
+	}
+}
+
+// TestVersion: as a flag and as a command it is the same line.
+func TestVersion(t *testing.T) {
+	_, flag, _ := runQuire(t, "--version")
+	code, line, _ := runQuire(t, "version")
+	if code != 0 || flag != line || !strings.HasPrefix(line, "quire "+version+" ") || strings.Contains(line, "  ") {
+		t.Errorf("--version says %q, version %q", flag, line)
+	}
+}
+
+// TestInspectIsReadable: what is for people shows no Go.
+func TestInspectIsReadable(t *testing.T) {
+	code, out, stderr := runQuire(t, "model", "inspect", "tiny")
+	if code != 0 || strings.Contains(out, "map[") || !strings.Contains(out, "36 Q8_0, 11 F32") {
+		t.Errorf("exit %d, %s%s", code, out, stderr)
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"log/slog"
 	"strings"
 
@@ -9,7 +8,7 @@ import (
 )
 
 func newRoot() *cobra.Command {
-	var logLevel string
+	var logLevel, logFormat string
 	root := &cobra.Command{
 		Use:   "quire",
 		Short: "Serve large language models; streams survive the death of any machine",
@@ -34,14 +33,26 @@ The order is flag, environment, file, default.`,
 			if err := level.UnmarshalText([]byte(logLevel)); err != nil {
 				return usagef("--log-level: %q is not debug, info, warn or error", logLevel)
 			}
-			slog.SetDefault(slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level})))
+			options := &slog.HandlerOptions{Level: level}
+			switch logFormat {
+			case "text":
+				slog.SetDefault(slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), options)))
+			case "json":
+				slog.SetDefault(slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), options)))
+			default:
+				return usagef("--log-format: %q is not text or json", logFormat)
+			}
+			warnUnknownEnv(cmd.Root())
 			return nil
 		},
 	}
 	root.SuggestionsMinimumDistance = 2
+	root.Version = version
+	root.SetVersionTemplate(versionLine() + "\n")
 	root.PersistentFlags().String("config", "", "configuration file (YAML)")
 	root.PersistentFlags().StringVar(&logLevel, "log-level", "warn", "least level to log: debug, info, warn, error")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.PersistentFlags().StringVar(&logFormat, "log-format", "text", "how log lines look: text for people, json for machines")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError{explainFlag(cmd, err)} })
 	root.AddCommand(newDev(), newServer(), newWorker(), newChat(), newGenerate(), newModel(), newRaft(), newTLS(), newSnapshot(), newTenant(), newPool(), newRequest(), newVersion())
 	return root
 }
@@ -52,11 +63,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	if cmd.HasSubCommands() {
-		hint := ""
-		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-			hint = fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
-		}
-		return usagef("unknown command %q for %q%s", args[0], cmd.CommandPath(), hint)
+		return usagef("unknown command %q for %q%s", args[0], cmd.CommandPath(), didYouMean(cmd.SuggestionsFor(args[0])))
 	}
 	return usagef("%s takes no arguments, got %q", cmd.CommandPath(), args)
 }

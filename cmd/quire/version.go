@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -25,12 +27,17 @@ func newVersion() *cobra.Command {
 				Platform string `json:"platform"`
 			}{version, commit(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
 			return out.write(cmd, v, func() {
-				fmt.Fprintf(cmd.OutOrStdout(), "quire %s %s %s %s\n", v.Version, v.Commit, v.Go, v.Platform)
+				fmt.Fprintln(cmd.OutOrStdout(), versionLine())
 			})
 		},
 	}
 	out.flag(cmd)
 	return cmd
+}
+
+func versionLine() string {
+	words := []string{"quire", version, commit(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+	return strings.Join(slices.DeleteFunc(words, func(w string) bool { return w == "" }), " ")
 }
 
 func commit() string {

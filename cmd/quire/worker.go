@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -83,12 +84,9 @@ func (w *workerFlags) flags(cmd *cobra.Command) {
 
 // open loads the model onto the device. progress gets bytes done and in total.
 func (w *workerFlags) open(spec *model.Spec, progress func(done, total int64)) (*cpu.Device, *model.Model, error) {
-	if _, err := w.kv(); err != nil {
-		return nil, nil, err // sooner than after loading
-	}
 	dev, err := cpu.Open(cpu.Options{Threads: w.threads, Path: w.path, ExactFloat: w.exact})
 	if err != nil {
-		return nil, nil, usagef("--cpu-path: %w", err)
+		return nil, nil, err
 	}
 	m, err := spec.Load(dev, model.LoadOptions{Progress: progress, MaxContext: w.context})
 	if err != nil {
@@ -96,6 +94,32 @@ func (w *workerFlags) open(spec *model.Spec, progress func(done, total int64)) (
 		return nil, nil, err
 	}
 	return dev, m, nil
+}
+
+// check refuses what no worker of spec could run with.
+func (w *workerFlags) check(spec *model.Spec) error {
+	if w.threads < 0 || w.threads > cpu.MaxThreads {
+		return usagef("--threads is %d, must be 0 to %d", w.threads, cpu.MaxThreads)
+	}
+	if paths := cpu.Paths(); w.path != "" && !slices.Contains(paths, w.path) {
+		return usagef("--cpu-path is %q; this machine and build have %s", w.path, strings.Join(paths, ", "))
+	}
+	if most := spec.Config.ContextLength; w.context < 0 || w.context > most {
+		return usagef("--context is %d, must be 0 to %d, what %s was trained for", w.context, most, spec.ID)
+	}
+	for name, v := range map[string]int{"max-sequences": w.maxSequences, "max-batch-tokens": w.batchTokens} {
+		if v < 1 { // to the engine, 0 is the default
+			return usagef("--%s is %d, must be at least 1", name, v)
+		}
+	}
+	s, err := w.settings(0)
+	if err != nil {
+		return err
+	}
+	if err := s.Validate(); err != nil {
+		return usageError{asFlag(err)}
+	}
+	return nil
 }
 
 // kv is the type of the KV cache's numbers.
@@ -116,11 +140,32 @@ func (w *workerFlags) kv() (device.Type, error) {
 	return 0, usagef("--kv-type is %q, must be f32, f16 or int8", w.kvType)
 }
 
+// asFlag gives a setting that an error begins with the name of its flag.
+func asFlag(err error) error {
+	text := settingName.ReplaceAllStringFunc(err.Error(), func(found string) string {
+		_, name, _ := strings.Cut(found, ": ")
+		return "--" + strings.ReplaceAll(name, "_", "-")
+	})
+	return errors.New(text)
+}
+
+var settingName = regexp.MustCompile(`^(worker|engine): [a-z_]+`)
+
 // newNode makes the worker, not yet running.
 func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Duration) (*worker.Worker, error) {
-	kv, err := w.kv()
+	s, err := w.settings(drain)
 	if err != nil {
 		return nil, err
+	}
+	s.Telemetry = telemetry.OpenHost()
+	return worker.New(s, dev, m)
+}
+
+// settings are what the flags say.
+func (w *workerFlags) settings(drain time.Duration) (worker.Settings, error) {
+	kv, err := w.kv()
+	if err != nil {
+		return worker.Settings{}, err
 	}
 	if drain == 0 {
 		drain = -1
@@ -130,11 +175,11 @@ func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Durati
 		name, value, found := strings.Cut(t, "=")
 		share, err := strconv.ParseFloat(value, 64)
 		if !found || name == "" || err != nil || !(share > 0 && share <= 1) {
-			return nil, usagef("--tenant-kv: %q is not NAME=SHARE with a share above 0 and at most 1", t)
+			return worker.Settings{}, usagef("--tenant-kv: %q is not NAME=SHARE with a share above 0 and at most 1", t)
 		}
 		tenants[name] = share
 	}
-	return worker.New(worker.Settings{
+	return worker.Settings{
 		TenantKV:        tenants,
 		ID:              w.id,
 		Rebind:          w.rebind,
@@ -151,7 +196,6 @@ func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Durati
 		FetchKVBytes:    cmp.Or(w.kvFetchBytes, -1),
 		DrainTimeout:    drain,
 		HandOverTimeout: cmp.Or(w.handOver, -1),
-		Telemetry:       telemetry.OpenHost(),
 		Engine: engine.Settings{
 			MaxSequences:   w.maxSequences,
 			MaxBatchTokens: w.batchTokens,
@@ -160,7 +204,7 @@ func (w *workerFlags) newNode(dev *cpu.Device, m *model.Model, drain time.Durati
 			DecodeShare:    w.decodeShare,
 			ReturnAfter:    cmp.Or(w.returnAfter, -1),
 		},
-	}, dev, m)
+	}, nil
 }
 
 // reach checks how the worker is to reach its cluster and be reached, before the model is loaded for
@@ -251,6 +295,9 @@ func newWorker() *cobra.Command {
 				return err
 			}
 			defer closeSpecs(specs)
+			if err := w.check(specs[0]); err != nil {
+				return err
+			}
 			debug, err := listenDebug(w.debug)
 			if err != nil {
 				return err

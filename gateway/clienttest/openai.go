@@ -98,8 +98,8 @@ func (s Target) testChat(t *testing.T) {
 
 func (s Target) testChoices(t *testing.T) {
 	client := s.client()
-	p := s.chat("Say something.")
-	p.N = openai.Int(3)
+	p := s.chat("Tell me a story.")
+	p.N, p.Temperature = openai.Int(3), openai.Float(1.5)
 	r, err := client.Chat.Completions.New(t.Context(), p)
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +117,7 @@ func (s Target) testChoices(t *testing.T) {
 		}
 	}
 	if same == 3 {
-		t.Error("three choices drawn with three seeds are the same")
+		t.Error("three choices of a seed are the same")
 	}
 }
 

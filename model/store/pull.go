@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -77,6 +79,10 @@ func Pull(ctx context.Context, ref string, progress Progress) (Entry, error) {
 	}
 	part := filepath.Join(dir, "."+source.name+".part")
 	if err := source.fetch(ctx, part, progress); err != nil {
+		if info, e := os.Stat(part); e == nil && info.Size() == 0 { // nothing to go on with
+			os.Remove(part)
+			os.Remove(part + ".etag")
+		}
 		return Entry{}, err
 	}
 	if err := verify(ctx, part, source.want, progress); err != nil {
@@ -120,7 +126,7 @@ func parse(ref string) (source, error) {
 	}
 	file := ref
 	if _, err := os.Stat(file); err != nil {
-		return source{}, fmt.Errorf("%w: %q is no known model, no file and no https URL (known: %s)", ErrNotFound, ref, Default)
+		return source{}, fmt.Errorf("%w: %q is no known model, no file and no https URL (known: %s)", ErrNotFound, ref, strings.Join(slices.Sorted(maps.Keys(catalogue)), ", "))
 	}
 	name := strings.TrimSuffix(filepath.Base(file), extension)
 	return source{name, want{}, func(ctx context.Context, part string, progress Progress) error {

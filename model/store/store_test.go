@@ -340,3 +340,16 @@ func TestOnePullAtATime(t *testing.T) {
 		}
 	})
 }
+
+// TestRefusedPullLeavesNothing: a download that cannot begin leaves no part behind.
+func TestRefusedPullLeavesNothing(t *testing.T) {
+	dir := folder(t)
+	s := httptest.NewServer(http.NotFoundHandler())
+	defer s.Close()
+	if _, err := Pull(t.Context(), s.URL+"/m.gguf", nil); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a missing file: %v", err)
+	}
+	if left := leftovers(t, dir); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
