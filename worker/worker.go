@@ -199,7 +199,10 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 	}
 	if err == nil && w.settings.DrainTimeout > 0 {
 		drain, stop := context.WithTimeout(w.handed, w.settings.DrainTimeout)
-		if w.engine.Drain(drain) != nil {
+		switch err := w.engine.Drain(drain); {
+		case errors.Is(err, engine.ErrGone):
+			w.log.Warn("the engine ended before what runs did", slog.Int("left", len(w.engine.Live())))
+		case err != nil:
 			w.log.Warn("not everything ended in time", slog.Int("left", len(w.engine.Live())))
 		}
 		stop()

@@ -692,6 +692,30 @@ func TestDeviceGone(t *testing.T) {
 	w.ended <- nil
 }
 
+// TestDrainEndsWithTheEngine: a drain does not outlive an engine whose device fails: what runs is given back
+// at once.
+func TestDrainEndsWithTheEngine(t *testing.T) {
+	l := newLeader(t, 1)
+	w := start(t, func(s *Settings) { s.DrainTimeout, s.HandOverTimeout = time.Hour, time.Hour }, l.address)
+	s := next(t, l.sessions, "session")
+	g := attach(t, w)
+	s.dispatch(t, 1, 4, ask("a", 400))
+	w.gate.let(3)
+	next(t, g.events, "event")
+	w.cancel()
+	for !next(t, s.beats, "heartbeat").Draining {
+	}
+	_ = w.runner.Close()
+	w.gate.let(-1)
+	if f := next(t, s.finished, "report"); f.RequestId != "a" || !f.Returned || f.Index != 4 {
+		t.Errorf("report is %v", f)
+	}
+	if err := next(t, w.ended, "end of Run"); err == nil {
+		t.Error("Run ended without an error")
+	}
+	w.ended <- nil
+}
+
 // TestFollowsTheLeader: a follower names the leader, and the worker goes there.
 func TestFollowsTheLeader(t *testing.T) {
 	l := newLeader(t, 1)

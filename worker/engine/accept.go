@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"errors"
 	"log/slog"
 	"slices"
 	"strconv"
@@ -9,9 +8,6 @@ import (
 	"github.com/quire-serve/quire/device"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
-
-// errStep is reported to requests whose step failed on the device.
-var errStep = errors.New("engine: step failed")
 
 // join takes a request that Engine.Add has checked, and if it is constrained where its choices stand
 // in its grammar, or why they stand nowhere.
@@ -139,12 +135,9 @@ func (p *planner) accept(r *device.Result, now int64) {
 		if st.speculates(s) {
 			p.settle(s)
 		}
-		if s.suspect {
-			s.suspect = false
-			p.suspects--
-		}
 	}
 	p.beginStudies()
+	p.acquit(st)
 	p.pool.Completed(p.accepted)
 	p.check()
 }
@@ -240,10 +233,7 @@ func (p *planner) end(s *sequence, e *Event, reason pb.FinishReason, why, messag
 	attached := s.choice == 0
 	s.state = stateDone
 	p.release(s)
-	if s.suspect {
-		s.suspect = false
-		p.suspects--
-	}
+	p.trust(s)
 	s.live--
 	if e == nil {
 		e = p.event(s)
@@ -274,69 +264,6 @@ func (p *planner) endRequest(r *request, reason pb.FinishReason, message string)
 		p.end(r.choices[i], nil, reason, "", message)
 	}
 }
-
-// fail drops all steps in flight, whose results are lost. Who took part in them starts again from
-// its tokens, and blocks named since lose their names. Such a sequence is suspect: suspects run
-// alone, one by one, until a step succeeds, so that only who makes the device fail ends with its
-// error.
-func (p *planner) fail(cause error) {
-	p.count.failures++
-	p.pace.balance = 0
-	probing := p.suspects > 0
-	good := p.accepted
-	p.pool.ForgetSince(p.oldest().named)
-	for p.accepted < p.number {
-		st := p.oldest()
-		p.accepted++
-		for _, s := range st.seqs {
-			s.drafts, s.agreed = s.drafts[:0], 0
-			if s.state == stateDone || s.incident == p.count.failures {
-				continue
-			}
-			s.incident = p.count.failures
-			s.faults++
-			if probing {
-				s.faults = maxFaults
-			}
-			if !s.suspect {
-				s.suspect = true
-				p.suspects++
-			}
-		}
-		for _, d := range st.draws {
-			d.seq.pending = 0
-			d.seq.scored = d.seq.scoreFrom + len(d.seq.scores)
-			if d.seq.state == stateParked {
-				p.enqueue(d.seq)
-			}
-		}
-	}
-	for _, c := range p.forking {
-		if c.state == stateForking {
-			p.enqueue(c)
-		}
-	}
-	clear(p.forking)
-	p.forking = p.forking[:0]
-	for i := len(p.running) - 1; i >= 0; i-- {
-		if s := p.running[i]; s.fence > good {
-			p.preempt(s)
-		}
-	}
-	p.copies, p.copiers = p.copies[:0], p.copiers[:0]
-	p.pool.Completed(p.accepted)
-	for i := 0; i < len(p.waiting); {
-		if s := p.waiting[i]; s.faults >= maxFaults {
-			p.end(s, nil, pb.FinishReason_FINISH_REASON_ERROR, "", errStep.Error()+": "+cause.Error())
-			continue
-		}
-		i++
-	}
-	p.check()
-}
-
-// maxFaults is how many failed steps end a sequence; failing alone does at once.
-const maxFaults = 3
 
 // check verifies the books. A violation is logged, counted and mended; serving goes on.
 func (p *planner) check() {

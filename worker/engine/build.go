@@ -18,6 +18,9 @@ func (p *planner) build(st *step) {
 	}
 	clear(p.copiers)
 	p.copies, p.copiers = p.copies[:0], p.copiers[:0]
+	if st.own {
+		p.buildOwn(st)
+	}
 	for _, s := range st.seqs {
 		row := len(b.Tokens)
 		context := s.computed + len(s.drafts)

@@ -36,6 +36,7 @@
 //     with exactly one event marked Done.
 //   - Blocks return to the pool only when no step in flight can still write them.
 //   - A step of decodes alone is planned without allocating.
+//   - A failing step ends no request but one that makes every step fail in which it is alone (faults.go).
 //
 // The package imports no gRPC and no cgo, and only loop.go reads a clock.
 package engine

@@ -13,4 +13,6 @@ var (
 	ErrDuplicate = errors.New("engine: duplicate request id")
 	// ErrDraining means that the engine takes nothing new.
 	ErrDraining = errors.New("engine: draining")
+	// ErrGone means that Run has returned, so that nobody does what was asked for.
+	ErrGone = errors.New("engine: not running any more")
 )

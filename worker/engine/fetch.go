@@ -193,6 +193,8 @@ func (e *Engine) ReadBlock(ctx context.Context, h kvcache.Hash, dst []byte) (fou
 	select {
 	case found = <-r.found:
 		return found, nil
+	case <-e.gone:
+		return false, ErrGone
 	case <-ctx.Done():
 		return false, ctx.Err()
 	}

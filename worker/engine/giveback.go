@@ -6,7 +6,7 @@ import pb "github.com/quire-serve/quire/proto/quire/v1"
 // on since, back to whoever sent them: another worker may have room. A request of which a choice
 // still runs, or waits for a token in flight, stays.
 func (p *planner) giveBack(now int64) {
-	if p.nextReturn == 0 || now < p.nextReturn || p.hold != holdNothing || p.suspects > 0 {
+	if p.nextReturn == 0 || now < p.nextReturn || p.hold != holdNothing || p.faults.suspects > 0 {
 		return
 	}
 	p.nextReturn = 0

@@ -94,7 +94,9 @@ func (m *real) tieredRig(t *testing.T, s Settings, tiers func(device.Pages) *Tie
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &rig{t: t, p: p, device: runner, model: em, now: 1, got: map[string]*heard{}}
+	r := &rig{t: t, device: runner, model: em, now: 1, got: map[string]*heard{}}
+	r.drive(p)
+	return r
 }
 
 func (m *real) ask(id, text string, maxTokens int, edit ...func(*pb.Request)) *pb.Request {
@@ -119,7 +121,7 @@ func (r *rig) preemptEach() (spared *int) {
 	turn, first, had := 0, (*sequence)(nil), 0
 	r.before = func() {
 		running := r.p.running
-		if len(running) == 0 {
+		if len(running) == 0 || r.p.faults.suspects > 0 { // suspects run alone, so that nobody presses them
 			return
 		}
 		if s := running[0]; s != first {

@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
-	"github.com/quire-serve/quire/device"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
@@ -24,8 +23,10 @@ type Engine struct {
 	studies    studies
 
 	// Owned by Run.
-	plan   *planner
-	result device.Result
+	plan  *planner
+	turns turner
+	// gone is closed when Run has returned.
+	gone chan struct{}
 
 	mu             sync.Mutex
 	inbox          []command
@@ -89,7 +90,8 @@ func New(s Settings, m Model, sink Sink) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("engine: %w", err)
 	}
-	e := &Engine{settings: s, model: m, sink: sink, wake: make(chan struct{}, 1), uncompiled: make(chan *request, s.QueueRequests), plan: p, live: map[string]*request{}}
+	e := &Engine{settings: s, model: m, sink: sink, wake: make(chan struct{}, 1), uncompiled: make(chan *request, s.QueueRequests), plan: p, live: map[string]*request{}, gone: make(chan struct{})}
+	e.turns = turner{plan: p, runner: m.Runner, now: time.Now}
 	e.stats = e.plan.stats()
 	e.studies.some.L = &e.studies.mu
 	e.plan.study = e.studies.put
@@ -206,12 +208,15 @@ func (e *Engine) Traces(ctx context.Context, n int) ([]StepTrace, error) {
 	select {
 	case t := <-out:
 		return t, nil
+	case <-e.gone:
+		return nil, ErrGone
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 }
 
-// Drain refuses everything new and waits until all requests have ended, or for ctx.
+// Drain refuses everything new and waits until all requests have ended, or for ctx. If Run ends before they
+// have, it returns ErrGone.
 func (e *Engine) Drain(ctx context.Context) error {
 	return e.await(ctx, func() { e.closed = true }, func() bool { return len(e.live) == 0 })
 }
@@ -267,20 +272,21 @@ func (e *Engine) await(ctx context.Context, first func(), ready func() bool) err
 	e.waiters = append(e.waiters, w)
 	e.signal()
 	e.mu.Unlock()
+	err := ErrGone
 	select {
 	case <-w.told:
 		return nil
-	case <-ctx.Done():
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		for i := range e.waiters {
-			if e.waiters[i].told == w.told {
-				e.waiters = append(e.waiters[:i], e.waiters[i+1:]...)
-				break
-			}
+	case <-e.gone:
+		if ready() { // the loop is over, so that nothing it owns moves
+			return nil
 		}
-		return ctx.Err()
+	case <-ctx.Done():
+		err = ctx.Err()
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.waiters = slices.DeleteFunc(e.waiters, func(o waiter) bool { return o.told == w.told })
+	return err
 }
 
 // send queues c for the loop. The lock is held. The inbox is bounded: adds by the queue's limits,
@@ -301,6 +307,7 @@ func (e *Engine) signal() {
 // live then get no further events: [Engine.Live] names them, for others to go on with. It returns an
 // error if the device is gone for good, and leaves the requests in the same way. Run is called once.
 func (e *Engine) Run(ctx context.Context) error {
+	defer close(e.gone)
 	defer e.startCompilers(ctx)()
 	var commands []command
 	var timer *time.Timer
@@ -310,29 +317,14 @@ func (e *Engine) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return e.stop()
 		}
-		began := time.Now()
-		planned := p.plan(began.UnixMicro())
-		if planned {
-			p.trace.Plan = time.Since(began)
-			if err := e.model.Runner.Submit(&p.batch); err != nil {
-				if err := e.failed(fmt.Errorf("submit: %w", err), true); err != nil {
-					return err
-				}
-				continue
-			}
-		}
-		flying := p.inFlight()
-		if flying > 0 && (!planned || flying >= e.settings.Depth) {
-			if err := e.model.Runner.Wait(&e.result); err != nil {
-				if err := e.failed(fmt.Errorf("wait: %w", err), false); err != nil {
-					return err
-				}
-				continue
-			}
-			p.accept(&e.result, time.Now().UnixMicro())
+		did, err := e.turns.turn()
+		if err != nil {
+			e.close()
+			e.publish()
+			return err
 		}
 		e.publish()
-		if planned || flying > 0 || p.lower.busy() {
+		if did || p.lower.busy() {
 			continue
 		}
 		// Nothing to compute: sleep until a command, the next deadline or the end.
@@ -457,53 +449,20 @@ func (e *Engine) unqueue(r *request) {
 	e.queuedTokens -= r.prompt
 }
 
-// failed handles a step that the device could not do; submit says that it never took it. It returns
-// an error if the device is closed.
-func (e *Engine) failed(cause error, submit bool) error {
-	e.settings.Logger.Error("step failed", slog.Any("error", cause))
-	p := e.plan
-	if submit {
-		// The step before it may well be good: its tokens count.
-		p.number--
-		for p.inFlight() > 0 {
-			if err := e.model.Runner.Wait(&e.result); err != nil {
-				e.settings.Logger.Error("step failed", slog.Any("error", err))
-				break
-			}
-			p.accept(&e.result, time.Now().UnixMicro())
-		}
-		p.number++
-	} else {
-		// Steps behind it build on its tokens: they run out and are dropped.
-		for range p.inFlight() - 1 {
-			if err := e.model.Runner.Wait(&e.result); err != nil {
-				e.settings.Logger.Error("step failed", slog.Any("error", err))
-			}
-		}
-	}
-	p.fail(cause)
-	if !errors.Is(cause, device.ErrClosed) {
-		e.publish()
-		return nil
-	}
-	e.mu.Lock()
-	e.closed = true
-	e.mu.Unlock()
+// stop turns everything new away and waits for what is in flight.
+func (e *Engine) stop() error {
+	e.close()
+	err := e.turns.settle()
 	e.publish()
-	return fmt.Errorf("engine: device is gone: %w", cause)
+	if err != nil {
+		return fmt.Errorf("engine: stopping: %w", err)
+	}
+	return nil
 }
 
-// stop waits for what is in flight and turns everything new away.
-func (e *Engine) stop() error {
+// close turns everything new away.
+func (e *Engine) close() {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	e.closed = true
-	e.mu.Unlock()
-	for e.plan.inFlight() > 0 {
-		if err := e.model.Runner.Wait(&e.result); err != nil {
-			return fmt.Errorf("engine: stopping: %w", err)
-		}
-		e.plan.accept(&e.result, time.Now().UnixMicro())
-	}
-	e.publish()
-	return nil
 }

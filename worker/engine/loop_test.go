@@ -311,7 +311,7 @@ func TestDeadlineWakesTheLoop(t *testing.T) {
 			t.Error("dropped before its deadline")
 		}
 		time.Sleep(2 * time.Millisecond)
-		if e := r.end("a"); e.Finish != failed || !e.Done {
+		if e := r.end("a"); e.Finish != pb.FinishReason_FINISH_REASON_DEADLINE || !e.Done {
 			t.Errorf("ended with %v", e.Finish)
 		}
 		r.close()

@@ -32,7 +32,7 @@ type planner struct {
 	accepted  uint64  // of the newest step accepted
 	steps     [3]step // a ring; number%3
 	batch     device.Batch
-	suspects  int // sequences that were in a step that failed
+	faults    suspicion
 	hold      hold
 	scoreRows int   // log-probabilities of known tokens that the step being planned may still take
 	nextLine  int64 // earliest deadline among waiting sequences, Unix microseconds, 0 none
@@ -65,6 +65,8 @@ type step struct {
 	drafts int         // of them
 	seqs   []*sequence // scheduled, in row order
 	draws  []draw
+	own    bool           // the engine's own; see suspicion
+	kv     kvcache.Tables // its page
 
 	// How prompts are held back beside decodes; see pace. Times are in microseconds.
 	planned     int64   // when
@@ -139,8 +141,10 @@ func (p *planner) plan(now int64) bool {
 	p.copyUp()
 	p.fork(st)
 	switch {
-	case p.hold == holdAll || p.suspects > 0 && p.inFlight() > 0:
-	case p.suspects > 0:
+	case p.hold == holdAll || p.faults.suspects > 0 && p.inFlight() > 0:
+	case p.faults.accused != nil:
+		p.ownStep(st)
+	case p.faults.suspects > 0:
 		p.probe(st, now)
 	default:
 		reclaimed := p.reclaim()
@@ -389,22 +393,6 @@ func (p *planner) fork(st *step) {
 	}
 	clear(p.forking[len(kept):])
 	p.forking = kept
-}
-
-// probe runs the first suspect alone, at the cost of anyone who holds what it needs. Nothing is in
-// flight.
-func (p *planner) probe(st *step, now int64) {
-	i := slices.IndexFunc(p.waiting, func(s *sequence) bool { return s.suspect && !s.behind })
-	if i < 0 {
-		return
-	}
-	s := p.waiting[i]
-	for {
-		if p.start(st, s, p.MaxBatchTokens, now); s.state == stateRunning || len(p.running) == 0 {
-			return
-		}
-		p.preempt(p.running.last())
-	}
 }
 
 // copy has the next step do copies, of which those that are new are for s, before anything else.

@@ -118,9 +118,9 @@ type sequence struct {
 	preempted   int64 // when it was and has not run since, Unix microseconds; 0 otherwise
 	// onSufferance says that one before it waits, which would not be if this one did not run.
 	onSufferance bool
-	faults       int
-	incident     int64 // the failure it was last part of
-	suspect      bool
+	suspect      bool // was in a step that failed; see suspicion
+	proof        int  // tokens that are to be computed before it is trusted again
+	failedAlone  int
 
 	finder StopFinder // nil without stop strings
 }

@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/model/grammar"
@@ -23,11 +24,13 @@ var background = context.Background()
 type rig struct {
 	t      tb
 	p      *planner
+	turns  turner
 	device device.Runner
 	runner *enginetest.Runner // the same, where it is a fake
+	waited bool               // for the device, in this iteration
+	gone   error              // of the newest iteration: the device is gone
 	before func()             // called before each plan
 	model  Model
-	result device.Result
 	number uint64
 	now    int64
 	// cost, if set, is how long the device takes for a step, in microseconds; the clock then moves only
@@ -95,7 +98,15 @@ func newRig(t tb, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
 	if s.WindowBlocks > 0 {
 		m.Window = 0 // of the output as a whole
 	}
-	return &rig{t: t, p: p, device: runner, runner: runner, model: m, now: 1, got: map[string]*heard{}}
+	r := &rig{t: t, device: runner, runner: runner, model: m, now: 1, got: map[string]*heard{}}
+	r.drive(p)
+	return r
+}
+
+// drive gives the rig its planner.
+func (r *rig) drive(p *planner) {
+	r.p = p
+	r.turns = turner{plan: p, runner: clocked{r}, now: func() time.Time { return time.UnixMicro(r.now) }}
 }
 
 // letters finds stop strings in a text in which every token is a letter.
@@ -196,44 +207,50 @@ func (r *rig) step() bool {
 			r.t.Errorf("%s could be preempted while others count on what it computes", s.id)
 		}
 	}
-	planned := r.p.plan(r.now)
-	r.now += r.host
-	if !planned && len(r.p.copies) > 0 {
+	r.waited = false
+	did, err := r.turns.turn()
+	r.gone = err
+	if !did || r.waited {
+		// What each iteration takes that waits for the device, unless the device says so.
+		if r.cost == nil {
+			r.now += 1000
+		}
+	}
+	if len(r.p.copies) > 0 {
 		r.t.Errorf("copies of pages wait for a later step, when the pages may be others'")
 	}
-	if planned {
-		if err := r.device.Submit(&r.p.batch); err != nil {
-			r.t.Fatal(err)
-		}
-		if r.cost != nil {
-			r.idle = max(r.idle, r.now) + r.cost(&r.p.batch)
-			r.ends = append(r.ends, r.idle)
-		}
-	}
-	flying := r.p.inFlight()
-	if flying > 0 && (!planned || flying >= r.p.Depth) {
-		if r.cost != nil {
-			r.now = max(r.now, r.ends[0])
-			r.ends = r.ends[1:]
-		}
-		if err := r.device.Wait(&r.result); err != nil {
-			for range flying - 1 {
-				var drop device.Result
-				_ = r.device.Wait(&drop)
-			}
-			r.ends = r.ends[:0]
-			r.p.fail(err)
-		} else {
-			r.p.accept(&r.result, r.now)
-		}
-	}
 	r.hear()
-	// A step is waited for, or nothing is in flight.
-	if r.cost == nil && (!planned || flying >= r.p.Depth) {
-		r.now += 1000
+	if err != nil {
+		return false
 	}
-	return planned || flying > 0 || r.p.lower.busy() || r.awaitsPeers() || r.awaitDisk()
+	return did || r.p.lower.busy() || r.awaitsPeers() || r.awaitDisk()
 }
+
+// clocked is the rig's device, whose steps take the rig's time.
+type clocked struct{ *rig }
+
+func (c clocked) Submit(b *device.Batch) error {
+	c.now += c.host
+	if err := c.device.Submit(b); err != nil {
+		return err
+	}
+	if c.cost != nil {
+		c.idle = max(c.idle, c.now) + c.cost(b)
+		c.ends = append(c.ends, c.idle)
+	}
+	return nil
+}
+
+func (c clocked) Wait(out *device.Result) error {
+	c.waited = true
+	if c.cost != nil {
+		c.now = max(c.now, c.ends[0])
+		c.ends = c.ends[1:]
+	}
+	return c.device.Wait(out)
+}
+
+func (c clocked) Close() error { return c.device.Close() }
 
 // hear takes the events of the step, as a sink does.
 func (r *rig) hear() {
@@ -280,14 +297,26 @@ func key(id string, choice int) string { return fmt.Sprintf("%s/%d", id, choice)
 func (r *rig) finish() {
 	r.t.Helper()
 	for i := 0; r.step(); i++ {
-		if i > 200000 {
-			r.t.Fatalf("no end after %d steps: %d running, %d waiting, %d free", i, len(r.p.running), len(r.p.waiting), r.p.pool.Free())
+		if i > 20000 {
+			r.t.Fatalf("no end after %d steps: %s", i, r.state())
 		}
 	}
 	if !r.p.idle() {
-		r.t.Fatalf("stands still with %d running, %d waiting, %d free of %d blocks", len(r.p.running), len(r.p.waiting), r.p.pool.Free(), r.p.Blocks)
+		r.t.Fatalf("stands still: %s", r.state())
 	}
 	r.clean()
+}
+
+// state tells who runs and who waits.
+func (r *rig) state() string {
+	out := fmt.Sprintf("%d of %d blocks free, faults %+v", r.p.pool.Free(), r.p.Blocks, r.p.faults)
+	for _, l := range []order{r.p.running, r.p.waiting, r.p.forking} {
+		for _, s := range l {
+			out += fmt.Sprintf("\n%s/%d state %d: %d of %d tokens computed, %d pending, limit %d, room %d, wants %d, loading %v, fetching %v, suspect %v until %d",
+				s.id, s.choice, s.state, s.computed, len(s.tokens), s.pending, s.limit, s.room, s.want(), s.loading(), s.fetching, s.suspect, s.proof)
+		}
+	}
+	return out
 }
 
 // clean checks that nothing is left behind.

@@ -602,7 +602,7 @@ func TestScenarioJ5(t *testing.T) {
 	for _, q := range asked {
 		r.want(q)
 	}
-	if h := r.got["poison/0"]; h.finish != failed || h.message != "engine: step failed: poisoned" {
+	if h := r.got["poison/0"]; h.finish != failed || h.message != "engine: step failed: wait: poisoned" {
 		t.Errorf("the poisoned request ended with %v %q", h.finish, h.message)
 	}
 }

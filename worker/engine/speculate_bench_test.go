@@ -47,13 +47,13 @@ func BenchmarkSpeculation(b *testing.B) {
 	}
 }
 
-// clocked sets a clock when a step is done.
-type clocked struct {
+// stopwatch sets a clock when a step is done.
+type stopwatch struct {
 	device.Runner
 	now *int64
 }
 
-func (c clocked) Wait(out *device.Result) error {
+func (c stopwatch) Wait(out *device.Result) error {
 	err := c.Runner.Wait(out)
 	*c.now = time.Now().UnixMicro()
 	return err
@@ -75,8 +75,9 @@ func speculating(b *testing.B, dev device.Device, m *model.Model, text string, s
 	if err != nil {
 		b.Fatal(err)
 	}
-	r := &rig{t: b, p: p, model: p.model, now: 1, got: map[string]*heard{}}
-	r.device = clocked{runner, &r.now}
+	r := &rig{t: b, model: p.model, now: 1, got: map[string]*heard{}}
+	r.device = stopwatch{runner, &r.now}
+	r.drive(p)
 	for i := range streams {
 		r.add(ask(fmt.Sprint(i), m.Tokenizer.Encode(nil, text+" "+fmt.Sprint(i), true), 150))
 	}

@@ -26,8 +26,10 @@ type Config struct {
 	Token func(seen []int32, s device.Sample) int32
 	// Gate, if set, is called by Wait before a step is done.
 	Gate func(step int)
-	// Fail, if set, is called by Submit with the step's rows; an error is given to Wait.
-	Fail func(step int, b *device.Batch) error
+	// Fail, if set, is called by Submit with the step's rows; an error is given to Wait. Refuse is called
+	// before, and its error returned by Submit, which then takes nothing: in both, steps count from 1, those
+	// that were refused too.
+	Fail, Refuse func(step int, b *device.Batch) error
 }
 
 // Runner is a [device.Runner].
@@ -104,6 +106,11 @@ func (r *Runner) Submit(b *device.Batch) error {
 		return device.ErrClosed
 	}
 	r.steps++
+	if r.config.Refuse != nil {
+		if err := r.config.Refuse(r.steps, b); err != nil {
+			return err
+		}
+	}
 	res := r.compute(b)
 	if r.config.Fail != nil {
 		res.err = r.config.Fail(r.steps, b)
