@@ -58,6 +58,7 @@ var parameters = []parameter{
 	{name: "presence_penalty", on: onBoth, values: "-2 to 2", absent: "0", does: "subtracted once from tokens of the output"},
 	{name: "frequency_penalty", on: onBoth, values: "-2 to 2", absent: "0", does: "subtracted per occurrence in the output"},
 	{name: "logit_bias", on: onBoth, values: "up to 1024 token ids with -100 to 100 each", absent: "none", does: "added to their logits"},
+	{name: "allowed_token_ids", on: onBoth, values: "1 to 4096 token ids", absent: "all", does: "draws no others, nor the model's own end; not with a restriction of the text"},
 	{name: "seed", on: onBoth, values: "an integer", absent: "derived from the request's id, for each prompt its own", does: "keys the draws: the same request with the same seed gives the same tokens"},
 	{name: "n", on: onBoth, values: "1 to 128", absent: "1", does: "how many choices"},
 	{name: "best_of", on: onText, values: "as `n`", absent: "`n`", does: "only where it equals `n`"},
@@ -117,7 +118,6 @@ var parameters = []parameter{
 	{name: "suffix", on: onText, what: refused, harmless: []string{`""`}},
 	{name: "echo", on: onChat, what: refused, harmless: []string{"false"}},
 
-	{name: "allowed_token_ids", on: onBoth, what: refused, harmless: []string{"[]"}, does: "use `logit_bias`, or a restriction of the text"},
 	{name: "bad_words", on: onBoth, what: refused, harmless: []string{"[]"}, does: "use `logit_bias`"},
 	{name: "include_stop_str_in_output", on: onBoth, what: refused, harmless: []string{"false"}},
 	{name: "no_stop_trim", on: onBoth, what: refused, harmless: []string{"false"}},

@@ -23,6 +23,7 @@ const (
 	maxStopBytes   = 256
 	maxStopIDs     = 64
 	maxBiases      = 1024
+	maxAllowed     = 4096
 	maxLogprobs    = 20
 	maxIDBytes     = 128
 )
@@ -68,6 +69,13 @@ func (f *fields) samplingFields() *pb.SamplingParams {
 			return p
 		}
 		p.StopTokenIds = f.ids("stop_token_ids", items)
+	}
+	if items, ok := f.list("allowed_token_ids"); ok {
+		if len(items) == 0 || len(items) > maxAllowed {
+			f.fail(invalid("allowed_token_ids", "allowed_token_ids holds %d ids; it must hold 1 to %d", len(items), maxAllowed))
+			return p
+		}
+		p.AllowedTokenIds = f.ids("allowed_token_ids", items)
 	}
 	f.biases(p)
 	return p
@@ -201,6 +209,15 @@ func checkSampling(p *pb.SamplingParams, vocab int) *apiError {
 	}
 	if e := checkIDs("stop_token_ids", p.StopTokenIds, vocab); e != nil {
 		return e
+	}
+	if len(p.AllowedTokenIds) > maxAllowed {
+		return invalid("allowed_token_ids", "allowed_token_ids holds %d ids; the limit is %d", len(p.AllowedTokenIds), maxAllowed)
+	}
+	if e := checkIDs("allowed_token_ids", p.AllowedTokenIds, vocab); e != nil {
+		return e
+	}
+	if len(p.AllowedTokenIds) > 0 && p.Constraint != nil {
+		return invalid("allowed_token_ids", "allowed_token_ids together with a restriction of the text: the two may leave nothing to draw")
 	}
 	if len(p.LogitBias) > maxBiases {
 		return invalid("logit_bias", "logit_bias holds %d entries; the limit is %d", len(p.LogitBias), maxBiases)

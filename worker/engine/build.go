@@ -99,7 +99,7 @@ func (p *planner) draw(st *step, s *sequence, row int) {
 	st.draws = append(st.draws, draw{seq: s, logprobs: x.Logprobs})
 }
 
-// sample is how s draws its token at position, among those of mask if it is constrained, but for the
+// sample is how s draws its token at position, among those of mask if it is restricted, but for the
 // history.
 func (p *planner) sample(s *sequence, row, position int, mask []uint32) device.Sample {
 	b := &p.batch
@@ -116,7 +116,7 @@ func (p *planner) sample(s *sequence, row, position int, mask []uint32) device.S
 		b.Bias = append(b.Bias, bias...)
 		x.BiasEnd = int32(len(b.Bias))
 	}
-	if s.constrained() {
+	if len(mask) > 0 {
 		x.Mask = int32(len(b.Masks) / len(mask))
 		b.Masks = append(b.Masks, mask...)
 	}

@@ -263,10 +263,10 @@ func failureOf(err error) pb.FinishReason {
 	return pb.FinishReason_FINISH_REASON_ERROR
 }
 
-// mustEnd reports whether mask, of what may follow in a constrained sequence, holds nothing but tokens
+// mustEnd reports whether mask, of what may follow in a restricted sequence, holds nothing but tokens
 // that end it. Then the constraint wins over min_tokens: the text is complete.
 func (s *sequence) mustEnd(mask []uint32) bool {
-	if !s.constrained() {
+	if len(mask) == 0 {
 		return false
 	}
 	for i, word := range mask {

@@ -179,6 +179,8 @@ func TestAddRefuses(t *testing.T) {
 			{sampling(func(s *pb.SamplingParams) { s.Stop = []string{""} }), ErrInvalid, "stop has an entry of 0 bytes, must have 1 to 256"},
 			{sampling(func(s *pb.SamplingParams) { s.Stop = make([]string, 17) }), ErrInvalid, "stop has 17 entries, at most 16 are allowed"},
 			{sampling(func(s *pb.SamplingParams) { s.StopTokenIds = []int32{-1} }), ErrInvalid, "stop_token_ids holds token -1, must be 0 to 100"},
+			{sampling(func(s *pb.SamplingParams) { s.AllowedTokenIds = []int32{-1} }), ErrInvalid, "allowed_token_ids holds token -1"},
+			{sampling(func(s *pb.SamplingParams) { s.AllowedTokenIds = make([]int32, 4097) }), ErrInvalid, "at most 4096"},
 			{sampling(func(s *pb.SamplingParams) { s.LogitBias = map[int32]float32{5: 101} }), ErrInvalid, "logit_bias for token 5 is 101"},
 			{sampling(func(s *pb.SamplingParams) { s.Logprobs = &k }), ErrInvalid, "logprobs is 21, must be 0 to 20"},
 			{sampling(func(s *pb.SamplingParams) { s.PromptLogprobs = &k }), ErrInvalid, "prompt_logprobs is 21, must be 0 to 20"},

@@ -177,6 +177,9 @@ func drawRequest(t *rapid.T, i, context, vocab, window int) *pb.Request {
 		sp.IgnoreEos = true
 	case 7:
 		sp.LogitBias = map[int32]float32{1: 1}
+		if sp.Constraint == nil {
+			sp.AllowedTokenIds = rapid.SliceOfN(rapid.Int32Range(0, int32(vocab-1)), 1, 9).Draw(t, "allowed tokens")
+		}
 	case 8:
 		// Generated elsewhere: a prefix of what it would give.
 		sp.N = int32(rapid.IntRange(1, 3).Draw(t, "n"))

@@ -19,6 +19,7 @@ const (
 	maxStopBytes    = 256
 	maxStopTokens   = 64
 	maxBias         = 1024
+	maxAllowed      = 4096
 	maxLogprobs     = 20
 	maxIDBytes      = 256
 	tokenCapReserve = 4096
@@ -104,7 +105,7 @@ type sequence struct {
 	forgone   int    // blocks up to which what it generated is not copied down, 0 without any
 
 	text    grammar.State // of a constrained sequence, after its tokens
-	mask    []uint32      // what may follow them
+	mask    []uint32      // what may follow them; without a constraint, what may follow anything, nil for all
 	masks   [][]uint32    // what may follow each draft
 	behind  bool          // a study is to say what may follow; until then it has no row
 	unread  int           // newest tokens that text does not have: the study reads them
@@ -259,6 +260,10 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		return nil, invalid("stop strings need a tokenizer, and the model has none")
 	case len(sp.StopTokenIds) > maxStopTokens:
 		return nil, invalid("stop_token_ids has %d entries, at most %d are allowed", len(sp.StopTokenIds), maxStopTokens)
+	case len(sp.AllowedTokenIds) > maxAllowed:
+		return nil, invalid("allowed_token_ids has %d entries, at most %d are allowed", len(sp.AllowedTokenIds), maxAllowed)
+	case len(sp.AllowedTokenIds) > 0 && sp.Constraint != nil:
+		return nil, invalid("allowed_token_ids together with a constraint")
 	case len(sp.LogitBias) > maxBias:
 		return nil, invalid("logit_bias has %d entries, at most %d are allowed", len(sp.LogitBias), maxBias)
 	case logprobs(sp.Logprobs) < -1 || logprobs(sp.Logprobs) > maxLogprobs:
@@ -292,6 +297,9 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		return nil, err
 	}
 	if err := known("stop_token_ids", sp.StopTokenIds); err != nil {
+		return nil, err
+	}
+	if err := known("allowed_token_ids", sp.AllowedTokenIds); err != nil {
 		return nil, err
 	}
 
@@ -339,8 +347,15 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 	if q.min > 0 {
 		q.early = biases(sp.LogitBias, slices.Concat(q.eos, q.stopIDs))
 	}
+	var allowed []uint32
+	if len(sp.AllowedTokenIds) > 0 {
+		allowed = make([]uint32, (m.Vocab+31)/32)
+		for _, t := range sp.AllowedTokenIds {
+			allowed[t>>5] |= 1 << (t & 31)
+		}
+	}
 	for c := range n {
-		s := &sequence{request: q, choice: int32(c)}
+		s := &sequence{request: q, choice: int32(c), mask: allowed}
 		var generated []int32
 		if c < len(r.Generated) {
 			generated = r.Generated[c].GetIds()

@@ -456,6 +456,12 @@ func undisturbed(q *pb.Request, c int, m *Model, context int) (out []int32, fini
 				panic(err)
 			}
 		}
+		for _, t := range sp.AllowedTokenIds {
+			if mask == nil {
+				mask = make([]uint32, (m.Vocab+31)/32)
+			}
+			mask[t/32] |= 1 << (t % 32)
+		}
 		ends := slices.Concat(eos, sp.StopTokenIds)
 		if len(tokens)-len(q.Prompt) < int(sp.MinTokens) && !(mask != nil && only(mask, ends)) {
 			b = slices.Clone(b)

@@ -144,7 +144,7 @@ func (p *planner) drawDrafts(st *step, s *sequence, row int) {
 		b.History = append(b.History, s.drafts...)
 	}
 	for i := 1; i <= len(s.drafts); i++ {
-		var mask []uint32
+		mask := s.mask
 		if s.constrained() {
 			mask = s.masks[i-1]
 		}

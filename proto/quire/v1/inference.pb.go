@@ -132,8 +132,11 @@ type SamplingParams struct {
 	Constraint *Constraint `protobuf:"bytes,18,opt,name=constraint,proto3" json:"constraint,omitempty"`
 	// Spell control tokens out in the text, and find stop strings in it so. Default: they are left out.
 	ShowSpecialTokens bool `protobuf:"varint,19,opt,name=show_special_tokens,json=showSpecialTokens,proto3" json:"show_special_tokens,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// No other tokens are drawn, nor those that end a choice. Empty: all. At most 4096, and not with a
+	// constraint.
+	AllowedTokenIds []int32 `protobuf:"varint,20,rep,packed,name=allowed_token_ids,json=allowedTokenIds,proto3" json:"allowed_token_ids,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *SamplingParams) Reset() {
@@ -297,6 +300,13 @@ func (x *SamplingParams) GetShowSpecialTokens() bool {
 		return x.ShowSpecialTokens
 	}
 	return false
+}
+
+func (x *SamplingParams) GetAllowedTokenIds() []int32 {
+	if x != nil {
+		return x.AllowedTokenIds
+	}
+	return nil
 }
 
 // Constraint restricts a choice's whole text, so that what ends with a stop is complete and valid.
@@ -1447,7 +1457,7 @@ var File_quire_v1_inference_proto protoreflect.FileDescriptor
 
 const file_quire_v1_inference_proto_rawDesc = "" +
 	"\n" +
-	"\x18quire/v1/inference.proto\x12\bquire.v1\"\xdb\x06\n" +
+	"\x18quire/v1/inference.proto\x12\bquire.v1\"\x87\a\n" +
 	"\x0eSamplingParams\x12%\n" +
 	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x13\n" +
 	"\x05top_k\x18\x02 \x01(\x05R\x04topK\x12\x18\n" +
@@ -1474,7 +1484,8 @@ const file_quire_v1_inference_proto_rawDesc = "" +
 	"\n" +
 	"constraint\x18\x12 \x01(\v2\x14.quire.v1.ConstraintR\n" +
 	"constraint\x12.\n" +
-	"\x13show_special_tokens\x18\x13 \x01(\bR\x11showSpecialTokens\x1a<\n" +
+	"\x13show_special_tokens\x18\x13 \x01(\bR\x11showSpecialTokens\x12*\n" +
+	"\x11allowed_token_ids\x18\x14 \x03(\x05R\x0fallowedTokenIds\x1a<\n" +
 	"\x0eLogitBiasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x05R\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01B\x0e\n" +
