@@ -23,6 +23,7 @@
 //   - Unknown statements, filters and tests are errors of [Parse]; nothing is skipped in silence.
 //   - Numbers are 64-bit: an integer that would overflow is an error, not another number.
 //
-// Inside, errors are panics of type [Error] that [Parse] and [Template.Render] turn into results.
+// Inside, errors are panics of type [Error] that [Parse] and [Template.Render] turn into results. A
+// panic of another kind, a fault of the interpreter, costs its template alone as well.
 // It must not import anything of ours.
 package jinja

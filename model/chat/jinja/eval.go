@@ -574,7 +574,6 @@ func (in *interp) call(f value, a args) value {
 }
 
 type filtered struct {
-	name string
 	f    func(in *interp, v value, a args) value
 	of   expression
 	args *arguments
@@ -585,7 +584,6 @@ func (e *filtered) eval(in *interp, sc *scope) value {
 }
 
 type tested struct {
-	name string
 	f    func(in *interp, v value, a args) bool
 	of   expression
 	args *arguments

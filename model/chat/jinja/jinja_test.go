@@ -279,7 +279,7 @@ func FuzzTemplate(f *testing.F) {
 		}
 		got, err := render(source, o, Limits{Steps: 20_000, Bytes: 64 << 10})
 		if err != nil {
-			if got.s != "" {
+			if got.s != "" || strings.Contains(err.Error(), faulty) {
 				t.Fatalf("text %q beside the error %v", got, err)
 			}
 			return

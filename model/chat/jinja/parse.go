@@ -20,16 +20,19 @@ func Parse(source string) (t *Template, err error) {
 	return t, nil
 }
 
-// catch turns the package's panics into err.
+// catch turns panics into err. One that is not the package's own is a fault of the interpreter: a file
+// that finds one costs its own chats, not the server.
 func catch(err *error) {
 	switch p := recover().(type) {
 	case nil:
 	case *Error:
 		*err = p
 	default:
-		panic(p)
+		*err = &Error{Text: fmt.Sprintf("%s: %v", faulty, p)}
 	}
 }
+
+const faulty = "a fault of the interpreter"
 
 // parser reads parts, and the tokens of the part that it is in.
 type parser struct {
@@ -631,7 +634,7 @@ func (p *parser) filters(e expression, bare bool) expression {
 			if p.is(tokenOp, "(") {
 				a = p.arguments()
 			}
-			e = &filtered{name, f, e, a}
+			e = &filtered{f, e, a}
 		case p.word("is"):
 			e = p.test(e)
 		case p.is(tokenOp, "("):
@@ -657,7 +660,7 @@ func (p *parser) test(e expression) expression {
 		t.kind == tokenString, t.kind == tokenInt, t.kind == tokenFloat, t.kind == tokenOp && (t.text == "[" || t.text == "{"):
 		a.positional = []expression{p.postfix(p.primary())}
 	}
-	e = &tested{name, f, e, a}
+	e = &tested{f, e, a}
 	if negated {
 		e = &negation{e}
 	}

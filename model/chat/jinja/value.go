@@ -12,7 +12,7 @@ import (
 )
 
 // value is one of: nil (None), undefined, bool, int64, float64, Text, *list, *dict, *namespace, *loop,
-// *macro, function.
+// *closure, function.
 type value any
 
 // undefined is the value of what is not there; using it for more than a test or an empty text fails.
@@ -159,8 +159,14 @@ func kind(v value) string {
 		return "an object"
 	case *namespace:
 		return "a namespace"
+	case *loop:
+		return "a loop"
+	case *closure:
+		return "the macro " + v.name
+	case function:
+		return "the function " + v.name
 	}
-	return "a function"
+	return fmt.Sprintf("a %T", v)
 }
 
 func truth(v value) bool {
