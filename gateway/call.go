@@ -134,17 +134,34 @@ func (a *answer) told(e *apiError) *apiError {
 	return e
 }
 
-// look collects what is new without waiting.
+// lookTokens bounds the tokens of a look at an answer that is not whole, pieceTokens those of a choice. So
+// what is written at once, and kept for a client that reads slowly, is a few MB at most: a token with the
+// largest log-probabilities takes some 3 KB.
+const (
+	lookTokens  = 1024
+	pieceTokens = 256
+)
+
+// look collects what is new without waiting, as much of it as may be written at once. If that is
+// anything, there may be more.
 func (a *answer) look() ([]piece, *apiError) {
 	a.pieces = a.pieces[:0]
+	room := lookTokens
 	for i := range a.cursors {
+		if room == 0 {
+			break
+		}
 		for !a.cursors[i].ended {
-			p, ok, e := a.read(i)
+			from := a.cursors[i].read
+			p, ok, e := a.read(i, min(room, pieceTokens))
 			if e != nil {
 				return nil, e
 			}
 			if ok {
 				a.pieces = append(a.pieces, p)
+				if !p.skip && !a.call.whole {
+					room -= p.tokens - from
+				}
 			}
 			if !ok || !p.skip {
 				break
@@ -154,8 +171,9 @@ func (a *answer) look() ([]piece, *apiError) {
 	return a.pieces, nil
 }
 
-// read takes what is new in one choice; ok is false if that is nothing.
-func (a *answer) read(i int) (p piece, ok bool, e *apiError) {
+// read takes what is new in one choice, at most so many tokens unless the answer is whole; ok is false if
+// that is nothing.
+func (a *answer) read(i, most int) (p piece, ok bool, e *apiError) {
 	c := &a.cursors[i]
 	l := c.live
 	l.mu.Lock()
@@ -176,6 +194,8 @@ func (a *answer) read(i int) (p piece, ok bool, e *apiError) {
 		if !c.behind.text && !c.behind.ended {
 			finish = pb.FinishReason_FINISH_REASON_UNSPECIFIED
 		}
+	} else if !a.call.whole && to-c.read > most {
+		to, finish = c.read+most, pb.FinishReason_FINISH_REASON_UNSPECIFIED
 	}
 	p = piece{index: i, prompt: i * len(a.lives) / len(a.cursors), first: !c.began, skip: c.behind != nil,
 		finish: finish, stopped: ch.stopped, ids: ch.tokens[c.read:to], tokens: to}

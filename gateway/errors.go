@@ -116,6 +116,13 @@ func interrupted(id string) *apiError {
 	return e
 }
 
+// tooSlow ends the call of a client that does not read.
+func tooSlow(timeout time.Duration) *apiError {
+	e := unavailable("nothing was read for %v; a named request can be resumed", timeout)
+	e.name = "client_too_slow"
+	return e
+}
+
 func internal(format string, args ...any) *apiError {
 	return &apiError{
 		status: http.StatusInternalServerError, code: codes.Internal, kind: typeServer,

@@ -320,6 +320,46 @@ func TestBreaksAndResumesAddUp(t *testing.T) {
 	}
 }
 
+// TestWritesAreBounded reads an answer that is all there, of many choices with the largest
+// log-probabilities: each write is 1 MB at most, and they add up.
+func TestWritesAreBounded(t *testing.T) {
+	g, err := New(Settings{NodeID: "n", Nodes: func() []string { return nil }, Dial: dialAdmitAll, Log: slog.New(slog.DiscardHandler),
+		Models: []Model{{ID: "test", Tokenizer: gatewaytest.Tokenizer(), ContextLength: 100_000}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n, tokens = 16, 1000
+	f, _ := parseBody([]byte(`{"model":"test","prompt":"x","stream":true,"max_tokens":1000,"n":16,"logprobs":20}`))
+	c, open, e := g.completionCall(t.Context(), f, caller{id: "r", named: true})
+	if e != nil {
+		t.Fatal(e)
+	}
+	l := newLive(g.request("r", c, &c.prompts[0]), c.model, true, time.Unix(0, 0))
+	for i := range n {
+		ids := slices.Repeat([]int32{'a'}, tokens)
+		l.apply("w", &pb.TokenEvent{Choice: int32(i), TokenIds: ids, Logprobs: gatewaytest.Logprobs(ids, 20), Term: 1,
+			FinishReason: pb.FinishReason_FINISH_REASON_LENGTH, RequestDone: i == n-1}, time.Unix(1, 0))
+	}
+	a := g.newAnswer(c)
+	a.add(l)
+	out, ids, got := open(time.Unix(0, 0)), newPen(c), 0
+	for !a.ended() {
+		pieces, e := a.look()
+		if e != nil || len(pieces) == 0 {
+			t.Fatalf("%v, %d pieces", e, len(pieces))
+		}
+		for _, p := range pieces {
+			got += len(p.text)
+		}
+		if b := a.word(nil, pieces, out, ids); len(b) > 1<<20 {
+			t.Fatalf("%d bytes at once", len(b))
+		}
+	}
+	if got != n*tokens {
+		t.Errorf("%d characters, want %d", got, n*tokens)
+	}
+}
+
 // FuzzMarks reads ids of events: what it takes is within the limits and is written as it was read, and
 // what it refuses it refuses in a few words.
 func FuzzMarks(f *testing.F) {

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"iter"
+	"time"
 
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -37,7 +38,7 @@ func (g *Gateway) Generate(req *pb.GenerateRequest, stream grpc.ServerStreamingS
 		return e
 	}
 	defer a.close(ctx)
-	return a.send(ctx, stream)
+	return a.send(stream)
 }
 
 // Resume goes on with the stream of a request that is known by its id alone.
@@ -59,11 +60,42 @@ func (g *Gateway) Resume(req *pb.ResumeRequest, stream grpc.ServerStreamingServe
 		return e
 	}
 	defer a.close(ctx)
-	return a.send(ctx, stream)
+	return a.send(stream)
 }
 
-// send streams an answer's pieces until all choices have ended.
-func (a *answer) send(ctx context.Context, stream grpc.ServerStreamingServer[pb.GenerateResponse]) error {
+// send streams an answer's pieces until all choices have ended. A client that reads nothing for WriteTimeout
+// is told so, and counts as gone: gRPC itself would wait for it for ever.
+func (a *answer) send(stream grpc.ServerStreamingServer[pb.GenerateResponse]) error {
+	unread := time.NewTimer(a.g.WriteTimeout)
+	unread.Stop()
+	done := make(chan error, 1)
+	// The call's end ends a Send that blocks, so that the goroutine does not outlive it for long.
+	if !a.g.spawn(func() { done <- a.stream(guarded{stream, unread, a.g.WriteTimeout}) }) {
+		return interrupted(a.call.id)
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-unread.C:
+		return tooSlow(a.g.WriteTimeout)
+	}
+}
+
+// guarded is a stream whose timer runs while it sends.
+type guarded struct {
+	grpc.ServerStreamingServer[pb.GenerateResponse]
+	unread  *time.Timer
+	timeout time.Duration
+}
+
+func (s guarded) Send(m *pb.GenerateResponse) error {
+	s.unread.Reset(s.timeout)
+	defer s.unread.Stop()
+	return s.ServerStreamingServer.Send(m)
+}
+
+func (a *answer) stream(stream grpc.ServerStreamingServer[pb.GenerateResponse]) error {
+	ctx := stream.Context()
 	for {
 		pieces, e := a.next(ctx)
 		if e != nil {

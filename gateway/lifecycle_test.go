@@ -376,6 +376,28 @@ func TestUnreadClientIsDropped(t *testing.T) {
 	d.Await(func(s gatewaytest.State) bool { return len(s.Aborts) == 1 && s.UsedBlocks == 0 })
 }
 
+// TestUnreadCallIsDropped does the same over gRPC, where a stream's end is all that ends a blocked Send.
+func TestUnreadCallIsDropped(t *testing.T) {
+	d := open(t, gatewaytest.Options{ContextLength: 300_000, TotalBlocks: 1 << 20, TokensPerStep: 64, Manual: true},
+		func(s *gateway.Settings) { s.WriteTimeout, s.MaxRequests = 50*time.Millisecond, 1 })
+	client := pb.NewInferenceClient(d.grpc())
+	d.Step(400)
+	top := int32(20)
+	for i := range 2 { // the second has the place of the first
+		await(t, func() bool {
+			stream, err := client.Generate(t.Context(), &pb.GenerateRequest{Model: "test", Input: &pb.GenerateRequest_Prompt{Prompt: "x"},
+				Sampling: &pb.SamplingParams{Logprobs: &top, IgnoreEos: true, MaxTokens: 200_000}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.Step(400)
+			_, err = stream.Header()
+			return err == nil && d.State().Admitted == i+1
+		})
+		d.Await(func(s gatewaytest.State) bool { return len(s.Aborts) == i+1 && s.UsedBlocks == 0 })
+	}
+}
+
 // TestShutdown ends what is live when Run ends.
 func TestShutdown(t *testing.T) {
 	d := open(t, gatewaytest.Options{Manual: true})
