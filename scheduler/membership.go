@@ -13,11 +13,13 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/consensus"
+	"github.com/quire-serve/quire/transport"
 )
 
 // membership is how this node finds the others, becomes a member, and stays one. There is no gossip:
@@ -428,9 +430,20 @@ func (m *membership) ask(ctx context.Context, addresses []string, in *pb.Describ
 	for i, address := range addresses {
 		asked.Go(func() {
 			// A node that does not answer is simply not there.
-			_ = m.call(address, func(c pb.ClusterClient) (err error) {
-				responses[i], err = c.Describe(ctx, in)
-				return err
+			_ = m.call(address, func(c pb.ClusterClient) error {
+				var from peer.Peer
+				r, err := c.Describe(ctx, in, grpc.Peer(&from))
+				if err != nil {
+					return err
+				}
+				// A node speaks for itself here too: who is not healthy, or gone, must not be said by another.
+				if who, known := transport.Answered(from); known && who.Name != r.GetNode().GetId() {
+					err := fmt.Errorf("%s answers at %s as if it were node %q", who, address, r.GetNode().GetId())
+					m.complain(err)
+					return err
+				}
+				responses[i] = r
+				return nil
 			})
 		})
 	}

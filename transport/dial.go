@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/peer"
 
 	"github.com/quire-serve/quire/trust"
 )
@@ -60,6 +61,17 @@ func newClient(address string, creds credentials.TransportCredentials, options [
 		grpc.WithTransportCredentials(creds),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: again, MinConnectTimeout: connectTimeout}),
 	}, options...)...)
+}
+
+// Answered says who answered a call, by the certificate that was checked when the connection was made;
+// false on a plain one.
+func Answered(p peer.Peer) (trust.Identity, bool) {
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.PeerCertificates) == 0 {
+		return trust.Identity{}, false
+	}
+	id, err := trust.Of(info.State.PeerCertificates[0])
+	return id, err == nil
 }
 
 // clientCredentials uses the certificates as they are when a connection is made.
