@@ -20,5 +20,7 @@
 //     at one moment with the fence: what is not given back is not shown.
 //   - Nothing is waited for for ever: what is silent is asked after, every retry has an end.
 //
+// DESIGN.md tells why streams are as they are.
+//
 // The package imports of ours only proto, transport and what turns text into tokens: it never loads weights.
 package gateway

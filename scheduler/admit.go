@@ -20,6 +20,21 @@ import (
 )
 
 // phase is where the leader has a request; the log follows one entry behind.
+//
+//	new ──entry──▶ admitting ──the log has it, or its tenant has no limits──▶ queued ◀──entry──┐
+//	                                                                           │               │
+//	                                                                         batch             │
+//	                                                                           ▼               │
+//	                                   ┌───────worker gives it back──────── assigned           │
+//	                                   │                                       │               │
+//	                                   │                     its worker is gone, or cannot     │
+//	                                   │                                       ▼               │
+//	                                   ├──nobody to ask, an answer, RecallGrace─ lost          │
+//	                                   ▼                                                       │
+//	                                returned ──────────────────────────────────────────────────┘
+//
+// Every phase goes to ending: by an end from the worker, an abort, a deadline, a refusal of the log, or
+// too many workers lost. What is new when it is aborted never gets to the log.
 type phase uint8
 
 const (
