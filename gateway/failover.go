@@ -200,6 +200,41 @@ func (g *Gateway) movedAway(id string) {
 	}
 }
 
+// owned handles the leader's word of what streams to this gateway: what nobody reads here is aborted. An abort
+// may have been lost, or an earlier process of this name may have left it behind; that one's clients have as
+// long to come back as any.
+func (g *Gateway) owned(ctx context.Context, ids []string) {
+	if g.Now().Sub(g.started) < g.ResumeGrace {
+		return
+	}
+	var strays []string
+	for _, id := range ids {
+		if g.lives.get(id) == nil {
+			strays = append(strays, id)
+		}
+	}
+	if len(strays) == 0 || !g.sweeping.CompareAndSwap(false, true) {
+		return // The leader says it again.
+	}
+	swept := g.spawn(func() {
+		defer g.sweeping.Store(false)
+		for _, id := range strays {
+			if g.lives.get(id) != nil {
+				continue
+			}
+			try, cancel := context.WithTimeout(ctx, askTimeout)
+			_, err := ask(try, g.control, &pb.AbortRequest{RequestId: id, Reason: reasonGone, GatewayId: g.NodeID}, pb.ControlClient.Abort)
+			cancel()
+			if err != nil {
+				return
+			}
+		}
+	})
+	if !swept {
+		g.sweeping.Store(false)
+	}
+}
+
 // poke has the supervisor look at once.
 func (g *Gateway) poke() {
 	select {

@@ -164,7 +164,9 @@ type Gateway struct {
 	capacity   atomic.Pointer[map[string]capacity]
 	capacities sync.Mutex
 	inUse      atomic.Int64
-	answers    answers
+	// sweeping: what nobody reads is being aborted.
+	sweeping atomic.Bool
+	answers  answers
 	// look wakes the supervisor.
 	look chan struct{}
 

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -510,5 +511,37 @@ func TestATemplateThatReadsTheClock(t *testing.T) {
 	want := d.post(chatPath, body, "Idempotency-Key", "k").body
 	if r := next.post(chatPath, body, "Idempotency-Key", "k"); r.body != want {
 		t.Errorf("%d %s, want %s", r.status, r.body, want)
+	}
+}
+
+// TestWhatNobodyReadsIsAborted: a request that streams to this gateway and that nobody reads here is aborted
+// once the leader names it, be it that an abort was lost or that an earlier process left it; one that is read,
+// or whose client may still come back, is not.
+func TestWhatNobodyReadsIsAborted(t *testing.T) {
+	o := gatewaytest.Options{Manual: true}
+	clock := func(ahead *atomic.Int64) func(*gateway.Settings) {
+		return func(s *gateway.Settings) {
+			s.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+		}
+	}
+	var first, second atomic.Int64
+	d := open(t, o, clock(&first))
+	d.Step(1)
+	s := d.stream(textPath, `{"model":"test","prompt":"hi","stream":true,"max_tokens":60,"seed":3}`, "Idempotency-Key", "left")
+	s.next()
+	first.Store(int64(time.Minute))
+	d.TellOwned() // It is read.
+	d.quit()
+	join(t, d.Cluster, o, "node-1", clock(&second))
+	d.TellOwned() // Its client may still come back.
+	if n := len(d.State().Aborts); n != 0 {
+		t.Fatalf("%d aborts of what is read, or may be again", n)
+	}
+	second.Store(int64(time.Minute))
+	for poll := time.NewTicker(5 * time.Millisecond); len(d.State().Aborts) == 0; <-poll.C {
+		d.TellOwned()
+	}
+	if aborts := fmt.Sprint(d.State().Aborts); !strings.Contains(aborts, "left") {
+		t.Errorf("aborted: %v", aborts)
 	}
 }

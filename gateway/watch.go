@@ -100,6 +100,7 @@ func (g *Gateway) follow(ctx context.Context) (address string, told bool, leader
 			g.movedAway(id)
 		}
 		g.lost(call, client, news.Lost)
+		g.owned(call, news.Owned)
 		for _, ended := range news.Ended {
 			g.ended(ended)
 		}

@@ -48,17 +48,8 @@ func (l *leader) explain(id string, now time.Time) *pb.ExplainResponse {
 		Term: r.dispatched.Term, Index: r.dispatched.Index, Attempts: r.attempts,
 		PromptTokens: int32(len(r.request.GetPrompt())), OutputTokens: int64(r.held),
 	}
-	switch r.phase {
-	case phaseNew, phaseAdmitting:
-		out.Phase = pb.ExplainResponse_PHASE_ADMITTING
-	case phaseQueued, phaseReturned:
-		out.Phase = pb.ExplainResponse_PHASE_QUEUED
-	case phaseAssigned:
-		out.Phase, out.WorkerId = pb.ExplainResponse_PHASE_RUNNING, r.worker
-	case phaseLost:
-		out.Phase = pb.ExplainResponse_PHASE_LOST
-	case phaseEnding:
-		out.Phase = pb.ExplainResponse_PHASE_ENDING
+	if out.Phase = phaseOf(r); r.phase == phaseAssigned {
+		out.WorkerId = r.worker
 	}
 	if why, ok := l.batcher.Explain(id, l.clock.ms(now)); ok {
 		out.Waiting = waiting(why)

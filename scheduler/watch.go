@@ -27,6 +27,7 @@ type watcher struct {
 	ended   []*pb.Ended
 	lost    []*pb.Lost
 	adopted []string
+	owned   []string
 	ready   chan struct{}
 	err     error
 }
@@ -37,6 +38,8 @@ type owner struct {
 	requests map[string]*live
 	// away is when the gateway was last known to watch, while it does not.
 	away time.Time
+	// told is when it was last told what it owns.
+	told time.Time
 }
 
 func (o *owner) watches() bool { return o != nil && len(o.watchers) > 0 }
@@ -64,13 +67,14 @@ func (w *watcher) close(err error) {
 // tell adds news to what waits. A gateway that lets too much wait loses its stream.
 func (w *watcher) tell(news *pb.WatchResponse) {
 	w.update(func() {
-		if len(w.ended)+len(w.lost)+len(w.adopted) >= newsWaiting {
+		if len(w.ended)+len(w.lost)+len(w.adopted)+len(w.owned) >= newsWaiting {
 			w.err = errSlowGateway
 			return
 		}
 		w.ended = append(w.ended, news.GetEnded()...)
 		w.lost = append(w.lost, news.GetLost()...)
 		w.adopted = append(w.adopted, news.GetAdopted()...)
+		w.owned = append(w.owned, news.GetOwned()...)
 	})
 }
 
@@ -82,13 +86,14 @@ func (w *watcher) next() (*pb.WatchResponse, error) {
 	if w.err != nil {
 		return nil, w.err
 	}
-	if !w.changed && len(w.ended)+len(w.lost)+len(w.adopted) == 0 {
+	if !w.changed && len(w.ended)+len(w.lost)+len(w.adopted)+len(w.owned) == 0 {
 		return nil, nil
 	}
 	out := &pb.WatchResponse{Workers: w.workers}
 	out.Lost, w.lost = cutOff(w.lost)
 	out.Adopted, w.adopted = cutOff(w.adopted)
 	out.Ended, w.ended = cutOff(w.ended)
+	out.Owned, w.owned = cutOff(w.owned)
 	w.changed = false
 	return out, nil
 }
@@ -216,6 +221,19 @@ func (l *leader) disown(r *live) {
 	gateway := r.request.GetGatewayId()
 	delete(l.owners[gateway].requests, r.request.GetId())
 	l.tidyOwner(gateway)
+}
+
+// tellOwned tells gateways now and then what they own, so that they abort what nobody reads there. The first
+// time comes after a while: a client may come back to a gateway that has just started.
+func (l *leader) tellOwned(now time.Time) {
+	for gateway, o := range l.owners {
+		if !o.watches() || len(o.requests) == 0 || now.Sub(o.told) < ownedInterval {
+			continue
+		}
+		if o.told = now; len(o.requests) <= newsWaiting/2 {
+			l.news(gateway, &pb.WatchResponse{Owned: slices.Sorted(maps.Keys(o.requests))})
+		}
+	}
 }
 
 // abortOrphans ends the requests of gateways that have not watched for OrphanGrace: nobody reads

@@ -21,12 +21,12 @@ func newRequest() *cobra.Command {
 	var o operator
 	cmd := &cobra.Command{
 		Use:   "request",
-		Short: "See what requests wait for",
+		Short: "See requests and what they wait for, and end them",
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	o.flags(cmd)
-	cmd.AddCommand(newRequestExplain(&o))
+	cmd.AddCommand(newRequestExplain(&o), newRequestList(&o), newRequestAbort(&o))
 	return cmd
 }
 

@@ -278,6 +278,7 @@ type watcher struct {
 	ended   []*pb.Ended
 	lost    []*pb.Lost
 	adopted []string
+	owned   []string
 }
 
 // tell changes what the watchers of one gateway are to hear; tellAll, of all. The lock is held.
@@ -293,6 +294,20 @@ func (c *Cluster) tell(gateway string, change func(*watcher)) {
 func (c *Cluster) tellAll(change func(*watcher)) {
 	for w := range c.watchers {
 		change(w)
+	}
+	c.changed.Broadcast()
+}
+
+// TellOwned tells each gateway what streams to it, as a leader does now and then.
+func (c *Cluster) TellOwned() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for w := range c.watchers {
+		for id, r := range c.runs {
+			if r.gateway == w.gateway && !r.done {
+				w.owned = append(w.owned, id)
+			}
+		}
 	}
 	c.changed.Broadcast()
 }
@@ -317,7 +332,7 @@ func (n *node) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.
 	for {
 		c.mu.Lock()
 		news := func() bool {
-			return w.changed || w.endings < len(c.endings) || len(w.ended)+len(w.lost)+len(w.adopted) > 0
+			return w.changed || w.endings < len(c.endings) || len(w.ended)+len(w.lost)+len(w.adopted)+len(w.owned) > 0
 		}
 		for !c.closed && ctx.Err() == nil && c.leader == n.place && !(news() && !c.mute[nodeID(n.place)]) {
 			c.changed.Wait()
@@ -330,8 +345,8 @@ func (n *node) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.
 			c.mu.Unlock()
 			return n.leads(ctx, stream.SetTrailer)
 		}
-		resp := &pb.WatchResponse{Workers: slices.Clone(c.workers), Ended: append(w.ended, c.endings[w.endings:]...), Lost: w.lost, Adopted: w.adopted}
-		w.changed, w.endings, w.ended, w.lost, w.adopted = false, len(c.endings), nil, nil, nil
+		resp := &pb.WatchResponse{Workers: slices.Clone(c.workers), Ended: append(w.ended, c.endings[w.endings:]...), Lost: w.lost, Adopted: w.adopted, Owned: w.owned}
+		w.changed, w.endings, w.ended, w.lost, w.adopted, w.owned = false, len(c.endings), nil, nil, nil, nil
 		c.mu.Unlock()
 		if err := stream.Send(resp); err != nil {
 			return err

@@ -886,7 +886,10 @@ type WatchResponse struct {
 	// more unless the gateway has it already; it answers with Recall.
 	Lost []*Lost `protobuf:"bytes,3,rep,name=lost,proto3" json:"lost,omitempty"`
 	// Requests that another gateway has adopted.
-	Adopted       []string `protobuf:"bytes,4,rep,name=adopted,proto3" json:"adopted,omitempty"`
+	Adopted []string `protobuf:"bytes,4,rep,name=adopted,proto3" json:"adopted,omitempty"`
+	// Requests that stream to this gateway, said now and then: it aborts those that nobody reads there any
+	// more. So an abort that was lost is made up for, and what an earlier process left behind ends.
+	Owned         []string `protobuf:"bytes,5,rep,name=owned,proto3" json:"owned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -945,6 +948,13 @@ func (x *WatchResponse) GetLost() []*Lost {
 func (x *WatchResponse) GetAdopted() []string {
 	if x != nil {
 		return x.Adopted
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetOwned() []string {
+	if x != nil {
+		return x.Owned
 	}
 	return nil
 }
@@ -3690,12 +3700,13 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x06blocks\x18\x02 \x01(\x05R\x06blocks\":\n" +
 	"\fGatewayModel\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\tR\x06digest\"\xa4\x01\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"\xba\x01\n" +
 	"\rWatchResponse\x12.\n" +
 	"\aworkers\x18\x01 \x03(\v2\x14.quire.v1.WorkerInfoR\aworkers\x12%\n" +
 	"\x05ended\x18\x02 \x03(\v2\x0f.quire.v1.EndedR\x05ended\x12\"\n" +
 	"\x04lost\x18\x03 \x03(\v2\x0e.quire.v1.LostR\x04lost\x12\x18\n" +
-	"\aadopted\x18\x04 \x03(\tR\aadopted\"O\n" +
+	"\aadopted\x18\x04 \x03(\tR\aadopted\x12\x14\n" +
+	"\x05owned\x18\x05 \x03(\tR\x05owned\"O\n" +
 	"\x04Lost\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +

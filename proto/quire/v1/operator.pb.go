@@ -84,7 +84,450 @@ func (x ExplainResponse_Phase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ExplainResponse_Phase.Descriptor instead.
 func (ExplainResponse_Phase) EnumDescriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{26, 0}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{32, 0}
+}
+
+// RequestFilter names requests by what is the same of all; what is empty is any.
+type RequestFilter struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Tenant    *string                `protobuf:"bytes,1,opt,name=tenant,proto3,oneof" json:"tenant,omitempty"`
+	Model     string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	GatewayId string                 `protobuf:"bytes,3,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	WorkerId  string                 `protobuf:"bytes,4,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	Phase     ExplainResponse_Phase  `protobuf:"varint,5,opt,name=phase,proto3,enum=quire.v1.ExplainResponse_Phase" json:"phase,omitempty"`
+	// Since it was admitted, at least.
+	AgeMs int64 `protobuf:"varint,6,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	// Only those whose gateway is away.
+	Unwatched     bool `protobuf:"varint,7,opt,name=unwatched,proto3" json:"unwatched,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestFilter) Reset() {
+	*x = RequestFilter{}
+	mi := &file_quire_v1_operator_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestFilter) ProtoMessage() {}
+
+func (x *RequestFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestFilter.ProtoReflect.Descriptor instead.
+func (*RequestFilter) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *RequestFilter) GetTenant() string {
+	if x != nil && x.Tenant != nil {
+		return *x.Tenant
+	}
+	return ""
+}
+
+func (x *RequestFilter) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *RequestFilter) GetGatewayId() string {
+	if x != nil {
+		return x.GatewayId
+	}
+	return ""
+}
+
+func (x *RequestFilter) GetWorkerId() string {
+	if x != nil {
+		return x.WorkerId
+	}
+	return ""
+}
+
+func (x *RequestFilter) GetPhase() ExplainResponse_Phase {
+	if x != nil {
+		return x.Phase
+	}
+	return ExplainResponse_PHASE_UNSPECIFIED
+}
+
+func (x *RequestFilter) GetAgeMs() int64 {
+	if x != nil {
+		return x.AgeMs
+	}
+	return 0
+}
+
+func (x *RequestFilter) GetUnwatched() bool {
+	if x != nil {
+		return x.Unwatched
+	}
+	return false
+}
+
+type ListRequestsRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Filter *RequestFilter         `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// The page begins behind this id.
+	After string `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	// 1 to 1,000; 0 is 100.
+	Limit         int32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRequestsRequest) Reset() {
+	*x = ListRequestsRequest{}
+	mi := &file_quire_v1_operator_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRequestsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRequestsRequest) ProtoMessage() {}
+
+func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
+func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ListRequestsRequest) GetFilter() *RequestFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *ListRequestsRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *ListRequestsRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListRequestsResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Requests []*RequestStatus       `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
+	// There are more behind the last one.
+	More          bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRequestsResponse) Reset() {
+	*x = ListRequestsResponse{}
+	mi := &file_quire_v1_operator_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRequestsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRequestsResponse) ProtoMessage() {}
+
+func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
+func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ListRequestsResponse) GetRequests() []*RequestStatus {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+func (x *ListRequestsResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+type RequestStatus struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Tenant    string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Model     string                 `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
+	GatewayId string                 `protobuf:"bytes,4,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	// Its gateway is there.
+	Watched bool `protobuf:"varint,5,opt,name=watched,proto3" json:"watched,omitempty"`
+	// Empty while it waits.
+	WorkerId      string                `protobuf:"bytes,6,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	Phase         ExplainResponse_Phase `protobuf:"varint,7,opt,name=phase,proto3,enum=quire.v1.ExplainResponse_Phase" json:"phase,omitempty"`
+	AgeMs         int64                 `protobuf:"varint,8,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	PromptTokens  int32                 `protobuf:"varint,9,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
+	OutputTokens  int64                 `protobuf:"varint,10,opt,name=output_tokens,json=outputTokens,proto3" json:"output_tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestStatus) Reset() {
+	*x = RequestStatus{}
+	mi := &file_quire_v1_operator_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestStatus) ProtoMessage() {}
+
+func (x *RequestStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestStatus.ProtoReflect.Descriptor instead.
+func (*RequestStatus) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RequestStatus) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RequestStatus) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *RequestStatus) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *RequestStatus) GetGatewayId() string {
+	if x != nil {
+		return x.GatewayId
+	}
+	return ""
+}
+
+func (x *RequestStatus) GetWatched() bool {
+	if x != nil {
+		return x.Watched
+	}
+	return false
+}
+
+func (x *RequestStatus) GetWorkerId() string {
+	if x != nil {
+		return x.WorkerId
+	}
+	return ""
+}
+
+func (x *RequestStatus) GetPhase() ExplainResponse_Phase {
+	if x != nil {
+		return x.Phase
+	}
+	return ExplainResponse_PHASE_UNSPECIFIED
+}
+
+func (x *RequestStatus) GetAgeMs() int64 {
+	if x != nil {
+		return x.AgeMs
+	}
+	return 0
+}
+
+func (x *RequestStatus) GetPromptTokens() int32 {
+	if x != nil {
+		return x.PromptTokens
+	}
+	return 0
+}
+
+func (x *RequestStatus) GetOutputTokens() int64 {
+	if x != nil {
+		return x.OutputTokens
+	}
+	return 0
+}
+
+// AbortRequestsRequest names requests by their ids, at most 1,000, or by a filter that says something.
+type AbortRequestsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestIds    []string               `protobuf:"bytes,1,rep,name=request_ids,json=requestIds,proto3" json:"request_ids,omitempty"`
+	Filter        *RequestFilter         `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortRequestsRequest) Reset() {
+	*x = AbortRequestsRequest{}
+	mi := &file_quire_v1_operator_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortRequestsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortRequestsRequest) ProtoMessage() {}
+
+func (x *AbortRequestsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortRequestsRequest.ProtoReflect.Descriptor instead.
+func (*AbortRequestsRequest) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AbortRequestsRequest) GetRequestIds() []string {
+	if x != nil {
+		return x.RequestIds
+	}
+	return nil
+}
+
+func (x *AbortRequestsRequest) GetFilter() *RequestFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *AbortRequestsRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type AbortRequestsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 1,000 in a call.
+	RequestIds []string `protobuf:"bytes,1,rep,name=request_ids,json=requestIds,proto3" json:"request_ids,omitempty"`
+	// The filter names more.
+	More          bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortRequestsResponse) Reset() {
+	*x = AbortRequestsResponse{}
+	mi := &file_quire_v1_operator_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortRequestsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortRequestsResponse) ProtoMessage() {}
+
+func (x *AbortRequestsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortRequestsResponse.ProtoReflect.Descriptor instead.
+func (*AbortRequestsResponse) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AbortRequestsResponse) GetRequestIds() []string {
+	if x != nil {
+		return x.RequestIds
+	}
+	return nil
+}
+
+func (x *AbortRequestsResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 type ListBindingsRequest struct {
@@ -95,7 +538,7 @@ type ListBindingsRequest struct {
 
 func (x *ListBindingsRequest) Reset() {
 	*x = ListBindingsRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[0]
+	mi := &file_quire_v1_operator_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -107,7 +550,7 @@ func (x *ListBindingsRequest) String() string {
 func (*ListBindingsRequest) ProtoMessage() {}
 
 func (x *ListBindingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[0]
+	mi := &file_quire_v1_operator_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -120,7 +563,7 @@ func (x *ListBindingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBindingsRequest.ProtoReflect.Descriptor instead.
 func (*ListBindingsRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{0}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{6}
 }
 
 type ListBindingsResponse struct {
@@ -133,7 +576,7 @@ type ListBindingsResponse struct {
 
 func (x *ListBindingsResponse) Reset() {
 	*x = ListBindingsResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[1]
+	mi := &file_quire_v1_operator_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -145,7 +588,7 @@ func (x *ListBindingsResponse) String() string {
 func (*ListBindingsResponse) ProtoMessage() {}
 
 func (x *ListBindingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[1]
+	mi := &file_quire_v1_operator_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -158,7 +601,7 @@ func (x *ListBindingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBindingsResponse.ProtoReflect.Descriptor instead.
 func (*ListBindingsResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{1}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListBindingsResponse) GetBindings() []*Binding {
@@ -184,7 +627,7 @@ type Binding struct {
 
 func (x *Binding) Reset() {
 	*x = Binding{}
-	mi := &file_quire_v1_operator_proto_msgTypes[2]
+	mi := &file_quire_v1_operator_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -196,7 +639,7 @@ func (x *Binding) String() string {
 func (*Binding) ProtoMessage() {}
 
 func (x *Binding) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[2]
+	mi := &file_quire_v1_operator_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -209,7 +652,7 @@ func (x *Binding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Binding.ProtoReflect.Descriptor instead.
 func (*Binding) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{2}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Binding) GetModel() *ModelIdentity {
@@ -256,7 +699,7 @@ type BindModelRequest struct {
 
 func (x *BindModelRequest) Reset() {
 	*x = BindModelRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[3]
+	mi := &file_quire_v1_operator_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -268,7 +711,7 @@ func (x *BindModelRequest) String() string {
 func (*BindModelRequest) ProtoMessage() {}
 
 func (x *BindModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[3]
+	mi := &file_quire_v1_operator_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -281,7 +724,7 @@ func (x *BindModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BindModelRequest.ProtoReflect.Descriptor instead.
 func (*BindModelRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{3}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BindModelRequest) GetModel() *ModelIdentity {
@@ -299,7 +742,7 @@ type BindModelResponse struct {
 
 func (x *BindModelResponse) Reset() {
 	*x = BindModelResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[4]
+	mi := &file_quire_v1_operator_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -311,7 +754,7 @@ func (x *BindModelResponse) String() string {
 func (*BindModelResponse) ProtoMessage() {}
 
 func (x *BindModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[4]
+	mi := &file_quire_v1_operator_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -324,7 +767,7 @@ func (x *BindModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BindModelResponse.ProtoReflect.Descriptor instead.
 func (*BindModelResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{4}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{10}
 }
 
 type ReleaseModelRequest struct {
@@ -336,7 +779,7 @@ type ReleaseModelRequest struct {
 
 func (x *ReleaseModelRequest) Reset() {
 	*x = ReleaseModelRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[5]
+	mi := &file_quire_v1_operator_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -348,7 +791,7 @@ func (x *ReleaseModelRequest) String() string {
 func (*ReleaseModelRequest) ProtoMessage() {}
 
 func (x *ReleaseModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[5]
+	mi := &file_quire_v1_operator_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -361,7 +804,7 @@ func (x *ReleaseModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseModelRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseModelRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{5}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReleaseModelRequest) GetName() string {
@@ -379,7 +822,7 @@ type ReleaseModelResponse struct {
 
 func (x *ReleaseModelResponse) Reset() {
 	*x = ReleaseModelResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[6]
+	mi := &file_quire_v1_operator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -391,7 +834,7 @@ func (x *ReleaseModelResponse) String() string {
 func (*ReleaseModelResponse) ProtoMessage() {}
 
 func (x *ReleaseModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[6]
+	mi := &file_quire_v1_operator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -404,7 +847,7 @@ func (x *ReleaseModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseModelResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseModelResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{6}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{12}
 }
 
 type ListWorkersRequest struct {
@@ -415,7 +858,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[7]
+	mi := &file_quire_v1_operator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -427,7 +870,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[7]
+	mi := &file_quire_v1_operator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -440,7 +883,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{7}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{13}
 }
 
 type ListWorkersResponse struct {
@@ -456,7 +899,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[8]
+	mi := &file_quire_v1_operator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +911,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[8]
+	mi := &file_quire_v1_operator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +924,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{8}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListWorkersResponse) GetPools() []*Pool {
@@ -524,7 +967,7 @@ type WorkerStatus struct {
 
 func (x *WorkerStatus) Reset() {
 	*x = WorkerStatus{}
-	mi := &file_quire_v1_operator_proto_msgTypes[9]
+	mi := &file_quire_v1_operator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -536,7 +979,7 @@ func (x *WorkerStatus) String() string {
 func (*WorkerStatus) ProtoMessage() {}
 
 func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[9]
+	mi := &file_quire_v1_operator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -549,7 +992,7 @@ func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStatus.ProtoReflect.Descriptor instead.
 func (*WorkerStatus) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{9}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WorkerStatus) GetWorker() *WorkerInfo {
@@ -645,7 +1088,7 @@ type CreatePoolRequest struct {
 
 func (x *CreatePoolRequest) Reset() {
 	*x = CreatePoolRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[10]
+	mi := &file_quire_v1_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +1100,7 @@ func (x *CreatePoolRequest) String() string {
 func (*CreatePoolRequest) ProtoMessage() {}
 
 func (x *CreatePoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[10]
+	mi := &file_quire_v1_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +1113,7 @@ func (x *CreatePoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePoolRequest.ProtoReflect.Descriptor instead.
 func (*CreatePoolRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{10}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreatePoolRequest) GetPool() *Pool {
@@ -688,7 +1131,7 @@ type CreatePoolResponse struct {
 
 func (x *CreatePoolResponse) Reset() {
 	*x = CreatePoolResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[11]
+	mi := &file_quire_v1_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +1143,7 @@ func (x *CreatePoolResponse) String() string {
 func (*CreatePoolResponse) ProtoMessage() {}
 
 func (x *CreatePoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[11]
+	mi := &file_quire_v1_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +1156,7 @@ func (x *CreatePoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePoolResponse.ProtoReflect.Descriptor instead.
 func (*CreatePoolResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{11}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{17}
 }
 
 type RemovePoolRequest struct {
@@ -725,7 +1168,7 @@ type RemovePoolRequest struct {
 
 func (x *RemovePoolRequest) Reset() {
 	*x = RemovePoolRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[12]
+	mi := &file_quire_v1_operator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +1180,7 @@ func (x *RemovePoolRequest) String() string {
 func (*RemovePoolRequest) ProtoMessage() {}
 
 func (x *RemovePoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[12]
+	mi := &file_quire_v1_operator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +1193,7 @@ func (x *RemovePoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePoolRequest.ProtoReflect.Descriptor instead.
 func (*RemovePoolRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{12}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RemovePoolRequest) GetName() string {
@@ -768,7 +1211,7 @@ type RemovePoolResponse struct {
 
 func (x *RemovePoolResponse) Reset() {
 	*x = RemovePoolResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[13]
+	mi := &file_quire_v1_operator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +1223,7 @@ func (x *RemovePoolResponse) String() string {
 func (*RemovePoolResponse) ProtoMessage() {}
 
 func (x *RemovePoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[13]
+	mi := &file_quire_v1_operator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +1236,7 @@ func (x *RemovePoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePoolResponse.ProtoReflect.Descriptor instead.
 func (*RemovePoolResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{13}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{19}
 }
 
 // CordonRequest names a worker or a pool.
@@ -808,7 +1251,7 @@ type CordonRequest struct {
 
 func (x *CordonRequest) Reset() {
 	*x = CordonRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[14]
+	mi := &file_quire_v1_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +1263,7 @@ func (x *CordonRequest) String() string {
 func (*CordonRequest) ProtoMessage() {}
 
 func (x *CordonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[14]
+	mi := &file_quire_v1_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +1276,7 @@ func (x *CordonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonRequest.ProtoReflect.Descriptor instead.
 func (*CordonRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{14}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CordonRequest) GetWorkerId() string {
@@ -865,7 +1308,7 @@ type CordonResponse struct {
 
 func (x *CordonResponse) Reset() {
 	*x = CordonResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[15]
+	mi := &file_quire_v1_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +1320,7 @@ func (x *CordonResponse) String() string {
 func (*CordonResponse) ProtoMessage() {}
 
 func (x *CordonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[15]
+	mi := &file_quire_v1_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +1333,7 @@ func (x *CordonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonResponse.ProtoReflect.Descriptor instead.
 func (*CordonResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{15}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{21}
 }
 
 // DrainRequest names a worker or a pool.
@@ -906,7 +1349,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[16]
+	mi := &file_quire_v1_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1361,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[16]
+	mi := &file_quire_v1_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1374,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{16}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DrainRequest) GetWorkerId() string {
@@ -966,7 +1409,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[17]
+	mi := &file_quire_v1_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1421,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[17]
+	mi := &file_quire_v1_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1434,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{17}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DrainResponse) GetWorkers() int32 {
@@ -1017,7 +1460,7 @@ type SetTenantRequest struct {
 
 func (x *SetTenantRequest) Reset() {
 	*x = SetTenantRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[18]
+	mi := &file_quire_v1_operator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1029,7 +1472,7 @@ func (x *SetTenantRequest) String() string {
 func (*SetTenantRequest) ProtoMessage() {}
 
 func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[18]
+	mi := &file_quire_v1_operator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1042,7 +1485,7 @@ func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTenantRequest.ProtoReflect.Descriptor instead.
 func (*SetTenantRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{18}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetTenantRequest) GetTenant() *Tenant {
@@ -1060,7 +1503,7 @@ type SetTenantResponse struct {
 
 func (x *SetTenantResponse) Reset() {
 	*x = SetTenantResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[19]
+	mi := &file_quire_v1_operator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1515,7 @@ func (x *SetTenantResponse) String() string {
 func (*SetTenantResponse) ProtoMessage() {}
 
 func (x *SetTenantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[19]
+	mi := &file_quire_v1_operator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1528,7 @@ func (x *SetTenantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTenantResponse.ProtoReflect.Descriptor instead.
 func (*SetTenantResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{19}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{25}
 }
 
 type RemoveTenantRequest struct {
@@ -1097,7 +1540,7 @@ type RemoveTenantRequest struct {
 
 func (x *RemoveTenantRequest) Reset() {
 	*x = RemoveTenantRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[20]
+	mi := &file_quire_v1_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1552,7 @@ func (x *RemoveTenantRequest) String() string {
 func (*RemoveTenantRequest) ProtoMessage() {}
 
 func (x *RemoveTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[20]
+	mi := &file_quire_v1_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1565,7 @@ func (x *RemoveTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTenantRequest.ProtoReflect.Descriptor instead.
 func (*RemoveTenantRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{20}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RemoveTenantRequest) GetName() string {
@@ -1141,7 +1584,7 @@ type RemoveTenantResponse struct {
 
 func (x *RemoveTenantResponse) Reset() {
 	*x = RemoveTenantResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[21]
+	mi := &file_quire_v1_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +1596,7 @@ func (x *RemoveTenantResponse) String() string {
 func (*RemoveTenantResponse) ProtoMessage() {}
 
 func (x *RemoveTenantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[21]
+	mi := &file_quire_v1_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +1609,7 @@ func (x *RemoveTenantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTenantResponse.ProtoReflect.Descriptor instead.
 func (*RemoveTenantResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{21}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RemoveTenantResponse) GetFound() bool {
@@ -1187,7 +1630,7 @@ type ListTenantsRequest struct {
 
 func (x *ListTenantsRequest) Reset() {
 	*x = ListTenantsRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[22]
+	mi := &file_quire_v1_operator_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1642,7 @@ func (x *ListTenantsRequest) String() string {
 func (*ListTenantsRequest) ProtoMessage() {}
 
 func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[22]
+	mi := &file_quire_v1_operator_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1655,7 @@ func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsRequest.ProtoReflect.Descriptor instead.
 func (*ListTenantsRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{22}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListTenantsRequest) GetStale() bool {
@@ -1231,7 +1674,7 @@ type ListTenantsResponse struct {
 
 func (x *ListTenantsResponse) Reset() {
 	*x = ListTenantsResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[23]
+	mi := &file_quire_v1_operator_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1686,7 @@ func (x *ListTenantsResponse) String() string {
 func (*ListTenantsResponse) ProtoMessage() {}
 
 func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[23]
+	mi := &file_quire_v1_operator_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1699,7 @@ func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsResponse.ProtoReflect.Descriptor instead.
 func (*ListTenantsResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{23}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListTenantsResponse) GetTenants() []*TenantStatus {
@@ -1283,7 +1726,7 @@ type TenantStatus struct {
 
 func (x *TenantStatus) Reset() {
 	*x = TenantStatus{}
-	mi := &file_quire_v1_operator_proto_msgTypes[24]
+	mi := &file_quire_v1_operator_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1295,7 +1738,7 @@ func (x *TenantStatus) String() string {
 func (*TenantStatus) ProtoMessage() {}
 
 func (x *TenantStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[24]
+	mi := &file_quire_v1_operator_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1308,7 +1751,7 @@ func (x *TenantStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantStatus.ProtoReflect.Descriptor instead.
 func (*TenantStatus) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{24}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TenantStatus) GetTenant() *Tenant {
@@ -1355,7 +1798,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[25]
+	mi := &file_quire_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1367,7 +1810,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[25]
+	mi := &file_quire_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1380,7 +1823,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{25}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ExplainRequest) GetRequestId() string {
@@ -1417,7 +1860,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[26]
+	mi := &file_quire_v1_operator_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1872,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[26]
+	mi := &file_quire_v1_operator_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1885,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{26}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExplainResponse) GetPhase() ExplainResponse_Phase {
@@ -1566,7 +2009,7 @@ type Waiting struct {
 
 func (x *Waiting) Reset() {
 	*x = Waiting{}
-	mi := &file_quire_v1_operator_proto_msgTypes[27]
+	mi := &file_quire_v1_operator_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1578,7 +2021,7 @@ func (x *Waiting) String() string {
 func (*Waiting) ProtoMessage() {}
 
 func (x *Waiting) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[27]
+	mi := &file_quire_v1_operator_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1591,7 +2034,7 @@ func (x *Waiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiting.ProtoReflect.Descriptor instead.
 func (*Waiting) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{27}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Waiting) GetPolicy() string {
@@ -1717,7 +2160,7 @@ type WorkerScore struct {
 
 func (x *WorkerScore) Reset() {
 	*x = WorkerScore{}
-	mi := &file_quire_v1_operator_proto_msgTypes[28]
+	mi := &file_quire_v1_operator_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1729,7 +2172,7 @@ func (x *WorkerScore) String() string {
 func (*WorkerScore) ProtoMessage() {}
 
 func (x *WorkerScore) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[28]
+	mi := &file_quire_v1_operator_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1742,7 +2185,7 @@ func (x *WorkerScore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerScore.ProtoReflect.Descriptor instead.
 func (*WorkerScore) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{28}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WorkerScore) GetWorkerId() string {
@@ -1865,7 +2308,7 @@ type SummaryRequest struct {
 
 func (x *SummaryRequest) Reset() {
 	*x = SummaryRequest{}
-	mi := &file_quire_v1_operator_proto_msgTypes[29]
+	mi := &file_quire_v1_operator_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +2320,7 @@ func (x *SummaryRequest) String() string {
 func (*SummaryRequest) ProtoMessage() {}
 
 func (x *SummaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[29]
+	mi := &file_quire_v1_operator_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1890,7 +2333,7 @@ func (x *SummaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SummaryRequest.ProtoReflect.Descriptor instead.
 func (*SummaryRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{29}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{35}
 }
 
 type SummaryResponse struct {
@@ -1915,7 +2358,7 @@ type SummaryResponse struct {
 
 func (x *SummaryResponse) Reset() {
 	*x = SummaryResponse{}
-	mi := &file_quire_v1_operator_proto_msgTypes[30]
+	mi := &file_quire_v1_operator_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1927,7 +2370,7 @@ func (x *SummaryResponse) String() string {
 func (*SummaryResponse) ProtoMessage() {}
 
 func (x *SummaryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[30]
+	mi := &file_quire_v1_operator_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1940,7 +2383,7 @@ func (x *SummaryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SummaryResponse.ProtoReflect.Descriptor instead.
 func (*SummaryResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{30}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SummaryResponse) GetAll() *QueueCount {
@@ -2025,7 +2468,7 @@ type QueueCount struct {
 
 func (x *QueueCount) Reset() {
 	*x = QueueCount{}
-	mi := &file_quire_v1_operator_proto_msgTypes[31]
+	mi := &file_quire_v1_operator_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2037,7 +2480,7 @@ func (x *QueueCount) String() string {
 func (*QueueCount) ProtoMessage() {}
 
 func (x *QueueCount) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[31]
+	mi := &file_quire_v1_operator_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2050,7 +2493,7 @@ func (x *QueueCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueCount.ProtoReflect.Descriptor instead.
 func (*QueueCount) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{31}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *QueueCount) GetName() string {
@@ -2085,7 +2528,46 @@ var File_quire_v1_operator_proto protoreflect.FileDescriptor
 
 const file_quire_v1_operator_proto_rawDesc = "" +
 	"\n" +
-	"\x17quire/v1/operator.proto\x12\bquire.v1\x1a\x16quire/v1/control.proto\x1a\x18quire/v1/inference.proto\x1a\x12quire/v1/log.proto\"\x15\n" +
+	"\x17quire/v1/operator.proto\x12\bquire.v1\x1a\x16quire/v1/control.proto\x1a\x18quire/v1/inference.proto\x1a\x12quire/v1/log.proto\"\xf5\x01\n" +
+	"\rRequestFilter\x12\x1b\n" +
+	"\x06tenant\x18\x01 \x01(\tH\x00R\x06tenant\x88\x01\x01\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12\x1d\n" +
+	"\n" +
+	"gateway_id\x18\x03 \x01(\tR\tgatewayId\x12\x1b\n" +
+	"\tworker_id\x18\x04 \x01(\tR\bworkerId\x125\n" +
+	"\x05phase\x18\x05 \x01(\x0e2\x1f.quire.v1.ExplainResponse.PhaseR\x05phase\x12\x15\n" +
+	"\x06age_ms\x18\x06 \x01(\x03R\x05ageMs\x12\x1c\n" +
+	"\tunwatched\x18\a \x01(\bR\tunwatchedB\t\n" +
+	"\a_tenant\"r\n" +
+	"\x13ListRequestsRequest\x12/\n" +
+	"\x06filter\x18\x01 \x01(\v2\x17.quire.v1.RequestFilterR\x06filter\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\x05R\x05limit\"_\n" +
+	"\x14ListRequestsResponse\x123\n" +
+	"\brequests\x18\x01 \x03(\v2\x17.quire.v1.RequestStatusR\brequests\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"\xbb\x02\n" +
+	"\rRequestStatus\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
+	"\x05model\x18\x03 \x01(\tR\x05model\x12\x1d\n" +
+	"\n" +
+	"gateway_id\x18\x04 \x01(\tR\tgatewayId\x12\x18\n" +
+	"\awatched\x18\x05 \x01(\bR\awatched\x12\x1b\n" +
+	"\tworker_id\x18\x06 \x01(\tR\bworkerId\x125\n" +
+	"\x05phase\x18\a \x01(\x0e2\x1f.quire.v1.ExplainResponse.PhaseR\x05phase\x12\x15\n" +
+	"\x06age_ms\x18\b \x01(\x03R\x05ageMs\x12#\n" +
+	"\rprompt_tokens\x18\t \x01(\x05R\fpromptTokens\x12#\n" +
+	"\routput_tokens\x18\n" +
+	" \x01(\x03R\foutputTokens\"\x80\x01\n" +
+	"\x14AbortRequestsRequest\x12\x1f\n" +
+	"\vrequest_ids\x18\x01 \x03(\tR\n" +
+	"requestIds\x12/\n" +
+	"\x06filter\x18\x02 \x01(\v2\x17.quire.v1.RequestFilterR\x06filter\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"L\n" +
+	"\x15AbortRequestsResponse\x12\x1f\n" +
+	"\vrequest_ids\x18\x01 \x03(\tR\n" +
+	"requestIds\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"\x15\n" +
 	"\x13ListBindingsRequest\"E\n" +
 	"\x14ListBindingsResponse\x12-\n" +
 	"\bbindings\x18\x01 \x03(\v2\x11.quire.v1.BindingR\bbindings\"\xae\x01\n" +
@@ -2241,7 +2723,7 @@ const file_quire_v1_operator_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\x03R\brequests\x12#\n" +
 	"\rprompt_tokens\x18\x03 \x01(\x03R\fpromptTokens\x12$\n" +
-	"\x0eoldest_wait_ms\x18\x04 \x01(\x03R\foldestWaitMs2\xa4\a\n" +
+	"\x0eoldest_wait_ms\x18\x04 \x01(\x03R\foldestWaitMs2\xc5\b\n" +
 	"\bOperator\x12D\n" +
 	"\tSetTenant\x12\x1a.quire.v1.SetTenantRequest\x1a\x1b.quire.v1.SetTenantResponse\x12M\n" +
 	"\fRemoveTenant\x12\x1d.quire.v1.RemoveTenantRequest\x1a\x1e.quire.v1.RemoveTenantResponse\x12J\n" +
@@ -2256,7 +2738,9 @@ const file_quire_v1_operator_proto_rawDesc = "" +
 	"\x06Cordon\x12\x17.quire.v1.CordonRequest\x1a\x18.quire.v1.CordonResponse\x12M\n" +
 	"\fListBindings\x12\x1d.quire.v1.ListBindingsRequest\x1a\x1e.quire.v1.ListBindingsResponse\x12D\n" +
 	"\tBindModel\x12\x1a.quire.v1.BindModelRequest\x1a\x1b.quire.v1.BindModelResponse\x12M\n" +
-	"\fReleaseModel\x12\x1d.quire.v1.ReleaseModelRequest\x1a\x1e.quire.v1.ReleaseModelResponse\x128\n" +
+	"\fReleaseModel\x12\x1d.quire.v1.ReleaseModelRequest\x1a\x1e.quire.v1.ReleaseModelResponse\x12M\n" +
+	"\fListRequests\x12\x1d.quire.v1.ListRequestsRequest\x1a\x1e.quire.v1.ListRequestsResponse\x12P\n" +
+	"\rAbortRequests\x12\x1e.quire.v1.AbortRequestsRequest\x1a\x1f.quire.v1.AbortRequestsResponse\x128\n" +
 	"\x05Drain\x12\x16.quire.v1.DrainRequest\x1a\x17.quire.v1.DrainResponseB5Z3github.com/quire-serve/quire/proto/quire/v1;quirev1b\x06proto3"
 
 var (
@@ -2272,97 +2756,112 @@ func file_quire_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quire_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_quire_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_quire_v1_operator_proto_goTypes = []any{
-	(ExplainResponse_Phase)(0),   // 0: quire.v1.ExplainResponse.Phase
-	(*ListBindingsRequest)(nil),  // 1: quire.v1.ListBindingsRequest
-	(*ListBindingsResponse)(nil), // 2: quire.v1.ListBindingsResponse
-	(*Binding)(nil),              // 3: quire.v1.Binding
-	(*BindModelRequest)(nil),     // 4: quire.v1.BindModelRequest
-	(*BindModelResponse)(nil),    // 5: quire.v1.BindModelResponse
-	(*ReleaseModelRequest)(nil),  // 6: quire.v1.ReleaseModelRequest
-	(*ReleaseModelResponse)(nil), // 7: quire.v1.ReleaseModelResponse
-	(*ListWorkersRequest)(nil),   // 8: quire.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),  // 9: quire.v1.ListWorkersResponse
-	(*WorkerStatus)(nil),         // 10: quire.v1.WorkerStatus
-	(*CreatePoolRequest)(nil),    // 11: quire.v1.CreatePoolRequest
-	(*CreatePoolResponse)(nil),   // 12: quire.v1.CreatePoolResponse
-	(*RemovePoolRequest)(nil),    // 13: quire.v1.RemovePoolRequest
-	(*RemovePoolResponse)(nil),   // 14: quire.v1.RemovePoolResponse
-	(*CordonRequest)(nil),        // 15: quire.v1.CordonRequest
-	(*CordonResponse)(nil),       // 16: quire.v1.CordonResponse
-	(*DrainRequest)(nil),         // 17: quire.v1.DrainRequest
-	(*DrainResponse)(nil),        // 18: quire.v1.DrainResponse
-	(*SetTenantRequest)(nil),     // 19: quire.v1.SetTenantRequest
-	(*SetTenantResponse)(nil),    // 20: quire.v1.SetTenantResponse
-	(*RemoveTenantRequest)(nil),  // 21: quire.v1.RemoveTenantRequest
-	(*RemoveTenantResponse)(nil), // 22: quire.v1.RemoveTenantResponse
-	(*ListTenantsRequest)(nil),   // 23: quire.v1.ListTenantsRequest
-	(*ListTenantsResponse)(nil),  // 24: quire.v1.ListTenantsResponse
-	(*TenantStatus)(nil),         // 25: quire.v1.TenantStatus
-	(*ExplainRequest)(nil),       // 26: quire.v1.ExplainRequest
-	(*ExplainResponse)(nil),      // 27: quire.v1.ExplainResponse
-	(*Waiting)(nil),              // 28: quire.v1.Waiting
-	(*WorkerScore)(nil),          // 29: quire.v1.WorkerScore
-	(*SummaryRequest)(nil),       // 30: quire.v1.SummaryRequest
-	(*SummaryResponse)(nil),      // 31: quire.v1.SummaryResponse
-	(*QueueCount)(nil),           // 32: quire.v1.QueueCount
-	(*ModelIdentity)(nil),        // 33: quire.v1.ModelIdentity
-	(*Pool)(nil),                 // 34: quire.v1.Pool
-	(*WorkerInfo)(nil),           // 35: quire.v1.WorkerInfo
-	(*Tenant)(nil),               // 36: quire.v1.Tenant
-	(FinishReason)(0),            // 37: quire.v1.FinishReason
+	(ExplainResponse_Phase)(0),    // 0: quire.v1.ExplainResponse.Phase
+	(*RequestFilter)(nil),         // 1: quire.v1.RequestFilter
+	(*ListRequestsRequest)(nil),   // 2: quire.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),  // 3: quire.v1.ListRequestsResponse
+	(*RequestStatus)(nil),         // 4: quire.v1.RequestStatus
+	(*AbortRequestsRequest)(nil),  // 5: quire.v1.AbortRequestsRequest
+	(*AbortRequestsResponse)(nil), // 6: quire.v1.AbortRequestsResponse
+	(*ListBindingsRequest)(nil),   // 7: quire.v1.ListBindingsRequest
+	(*ListBindingsResponse)(nil),  // 8: quire.v1.ListBindingsResponse
+	(*Binding)(nil),               // 9: quire.v1.Binding
+	(*BindModelRequest)(nil),      // 10: quire.v1.BindModelRequest
+	(*BindModelResponse)(nil),     // 11: quire.v1.BindModelResponse
+	(*ReleaseModelRequest)(nil),   // 12: quire.v1.ReleaseModelRequest
+	(*ReleaseModelResponse)(nil),  // 13: quire.v1.ReleaseModelResponse
+	(*ListWorkersRequest)(nil),    // 14: quire.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),   // 15: quire.v1.ListWorkersResponse
+	(*WorkerStatus)(nil),          // 16: quire.v1.WorkerStatus
+	(*CreatePoolRequest)(nil),     // 17: quire.v1.CreatePoolRequest
+	(*CreatePoolResponse)(nil),    // 18: quire.v1.CreatePoolResponse
+	(*RemovePoolRequest)(nil),     // 19: quire.v1.RemovePoolRequest
+	(*RemovePoolResponse)(nil),    // 20: quire.v1.RemovePoolResponse
+	(*CordonRequest)(nil),         // 21: quire.v1.CordonRequest
+	(*CordonResponse)(nil),        // 22: quire.v1.CordonResponse
+	(*DrainRequest)(nil),          // 23: quire.v1.DrainRequest
+	(*DrainResponse)(nil),         // 24: quire.v1.DrainResponse
+	(*SetTenantRequest)(nil),      // 25: quire.v1.SetTenantRequest
+	(*SetTenantResponse)(nil),     // 26: quire.v1.SetTenantResponse
+	(*RemoveTenantRequest)(nil),   // 27: quire.v1.RemoveTenantRequest
+	(*RemoveTenantResponse)(nil),  // 28: quire.v1.RemoveTenantResponse
+	(*ListTenantsRequest)(nil),    // 29: quire.v1.ListTenantsRequest
+	(*ListTenantsResponse)(nil),   // 30: quire.v1.ListTenantsResponse
+	(*TenantStatus)(nil),          // 31: quire.v1.TenantStatus
+	(*ExplainRequest)(nil),        // 32: quire.v1.ExplainRequest
+	(*ExplainResponse)(nil),       // 33: quire.v1.ExplainResponse
+	(*Waiting)(nil),               // 34: quire.v1.Waiting
+	(*WorkerScore)(nil),           // 35: quire.v1.WorkerScore
+	(*SummaryRequest)(nil),        // 36: quire.v1.SummaryRequest
+	(*SummaryResponse)(nil),       // 37: quire.v1.SummaryResponse
+	(*QueueCount)(nil),            // 38: quire.v1.QueueCount
+	(*ModelIdentity)(nil),         // 39: quire.v1.ModelIdentity
+	(*Pool)(nil),                  // 40: quire.v1.Pool
+	(*WorkerInfo)(nil),            // 41: quire.v1.WorkerInfo
+	(*Tenant)(nil),                // 42: quire.v1.Tenant
+	(FinishReason)(0),             // 43: quire.v1.FinishReason
 }
 var file_quire_v1_operator_proto_depIdxs = []int32{
-	3,  // 0: quire.v1.ListBindingsResponse.bindings:type_name -> quire.v1.Binding
-	33, // 1: quire.v1.Binding.model:type_name -> quire.v1.ModelIdentity
-	33, // 2: quire.v1.BindModelRequest.model:type_name -> quire.v1.ModelIdentity
-	34, // 3: quire.v1.ListWorkersResponse.pools:type_name -> quire.v1.Pool
-	10, // 4: quire.v1.ListWorkersResponse.workers:type_name -> quire.v1.WorkerStatus
-	35, // 5: quire.v1.WorkerStatus.worker:type_name -> quire.v1.WorkerInfo
-	34, // 6: quire.v1.CreatePoolRequest.pool:type_name -> quire.v1.Pool
-	36, // 7: quire.v1.SetTenantRequest.tenant:type_name -> quire.v1.Tenant
-	25, // 8: quire.v1.ListTenantsResponse.tenants:type_name -> quire.v1.TenantStatus
-	36, // 9: quire.v1.TenantStatus.tenant:type_name -> quire.v1.Tenant
-	0,  // 10: quire.v1.ExplainResponse.phase:type_name -> quire.v1.ExplainResponse.Phase
-	37, // 11: quire.v1.ExplainResponse.finish_reason:type_name -> quire.v1.FinishReason
-	28, // 12: quire.v1.ExplainResponse.waiting:type_name -> quire.v1.Waiting
-	29, // 13: quire.v1.Waiting.workers:type_name -> quire.v1.WorkerScore
-	32, // 14: quire.v1.SummaryResponse.all:type_name -> quire.v1.QueueCount
-	32, // 15: quire.v1.SummaryResponse.tenants:type_name -> quire.v1.QueueCount
-	32, // 16: quire.v1.SummaryResponse.models:type_name -> quire.v1.QueueCount
-	32, // 17: quire.v1.SummaryResponse.blocked:type_name -> quire.v1.QueueCount
-	19, // 18: quire.v1.Operator.SetTenant:input_type -> quire.v1.SetTenantRequest
-	21, // 19: quire.v1.Operator.RemoveTenant:input_type -> quire.v1.RemoveTenantRequest
-	23, // 20: quire.v1.Operator.ListTenants:input_type -> quire.v1.ListTenantsRequest
-	26, // 21: quire.v1.Operator.Explain:input_type -> quire.v1.ExplainRequest
-	30, // 22: quire.v1.Operator.Summary:input_type -> quire.v1.SummaryRequest
-	8,  // 23: quire.v1.Operator.ListWorkers:input_type -> quire.v1.ListWorkersRequest
-	11, // 24: quire.v1.Operator.CreatePool:input_type -> quire.v1.CreatePoolRequest
-	13, // 25: quire.v1.Operator.RemovePool:input_type -> quire.v1.RemovePoolRequest
-	15, // 26: quire.v1.Operator.Cordon:input_type -> quire.v1.CordonRequest
-	1,  // 27: quire.v1.Operator.ListBindings:input_type -> quire.v1.ListBindingsRequest
-	4,  // 28: quire.v1.Operator.BindModel:input_type -> quire.v1.BindModelRequest
-	6,  // 29: quire.v1.Operator.ReleaseModel:input_type -> quire.v1.ReleaseModelRequest
-	17, // 30: quire.v1.Operator.Drain:input_type -> quire.v1.DrainRequest
-	20, // 31: quire.v1.Operator.SetTenant:output_type -> quire.v1.SetTenantResponse
-	22, // 32: quire.v1.Operator.RemoveTenant:output_type -> quire.v1.RemoveTenantResponse
-	24, // 33: quire.v1.Operator.ListTenants:output_type -> quire.v1.ListTenantsResponse
-	27, // 34: quire.v1.Operator.Explain:output_type -> quire.v1.ExplainResponse
-	31, // 35: quire.v1.Operator.Summary:output_type -> quire.v1.SummaryResponse
-	9,  // 36: quire.v1.Operator.ListWorkers:output_type -> quire.v1.ListWorkersResponse
-	12, // 37: quire.v1.Operator.CreatePool:output_type -> quire.v1.CreatePoolResponse
-	14, // 38: quire.v1.Operator.RemovePool:output_type -> quire.v1.RemovePoolResponse
-	16, // 39: quire.v1.Operator.Cordon:output_type -> quire.v1.CordonResponse
-	2,  // 40: quire.v1.Operator.ListBindings:output_type -> quire.v1.ListBindingsResponse
-	5,  // 41: quire.v1.Operator.BindModel:output_type -> quire.v1.BindModelResponse
-	7,  // 42: quire.v1.Operator.ReleaseModel:output_type -> quire.v1.ReleaseModelResponse
-	18, // 43: quire.v1.Operator.Drain:output_type -> quire.v1.DrainResponse
-	31, // [31:44] is the sub-list for method output_type
-	18, // [18:31] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	0,  // 0: quire.v1.RequestFilter.phase:type_name -> quire.v1.ExplainResponse.Phase
+	1,  // 1: quire.v1.ListRequestsRequest.filter:type_name -> quire.v1.RequestFilter
+	4,  // 2: quire.v1.ListRequestsResponse.requests:type_name -> quire.v1.RequestStatus
+	0,  // 3: quire.v1.RequestStatus.phase:type_name -> quire.v1.ExplainResponse.Phase
+	1,  // 4: quire.v1.AbortRequestsRequest.filter:type_name -> quire.v1.RequestFilter
+	9,  // 5: quire.v1.ListBindingsResponse.bindings:type_name -> quire.v1.Binding
+	39, // 6: quire.v1.Binding.model:type_name -> quire.v1.ModelIdentity
+	39, // 7: quire.v1.BindModelRequest.model:type_name -> quire.v1.ModelIdentity
+	40, // 8: quire.v1.ListWorkersResponse.pools:type_name -> quire.v1.Pool
+	16, // 9: quire.v1.ListWorkersResponse.workers:type_name -> quire.v1.WorkerStatus
+	41, // 10: quire.v1.WorkerStatus.worker:type_name -> quire.v1.WorkerInfo
+	40, // 11: quire.v1.CreatePoolRequest.pool:type_name -> quire.v1.Pool
+	42, // 12: quire.v1.SetTenantRequest.tenant:type_name -> quire.v1.Tenant
+	31, // 13: quire.v1.ListTenantsResponse.tenants:type_name -> quire.v1.TenantStatus
+	42, // 14: quire.v1.TenantStatus.tenant:type_name -> quire.v1.Tenant
+	0,  // 15: quire.v1.ExplainResponse.phase:type_name -> quire.v1.ExplainResponse.Phase
+	43, // 16: quire.v1.ExplainResponse.finish_reason:type_name -> quire.v1.FinishReason
+	34, // 17: quire.v1.ExplainResponse.waiting:type_name -> quire.v1.Waiting
+	35, // 18: quire.v1.Waiting.workers:type_name -> quire.v1.WorkerScore
+	38, // 19: quire.v1.SummaryResponse.all:type_name -> quire.v1.QueueCount
+	38, // 20: quire.v1.SummaryResponse.tenants:type_name -> quire.v1.QueueCount
+	38, // 21: quire.v1.SummaryResponse.models:type_name -> quire.v1.QueueCount
+	38, // 22: quire.v1.SummaryResponse.blocked:type_name -> quire.v1.QueueCount
+	25, // 23: quire.v1.Operator.SetTenant:input_type -> quire.v1.SetTenantRequest
+	27, // 24: quire.v1.Operator.RemoveTenant:input_type -> quire.v1.RemoveTenantRequest
+	29, // 25: quire.v1.Operator.ListTenants:input_type -> quire.v1.ListTenantsRequest
+	32, // 26: quire.v1.Operator.Explain:input_type -> quire.v1.ExplainRequest
+	36, // 27: quire.v1.Operator.Summary:input_type -> quire.v1.SummaryRequest
+	14, // 28: quire.v1.Operator.ListWorkers:input_type -> quire.v1.ListWorkersRequest
+	17, // 29: quire.v1.Operator.CreatePool:input_type -> quire.v1.CreatePoolRequest
+	19, // 30: quire.v1.Operator.RemovePool:input_type -> quire.v1.RemovePoolRequest
+	21, // 31: quire.v1.Operator.Cordon:input_type -> quire.v1.CordonRequest
+	7,  // 32: quire.v1.Operator.ListBindings:input_type -> quire.v1.ListBindingsRequest
+	10, // 33: quire.v1.Operator.BindModel:input_type -> quire.v1.BindModelRequest
+	12, // 34: quire.v1.Operator.ReleaseModel:input_type -> quire.v1.ReleaseModelRequest
+	2,  // 35: quire.v1.Operator.ListRequests:input_type -> quire.v1.ListRequestsRequest
+	5,  // 36: quire.v1.Operator.AbortRequests:input_type -> quire.v1.AbortRequestsRequest
+	23, // 37: quire.v1.Operator.Drain:input_type -> quire.v1.DrainRequest
+	26, // 38: quire.v1.Operator.SetTenant:output_type -> quire.v1.SetTenantResponse
+	28, // 39: quire.v1.Operator.RemoveTenant:output_type -> quire.v1.RemoveTenantResponse
+	30, // 40: quire.v1.Operator.ListTenants:output_type -> quire.v1.ListTenantsResponse
+	33, // 41: quire.v1.Operator.Explain:output_type -> quire.v1.ExplainResponse
+	37, // 42: quire.v1.Operator.Summary:output_type -> quire.v1.SummaryResponse
+	15, // 43: quire.v1.Operator.ListWorkers:output_type -> quire.v1.ListWorkersResponse
+	18, // 44: quire.v1.Operator.CreatePool:output_type -> quire.v1.CreatePoolResponse
+	20, // 45: quire.v1.Operator.RemovePool:output_type -> quire.v1.RemovePoolResponse
+	22, // 46: quire.v1.Operator.Cordon:output_type -> quire.v1.CordonResponse
+	8,  // 47: quire.v1.Operator.ListBindings:output_type -> quire.v1.ListBindingsResponse
+	11, // 48: quire.v1.Operator.BindModel:output_type -> quire.v1.BindModelResponse
+	13, // 49: quire.v1.Operator.ReleaseModel:output_type -> quire.v1.ReleaseModelResponse
+	3,  // 50: quire.v1.Operator.ListRequests:output_type -> quire.v1.ListRequestsResponse
+	6,  // 51: quire.v1.Operator.AbortRequests:output_type -> quire.v1.AbortRequestsResponse
+	24, // 52: quire.v1.Operator.Drain:output_type -> quire.v1.DrainResponse
+	38, // [38:53] is the sub-list for method output_type
+	23, // [23:38] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_operator_proto_init() }
@@ -2373,13 +2872,14 @@ func file_quire_v1_operator_proto_init() {
 	file_quire_v1_control_proto_init()
 	file_quire_v1_inference_proto_init()
 	file_quire_v1_log_proto_init()
+	file_quire_v1_operator_proto_msgTypes[0].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_operator_proto_rawDesc), len(file_quire_v1_operator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   32,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,19 +21,21 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Operator_SetTenant_FullMethodName    = "/quire.v1.Operator/SetTenant"
-	Operator_RemoveTenant_FullMethodName = "/quire.v1.Operator/RemoveTenant"
-	Operator_ListTenants_FullMethodName  = "/quire.v1.Operator/ListTenants"
-	Operator_Explain_FullMethodName      = "/quire.v1.Operator/Explain"
-	Operator_Summary_FullMethodName      = "/quire.v1.Operator/Summary"
-	Operator_ListWorkers_FullMethodName  = "/quire.v1.Operator/ListWorkers"
-	Operator_CreatePool_FullMethodName   = "/quire.v1.Operator/CreatePool"
-	Operator_RemovePool_FullMethodName   = "/quire.v1.Operator/RemovePool"
-	Operator_Cordon_FullMethodName       = "/quire.v1.Operator/Cordon"
-	Operator_ListBindings_FullMethodName = "/quire.v1.Operator/ListBindings"
-	Operator_BindModel_FullMethodName    = "/quire.v1.Operator/BindModel"
-	Operator_ReleaseModel_FullMethodName = "/quire.v1.Operator/ReleaseModel"
-	Operator_Drain_FullMethodName        = "/quire.v1.Operator/Drain"
+	Operator_SetTenant_FullMethodName     = "/quire.v1.Operator/SetTenant"
+	Operator_RemoveTenant_FullMethodName  = "/quire.v1.Operator/RemoveTenant"
+	Operator_ListTenants_FullMethodName   = "/quire.v1.Operator/ListTenants"
+	Operator_Explain_FullMethodName       = "/quire.v1.Operator/Explain"
+	Operator_Summary_FullMethodName       = "/quire.v1.Operator/Summary"
+	Operator_ListWorkers_FullMethodName   = "/quire.v1.Operator/ListWorkers"
+	Operator_CreatePool_FullMethodName    = "/quire.v1.Operator/CreatePool"
+	Operator_RemovePool_FullMethodName    = "/quire.v1.Operator/RemovePool"
+	Operator_Cordon_FullMethodName        = "/quire.v1.Operator/Cordon"
+	Operator_ListBindings_FullMethodName  = "/quire.v1.Operator/ListBindings"
+	Operator_BindModel_FullMethodName     = "/quire.v1.Operator/BindModel"
+	Operator_ReleaseModel_FullMethodName  = "/quire.v1.Operator/ReleaseModel"
+	Operator_ListRequests_FullMethodName  = "/quire.v1.Operator/ListRequests"
+	Operator_AbortRequests_FullMethodName = "/quire.v1.Operator/AbortRequests"
+	Operator_Drain_FullMethodName         = "/quire.v1.Operator/Drain"
 )
 
 // OperatorClient is the client API for Operator service.
@@ -70,6 +72,10 @@ type OperatorClient interface {
 	BindModel(ctx context.Context, in *BindModelRequest, opts ...grpc.CallOption) (*BindModelResponse, error)
 	// ReleaseModel frees a name: the next worker that comes says what it stands for.
 	ReleaseModel(ctx context.Context, in *ReleaseModelRequest, opts ...grpc.CallOption) (*ReleaseModelResponse, error)
+	// ListRequests lists requests that have not ended, by id, a page at a time.
+	ListRequests(ctx context.Context, in *ListRequestsRequest, opts ...grpc.CallOption) (*ListRequestsResponse, error)
+	// AbortRequests ends requests, whoever reads them. It returns once they are on their way to the log.
+	AbortRequests(ctx context.Context, in *AbortRequestsRequest, opts ...grpc.CallOption) (*AbortRequestsResponse, error)
 	// Drain cordons, and has the workers in session hand over what runs to others and end. Asking again
 	// is how to wait for them.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error)
@@ -203,6 +209,26 @@ func (c *operatorClient) ReleaseModel(ctx context.Context, in *ReleaseModelReque
 	return out, nil
 }
 
+func (c *operatorClient) ListRequests(ctx context.Context, in *ListRequestsRequest, opts ...grpc.CallOption) (*ListRequestsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRequestsResponse)
+	err := c.cc.Invoke(ctx, Operator_ListRequests_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *operatorClient) AbortRequests(ctx context.Context, in *AbortRequestsRequest, opts ...grpc.CallOption) (*AbortRequestsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AbortRequestsResponse)
+	err := c.cc.Invoke(ctx, Operator_AbortRequests_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *operatorClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DrainResponse)
@@ -247,6 +273,10 @@ type OperatorServer interface {
 	BindModel(context.Context, *BindModelRequest) (*BindModelResponse, error)
 	// ReleaseModel frees a name: the next worker that comes says what it stands for.
 	ReleaseModel(context.Context, *ReleaseModelRequest) (*ReleaseModelResponse, error)
+	// ListRequests lists requests that have not ended, by id, a page at a time.
+	ListRequests(context.Context, *ListRequestsRequest) (*ListRequestsResponse, error)
+	// AbortRequests ends requests, whoever reads them. It returns once they are on their way to the log.
+	AbortRequests(context.Context, *AbortRequestsRequest) (*AbortRequestsResponse, error)
 	// Drain cordons, and has the workers in session hand over what runs to others and end. Asking again
 	// is how to wait for them.
 	Drain(context.Context, *DrainRequest) (*DrainResponse, error)
@@ -295,6 +325,12 @@ func (UnimplementedOperatorServer) BindModel(context.Context, *BindModelRequest)
 }
 func (UnimplementedOperatorServer) ReleaseModel(context.Context, *ReleaseModelRequest) (*ReleaseModelResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseModel not implemented")
+}
+func (UnimplementedOperatorServer) ListRequests(context.Context, *ListRequestsRequest) (*ListRequestsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRequests not implemented")
+}
+func (UnimplementedOperatorServer) AbortRequests(context.Context, *AbortRequestsRequest) (*AbortRequestsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AbortRequests not implemented")
 }
 func (UnimplementedOperatorServer) Drain(context.Context, *DrainRequest) (*DrainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Drain not implemented")
@@ -536,6 +572,42 @@ func _Operator_ReleaseModel_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operator_ListRequests_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRequestsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).ListRequests(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_ListRequests_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).ListRequests(ctx, req.(*ListRequestsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Operator_AbortRequests_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AbortRequestsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).AbortRequests(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_AbortRequests_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).AbortRequests(ctx, req.(*AbortRequestsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Operator_Drain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DrainRequest)
 	if err := dec(in); err != nil {
@@ -608,6 +680,14 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReleaseModel",
 			Handler:    _Operator_ReleaseModel_Handler,
+		},
+		{
+			MethodName: "ListRequests",
+			Handler:    _Operator_ListRequests_Handler,
+		},
+		{
+			MethodName: "AbortRequests",
+			Handler:    _Operator_AbortRequests_Handler,
 		},
 		{
 			MethodName: "Drain",
