@@ -175,29 +175,7 @@ func checkRequest(r *pb.Request) error {
 
 // Submit admits a request; see the service's definition.
 func (s *Scheduler) Submit(ctx context.Context, in *pb.SubmitRequest) (*pb.SubmitResponse, error) {
-	r := in.GetRequest()
-	if err := checkRequest(r); err != nil {
-		return nil, err
-	}
-	if len(in.GetDigest()) > maxDigestBytes {
-		return nil, invalid("digest", "%d bytes; the limit is %d", len(in.GetDigest()), maxDigestBytes)
-	}
-	body, err := digest(r)
-	if err != nil {
-		return nil, invalid("request", "does not encode: %v", err)
-	}
-	prompt, err := digestOf(&pb.Request{Prompt: r.GetPrompt()})
-	if err != nil {
-		return nil, invalid("request", "does not encode: %v", err)
-	}
-	if len(in.GetDigest()) > 0 {
-		body = in.GetDigest()
-	}
-	l, err := s.leading(unaryTrailer(ctx))
-	if err != nil {
-		return nil, err
-	}
-	request, known, err := l.submit(&live{request: r, digest: body, promptDigest: prompt, hashes: l.promptHashes(r)}, in.GetRerun())
+	request, known, l, err := s.take(ctx, in)
 	if err != nil || request == nil {
 		return known, err
 	}
@@ -212,6 +190,42 @@ func (s *Scheduler) Submit(ctx context.Context, in *pb.SubmitRequest) (*pb.Submi
 		return nil, request.err
 	}
 	return l.answer(request, known != nil), nil
+}
+
+// take checks a request, hashes it and enters it at the leader. Only as many requests as there are processors
+// are at it: thousands of goroutines that want to compute at once would each have their turn before the
+// one that answers a heartbeat, and cost the leader its office.
+func (s *Scheduler) take(ctx context.Context, in *pb.SubmitRequest) (request *live, known *pb.SubmitResponse, l *leader, err error) {
+	select {
+	case s.taking <- struct{}{}:
+		defer func() { <-s.taking }()
+	case <-ctx.Done():
+		return nil, nil, nil, status.FromContextError(ctx.Err()).Err()
+	}
+	r := in.GetRequest()
+	if err := checkRequest(r); err != nil {
+		return nil, nil, nil, err
+	}
+	if len(in.GetDigest()) > maxDigestBytes {
+		return nil, nil, nil, invalid("digest", "%d bytes; the limit is %d", len(in.GetDigest()), maxDigestBytes)
+	}
+	body, err := digest(r)
+	if err != nil {
+		return nil, nil, nil, invalid("request", "does not encode: %v", err)
+	}
+	prompt, err := digestOf(&pb.Request{Prompt: r.GetPrompt()})
+	if err != nil {
+		return nil, nil, nil, invalid("request", "does not encode: %v", err)
+	}
+	if len(in.GetDigest()) > 0 {
+		body = in.GetDigest()
+	}
+	l, err = s.leading(unaryTrailer(ctx))
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	request, known, err = l.submit(&live{request: r, digest: body, promptDigest: prompt, hashes: l.promptHashes(r)}, in.GetRerun())
+	return request, known, l, err
 }
 
 // submit finds or enters a request. It returns the live request to wait for, with a response if it

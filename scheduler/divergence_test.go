@@ -73,8 +73,8 @@ func TestAMajorityThatAgreesStays(t *testing.T) {
 	})
 }
 
-// peers are control-plane nodes that reach each other through real ports.
-func startPeers(t *testing.T, size int) []*Scheduler {
+// startPeers starts control-plane nodes that reach each other through real ports.
+func startPeers(t testing.TB, size int) []*Scheduler {
 	t.Helper()
 	var listeners []net.Listener
 	var join []string
@@ -116,7 +116,7 @@ func startPeers(t *testing.T, size int) []*Scheduler {
 }
 
 // await polls for something that other processes or goroutines bring about in real time.
-func await(t *testing.T, what string, ok func() bool) {
+func await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	poll := time.NewTicker(10 * time.Millisecond)
 	defer poll.Stop()

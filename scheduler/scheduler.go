@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +28,8 @@ type Scheduler struct {
 	identity *identity
 	members  *membership
 	hashes   hashes
+	// taking has a place for each request that is being checked and hashed.
+	taking chan struct{}
 	// unique says that no other node has this one's id, as far as the others knew when it started.
 	unique atomic.Bool
 	// leader is what this node does as the leader; nil while it is not.
@@ -55,7 +58,7 @@ func New(settings Settings) (*Scheduler, error) {
 	if err := settings.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Scheduler{settings: settings, store: state.New()}
+	s := &Scheduler{settings: settings, store: state.New(), taking: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	s.clock.Store(&clock{began: settings.now()})
 	peers := consensus.Settings{
 		NodeID: settings.NodeID, DataDir: settings.DataDir, Store: settings.Store, Fatal: settings.Fatal, Logger: settings.Logger,

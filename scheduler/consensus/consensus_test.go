@@ -304,11 +304,15 @@ func (c *cluster) place() int {
 
 // open opens node i with an empty store; one that awaits its cluster knows no peers.
 func (c *cluster) open(t *testing.T, i int, await bool) *Node {
-	c.tapes[i] = &tape{}
 	c.stores[i] = &faultyStore{InmemStore: raft.NewInmemStore()}
+	return c.openWith(t, i, await, c.stores[i], c.stores[i])
+}
+
+func (c *cluster) openWith(t *testing.T, i int, await bool, logs raft.LogStore, votes raft.StableStore) *Node {
+	c.tapes[i] = &tape{}
 	return open(t, Settings{
 		NodeID: fmt.Sprint("node-", i), Peers: c.peers, Await: await, Transport: c.transports[i],
-		Files: &Files{Logs: c.stores[i], Stable: c.stores[i], Snapshots: raft.NewInmemSnapshotStore()},
+		Files: &Files{Logs: logs, Stable: votes, Snapshots: raft.NewInmemSnapshotStore()},
 		Newcomer: func() bool {
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -333,6 +337,11 @@ func (c *cluster) add(t *testing.T) int {
 func (c *cluster) replace(t *testing.T, i int) {
 	_, c.transports[i] = raft.NewInmemTransportWithTimeout(raft.ServerAddress(fmt.Sprint("address-", i)), 500*time.Millisecond)
 	c.nodes[i] = c.open(t, i, true)
+}
+
+func (c *cluster) replaceWith(t *testing.T, i int, logs raft.LogStore, votes raft.StableStore) {
+	_, c.transports[i] = raft.NewInmemTransportWithTimeout(raft.ServerAddress(fmt.Sprint("address-", i)), 500*time.Millisecond)
+	c.nodes[i] = c.openWith(t, i, true, logs, votes)
 }
 
 func (c *cluster) newcomer(i int, is bool) {

@@ -31,7 +31,8 @@
 //   - A data folder is locked before anything in it is opened: two processes on one log destroy it.
 //   - A node whose only voter is itself elects itself within a fraction of a second; clusters use
 //     seconds, because a heartbeat may wait for a slow disk.
-//   - Entries stay under MaxEntryBytes: they share connections with heartbeats.
+//   - Entries stay under MaxEntryBytes, and few are sent or written at once: they share connections, and
+//     raft's loop, with heartbeats.
 //
 // The package must not import the rest of the control plane, nor gRPC.
 package consensus

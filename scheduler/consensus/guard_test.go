@@ -236,3 +236,43 @@ func TestGuardKeepsTheLogMonotonic(t *testing.T) {
 		}
 	}
 }
+
+// batches is a log that notes how many entries it was given at once.
+type batches struct {
+	*raft.InmemStore
+	mu      sync.Mutex
+	largest int
+}
+
+func (b *batches) StoreLogs(logs []*raft.Log) error {
+	b.mu.Lock()
+	b.largest = max(b.largest, len(logs))
+	b.mu.Unlock()
+	return b.InmemStore.StoreLogs(logs)
+}
+
+// TestWritesAreBounded: a node that is far behind is not sent so much at once that heartbeats wait for it.
+func TestWritesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.close()
+		leader := c.leader(-1)
+		behind := (leader + 1) % 3
+		if err := c.nodes[behind].Close(); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 200 {
+			mustPropose(t, c.nodes[leader], fmt.Sprint(i))
+		}
+		store := &batches{InmemStore: raft.NewInmemStore()}
+		c.replaceWith(t, behind, store, store)
+		c.heal()
+		time.Sleep(30 * time.Second) // Virtual.
+		if got, want := c.tapes[behind].String(), c.tapes[leader].String(); got != want {
+			t.Errorf("the node holds %q, want %q", got, want)
+		}
+		if store.largest == 0 || store.largest > entriesAtOnce {
+			t.Errorf("%d entries were written at once; the limit is %d", store.largest, entriesAtOnce)
+		}
+	})
+}

@@ -21,6 +21,10 @@ const (
 	// MaxUncommitted bounds the proposals in flight.
 	MaxUncommitted = 64
 
+	// entriesAtOnce bounds what one message or one write to the log holds, to 4 MiB: heartbeats wait behind
+	// it. A node that is behind is sent many such messages at once.
+	entriesAtOnce = 8
+
 	// trailingLogs stay behind a snapshot for followers that are a little late: far more than
 	// MaxUncommitted, and than what a snapshot's writing time adds.
 	trailingLogs      = 4096
@@ -210,6 +214,7 @@ func Open(settings Settings, sm StateMachine) (_ *Node, err error) {
 	config.ShutdownOnRemove = false
 	config.NoLegacyTelemetry = true
 	config.TrailingLogs = trailingLogs
+	config.MaxAppendEntries = entriesAtOnce
 	config.SnapshotThreshold = snapshotThreshold
 	config.SnapshotInterval = snapshotInterval
 	config.HeartbeatTimeout = or(settings.HeartbeatTimeout, alone, 100*time.Millisecond, 2*time.Second)
