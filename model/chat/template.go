@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/quire-serve/quire/model/chat/jinja"
@@ -103,11 +105,11 @@ func (t *Template) Render(messages []Message, o Options) (Prompt, error) {
 	}
 	// Templates ask whether tools and documents are none, not whether they are defined.
 	variables := jinja.Object{{Name: "tools"}, {Name: "documents"}}
-	for name, v := range o.Extra {
-		if raw, ok := v.(json.RawMessage); ok {
+	for _, name := range slices.Sorted(maps.Keys(o.Extra)) {
+		if raw, ok := o.Extra[name].(json.RawMessage); ok {
 			given += len(raw)
 		}
-		variables = append(variables, jinja.Member{Name: name, Value: v})
+		variables = append(variables, jinja.Member{Name: name, Value: o.Extra[name]})
 	}
 	variables = append(variables, jinja.Object{
 		{Name: "messages", Value: items},
