@@ -115,7 +115,7 @@ func TestGenerateRefusals(t *testing.T) {
 		{"n", &pb.GenerateRequest{Model: "test", Input: prompt, Sampling: &pb.SamplingParams{N: 129}}, codes.InvalidArgument, "n", "n must be between 1 and 128, not 129"},
 		{"logprobs", &pb.GenerateRequest{Model: "test", Input: prompt, Sampling: &pb.SamplingParams{Logprobs: &many}}, codes.InvalidArgument, "logprobs", "logprobs must be between 0 and 20, not 21"},
 		{"stops", &pb.GenerateRequest{Model: "test", Input: prompt, Sampling: &pb.SamplingParams{Stop: make([]string, 17)}}, codes.InvalidArgument, "stop", "stop holds 17 strings; the limit is 16"},
-		{"max_tokens", &pb.GenerateRequest{Model: "test", Input: prompt, Sampling: &pb.SamplingParams{MaxTokens: 99}}, codes.InvalidArgument, "prompt", "this model's maximum context length is 100 tokens; the prompt has 2 tokens and up to 99 more are asked for"},
+		{"max_tokens", &pb.GenerateRequest{Model: "test", Input: prompt, Sampling: &pb.SamplingParams{MaxTokens: 99}}, codes.InvalidArgument, "prompt", "this model's maximum context length is 100 tokens; the prompt has 2 tokens and up to 99 more are asked for: shorten it or lower max_tokens"},
 	} {
 		stream, err := client.Generate(t.Context(), c.req)
 		if err != nil {

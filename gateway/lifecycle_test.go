@@ -275,10 +275,11 @@ func TestFailures(t *testing.T) {
 		}
 	})
 	t.Run("late in the queue", func(t *testing.T) {
-		for _, key := range []string{"late", "late again"} {
+		for _, key := range []string{"too-late", "too-late-again"} {
 			answered := make(chan reply)
+			before := d.State().Admitted
 			go func() { answered <- d.post(textPath, streamed, "Idempotency-Key", key) }()
-			d.Await(func(s gatewaytest.State) bool { return s.Live == 1 })
+			d.Await(func(s gatewaytest.State) bool { return s.Admitted == before+1 })
 			d.EndQueued(key, pb.FinishReason_FINISH_REASON_DEADLINE, "the deadline passed while the request waited for a worker")
 			r := <-answered
 			if got := decode[chunk](t, r.body); r.status != 504 || got.Error.Code != "deadline_exceeded" || r.header.Get("X-Should-Retry") != "false" || r.header.Get("X-Quire-Reason") != "deadline" {
