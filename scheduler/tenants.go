@@ -107,11 +107,17 @@ func (s *Scheduler) SetTenant(ctx context.Context, in *pb.SetTenantRequest) (*pb
 		return nil, err
 	}
 	command := &pb.Command{Command: &pb.Command_Tenant{Tenant: &pb.TenantCommand{Tenant: in.GetTenant()}}}
-	err := s.order(ctx, command, func(l *leader, _ state.Result) {
-		l.batcher.SetWeight(in.GetTenant().GetName(), in.GetTenant().GetWeight())
+	var refused *state.Refusal
+	err := s.order(ctx, command, func(l *leader, result state.Result) {
+		if refused = result.Refused; refused == nil {
+			l.batcher.SetWeight(in.GetTenant().GetName(), in.GetTenant().GetWeight())
+		}
 	})
 	if err != nil {
 		return nil, err
+	}
+	if refused != nil {
+		return nil, status.Error(codes.FailedPrecondition, refused.Reason)
 	}
 	return &pb.SetTenantResponse{}, nil
 }

@@ -12,7 +12,9 @@ func (b *Batcher) SetWeight(name string, weight int64) {
 	if b.settings.Weights == nil {
 		b.settings.Weights = map[string]int64{}
 	}
-	b.settings.Weights[name] = weight
+	if b.settings.Weights[name] = weight; weight == 1 {
+		delete(b.settings.Weights, name) // As of any tenant that nothing is said of.
+	}
 	for _, p := range b.pools {
 		for _, c := range p.queue.classes {
 			if c != nil && c.flows[name] != nil {

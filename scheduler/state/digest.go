@@ -82,8 +82,9 @@ func (d *digest) object(raw any) {
 		d.text(o.Name)
 		d.message(o.Identity)
 		d.numbers(uint64(o.Workers), uint64(o.Live))
-	case cordoned:
-		d.text(string(o))
+	case *cordoned:
+		d.text(o.id)
+		d.numbers(uint64(o.sinceMS))
 	case *upload:
 		d.text(o.GetRequestId())
 		d.numbers(uint64(o.GetUpload()), uint64(o.GetParts()), uint64(o.GetBeganMs()))

@@ -213,3 +213,61 @@ func TestPoolsAndCordons(t *testing.T) {
 	do(pool("east", true), true, "")
 	do(pool("east", true), false, "")
 }
+
+// TestCordonsOfWorkersThatAreGone: every drained pod leaves a cordon, and however many there were, the next one
+// can be drained; those of workers that are there stay.
+func TestCordonsOfWorkersThatAreGone(t *testing.T) {
+	l := &log{t: t, store: New()}
+	l.apply(1, serve("stays", "m", "d", ""), cordon("stays", "", false))
+	for i := range 2 * MaxCordons {
+		id := fmt.Sprint("pod-", i)
+		if r := l.apply(int64(2+i), serve(id, "m", "d", ""), cordon(id, "", false), leave(id)); r[1].Refused != nil || !r[1].Changed {
+			t.Fatalf("pod %d: %+v", i, r[1])
+		}
+	}
+	cordons := func() (n int) {
+		for range l.store.View().CordonedWorkers() {
+			n++
+		}
+		return n
+	}
+	v := l.store.View()
+	if n := cordons(); n > MaxCordons || !v.WorkerCordoned("stays") || !v.WorkerCordoned(fmt.Sprint("pod-", 2*MaxCordons-1)) || v.WorkerCordoned("pod-0") {
+		t.Errorf("%d cordons are kept; want those of workers that are there, and the newest", n)
+	}
+	again := New()
+	if err := again.Restore(bytes.NewReader(snapshot(t, l.store))); err != nil {
+		t.Fatal(err)
+	}
+	l.store = again
+	l.apply(2*CordonAgeMS, serve("last", "m", "d", ""), cordon("last", "", false))
+	if n := cordons(); n != 2 || !l.store.View().WorkerCordoned("stays") {
+		t.Errorf("%d cordons are kept after two days, want 2", n)
+	}
+}
+
+// TestTenantsAreBounded: so many tenants can have limits of their own, and one that has none leaves nothing.
+func TestTenantsAreBounded(t *testing.T) {
+	l := &log{t: t, store: New()}
+	for i := range MaxTenants {
+		if r := l.apply(1, limit(&pb.Tenant{Name: fmt.Sprint("t", i), Weight: 2}))[0]; r.Refused != nil {
+			t.Fatal(r.Refused.Reason)
+		}
+	}
+	if r := l.apply(1, limit(&pb.Tenant{Name: "more", Weight: 2}))[0]; r.Refused == nil || !strings.Contains(r.Refused.Reason, "remove some") {
+		t.Errorf("one too many: %+v", r)
+	}
+	if r := l.apply(1, limit(&pb.Tenant{Name: "t7", Weight: 3}))[0]; r.Refused != nil {
+		t.Errorf("one that is known: %+v", r)
+	}
+	for i := range 1000 {
+		l.apply(2, ended(fmt.Sprint("passing", i), fmt.Sprint("r", i), 1)...)
+	}
+	n := 0
+	for range l.store.View().Accounts() {
+		n++
+	}
+	if n != MaxTenants {
+		t.Errorf("%d accounts are kept, %d have limits", n, MaxTenants)
+	}
+}

@@ -10,10 +10,12 @@ import (
 // DefaultPool is where workers are that name no pool.
 const DefaultPool = "default"
 
-// How many pools and cordoned workers are remembered at most. Every node must use the same values.
+// How many pools and cordoned workers are remembered at most, and for how long, in the log's time, a cordon of a
+// worker that is gone. Every node must use the same values.
 const (
-	MaxPools   = 1024
-	MaxCordons = 4096
+	MaxPools    = 1024
+	MaxCordons  = 4096
+	CordonAgeMS = 24 * 60 * 60 * 1000
 )
 
 // PoolOf is the pool that a worker is in.
@@ -79,27 +81,53 @@ func (a *application) cordon(c *pb.CordonCommand) Result {
 		return Result{Changed: true}
 	}
 	id := c.GetWorkerId()
-	barred := first[cordoned](a.txn, cordonsTable, id) != ""
+	barred := first[*cordoned](a.txn, cordonsTable, id)
 	switch {
-	case c.GetLifted() && barred:
-		must(a.txn.Delete(cordonsTable, cordoned(id)))
+	case c.GetLifted() && barred != nil:
+		must(a.txn.Delete(cordonsTable, barred))
 		return Result{Changed: true}
-	case barred:
+	case barred != nil:
 		return Result{}
 	case first[*pb.WorkerInfo](a.txn, workersTable, id) == nil:
 		return Result{Refused: &Refusal{Reason: fmt.Sprintf("worker %q is unknown", id)}}
 	case c.GetLifted():
 		return Result{}
 	}
-	if n := count(a, cordonsTable); n >= MaxCordons {
-		return Result{Refused: &Refusal{Reason: fmt.Sprintf("worker %q: %d workers are cordoned, the limit is %d; uncordon some that are gone", id, n, MaxCordons)}}
+	if n := a.expireCordons(); n >= MaxCordons {
+		return Result{Refused: &Refusal{Reason: fmt.Sprintf("worker %q: %d workers that are there are cordoned, the limit is %d; cordon their pool", id, n, MaxCordons)}}
 	}
-	must(a.txn.Insert(cordonsTable, cordoned(id)))
+	must(a.txn.Insert(cordonsTable, &cordoned{id: id, sinceMS: a.nowMS}))
 	return Result{Changed: true}
 }
 
-// cordoned is the id of a worker that is barred itself.
-type cordoned string
+// expireCordons makes room for one more cordon: those of workers that are gone are dropped if they are old, and
+// the oldest of them if there are too many. It returns how many are left.
+func (a *application) expireCordons() int {
+	var gone []*cordoned
+	n := 0
+	it, err := a.txn.Get(cordonsTable, "since")
+	must(err)
+	for raw := it.Next(); raw != nil; raw = it.Next() {
+		n++
+		if c, ok := raw.(*cordoned); ok && first[*pb.WorkerInfo](a.txn, workersTable, c.id) == nil {
+			gone = append(gone, c)
+		}
+	}
+	for _, c := range gone {
+		if n < MaxCordons && a.nowMS-c.sinceMS <= CordonAgeMS {
+			break // The others are younger.
+		}
+		must(a.txn.Delete(cordonsTable, c))
+		n--
+	}
+	return n
+}
+
+// cordoned is a worker that is barred itself. It is immutable.
+type cordoned struct {
+	id      string
+	sinceMS int64
+}
 
 func count(a *application, table string) (n int) {
 	it, err := a.txn.Get(table, "id")
@@ -123,14 +151,14 @@ func (v *View) Cordoned(w *pb.WorkerInfo) bool {
 
 // WorkerCordoned says whether the worker of this id is barred itself.
 func (v *View) WorkerCordoned(id string) bool {
-	return first[cordoned](v.db.Txn(false), cordonsTable, id) != ""
+	return first[*cordoned](v.db.Txn(false), cordonsTable, id) != nil
 }
 
 // CordonedWorkers lists the workers that are barred themselves, by id, gone ones too.
 func (v *View) CordonedWorkers() iter.Seq[string] {
 	return func(yield func(string) bool) {
-		for id := range list[cordoned](v.db, cordonsTable, "id") {
-			if !yield(string(id)) {
+		for c := range list[*cordoned](v.db, cordonsTable, "id") {
+			if !yield(c.id) {
 				return
 			}
 		}

@@ -30,6 +30,13 @@ func schema() *memdb.DBSchema {
 			Name: tenantsTable,
 			Indexes: map[string]*memdb.IndexSchema{
 				"id": {Name: "id", Unique: true, Indexer: index[*Account](func(a *Account) []byte { return stringKey(a.Name) })},
+				// Tenants with limits of their own.
+				"limited": {Name: "limited", AllowMissing: true, Indexer: index[*Account](func(a *Account) []byte {
+					if a.Limits == nil {
+						return nil
+					}
+					return stringKey("")
+				})},
 				// Tenants with requests, the one that was given the least by its weight in front.
 				"share": {Name: "share", AllowMissing: true, Indexer: index[*Account](func(a *Account) []byte {
 					if a.Live == 0 {
@@ -77,7 +84,8 @@ func schema() *memdb.DBSchema {
 		cordonsTable: {
 			Name: cordonsTable,
 			Indexes: map[string]*memdb.IndexSchema{
-				"id": {Name: "id", Unique: true, Indexer: index[cordoned](func(id cordoned) []byte { return stringKey(string(id)) })},
+				"id":    {Name: "id", Unique: true, Indexer: index[*cordoned](func(c *cordoned) []byte { return stringKey(c.id) })},
+				"since": {Name: "since", Indexer: index[*cordoned](func(c *cordoned) []byte { return timeKey(c.sinceMS) })},
 			},
 		},
 		talliesTable: {

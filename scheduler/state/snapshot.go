@@ -59,11 +59,11 @@ func (v *View) WriteTo(w io.Writer) (int64, error) {
 		}
 		err = write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_Pool{Pool: pool}})
 	}
-	for id := range v.CordonedWorkers() {
+	for c := range list[*cordoned](v.db, cordonsTable, "id") {
 		if err != nil {
 			break
 		}
-		err = write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_CordonedWorker{CordonedWorker: id}})
+		err = write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_CordonedWorker{CordonedWorker: &pb.CordonedWorker{Id: c.id, SinceMs: c.sinceMS}}})
 	}
 	for worker := range v.Workers() {
 		if err != nil {
@@ -165,10 +165,10 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 			}
 			err = txn.Insert(poolsTable, record.Pool)
 		case *pb.SnapshotRecord_CordonedWorker:
-			if record.CordonedWorker == "" {
+			if record.CordonedWorker.GetId() == "" {
 				return nil, nil, fmt.Errorf("record %d: a cordoned worker has no id", n)
 			}
-			err = txn.Insert(cordonsTable, cordoned(record.CordonedWorker))
+			err = txn.Insert(cordonsTable, &cordoned{id: record.CordonedWorker.GetId(), sinceMS: record.CordonedWorker.GetSinceMs()})
 		case *pb.SnapshotRecord_Upload:
 			if first[*upload](txn, uploadsTable, record.Upload.GetRequestId()) != nil {
 				return nil, nil, fmt.Errorf("record %d: the prompt of %q is there twice", n, record.Upload.GetRequestId())

@@ -13,6 +13,8 @@ import (
 const (
 	MaxRate   = 1_000_000_000_000
 	MaxWeight = 1_000_000
+	// MaxTenants bounds the tenants that have limits of their own. Every node must use the same value.
+	MaxTenants = 10_000
 	// maxServed keeps accounts from overflowing.
 	maxServed = MaxRate * MaxWeight
 )
@@ -192,6 +194,23 @@ func (a *application) keepAccounts() {
 	}
 }
 
+// limited counts the tenants with limits of their own.
+func (a *application) limited() (n int) {
+	it, err := a.txn.Get(tenantsTable, "limited")
+	must(err)
+	for raw := it.Next(); raw != nil; raw = it.Next() {
+		if acc, ok := raw.(*Account); ok && a.accounts[acc.Name] == nil {
+			n++
+		}
+	}
+	for _, acc := range a.accounts {
+		if acc.Limits != nil {
+			n++
+		}
+	}
+	return n
+}
+
 func (a *application) tenant(c *pb.TenantCommand) Result {
 	acc := a.account(c.GetTenant().GetName())
 	if c.GetRemoved() {
@@ -200,6 +219,11 @@ func (a *application) tenant(c *pb.TenantCommand) Result {
 		acc.Limits, acc.requestsLeft, acc.tokensLeft = nil, 0, 0
 		acc.Served = share
 		return Result{Changed: changed}
+	}
+	if acc.Limits == nil {
+		if n := a.limited(); n >= MaxTenants {
+			return Result{Refused: &Refusal{Reason: fmt.Sprintf("tenant %q: %d tenants have limits, the most is %d; remove some", acc.Name, n, MaxTenants)}}
+		}
 	}
 	acc.set(c.GetTenant(), a.nowMS)
 	return Result{Changed: true}

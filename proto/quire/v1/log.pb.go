@@ -1751,13 +1751,13 @@ func (x *SnapshotRecord) GetPool() *Pool {
 	return nil
 }
 
-func (x *SnapshotRecord) GetCordonedWorker() string {
+func (x *SnapshotRecord) GetCordonedWorker() *CordonedWorker {
 	if x != nil {
 		if x, ok := x.Record.(*SnapshotRecord_CordonedWorker); ok {
 			return x.CordonedWorker
 		}
 	}
-	return ""
+	return nil
 }
 
 type isSnapshotRecord_Record interface {
@@ -1797,8 +1797,7 @@ type SnapshotRecord_Pool struct {
 }
 
 type SnapshotRecord_CordonedWorker struct {
-	// The id of a cordoned worker.
-	CordonedWorker string `protobuf:"bytes,9,opt,name=cordoned_worker,json=cordonedWorker,proto3,oneof"`
+	CordonedWorker *CordonedWorker `protobuf:"bytes,9,opt,name=cordoned_worker,json=cordonedWorker,proto3,oneof"`
 }
 
 func (*SnapshotRecord_Header) isSnapshotRecord_Record() {}
@@ -1983,6 +1982,59 @@ func (x *TenantRecord) GetServed() int64 {
 	return 0
 }
 
+// CordonedWorker is a worker that is cordoned itself, and since when in the log's time.
+type CordonedWorker struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	SinceMs       int64                  `protobuf:"varint,2,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CordonedWorker) Reset() {
+	*x = CordonedWorker{}
+	mi := &file_quire_v1_log_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CordonedWorker) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CordonedWorker) ProtoMessage() {}
+
+func (x *CordonedWorker) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_log_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CordonedWorker.ProtoReflect.Descriptor instead.
+func (*CordonedWorker) Descriptor() ([]byte, []int) {
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *CordonedWorker) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CordonedWorker) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
 type SnapshotHeader struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Version   uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -1997,7 +2049,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_quire_v1_log_proto_msgTypes[24]
+	mi := &file_quire_v1_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2061,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[24]
+	mi := &file_quire_v1_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2074,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{24}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -2093,7 +2145,7 @@ type RequestRecord struct {
 
 func (x *RequestRecord) Reset() {
 	*x = RequestRecord{}
-	mi := &file_quire_v1_log_proto_msgTypes[25]
+	mi := &file_quire_v1_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2157,7 @@ func (x *RequestRecord) String() string {
 func (*RequestRecord) ProtoMessage() {}
 
 func (x *RequestRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_log_proto_msgTypes[25]
+	mi := &file_quire_v1_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2170,7 @@ func (x *RequestRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRecord.ProtoReflect.Descriptor instead.
 func (*RequestRecord) Descriptor() ([]byte, []int) {
-	return file_quire_v1_log_proto_rawDescGZIP(), []int{25}
+	return file_quire_v1_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RequestRecord) GetRequest() *Request {
@@ -2369,7 +2421,7 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x0eRequeueCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1b\n" +
-	"\tworker_id\x18\x02 \x01(\tR\bworkerId\"\xbf\x03\n" +
+	"\tworker_id\x18\x02 \x01(\tR\bworkerId\"\xd9\x03\n" +
 	"\x0eSnapshotRecord\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x18.quire.v1.SnapshotHeaderH\x00R\x06header\x12.\n" +
 	"\x06worker\x18\x02 \x01(\v2\x14.quire.v1.WorkerInfoH\x00R\x06worker\x123\n" +
@@ -2378,8 +2430,8 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x04node\x18\x05 \x01(\v2\x0e.quire.v1.NodeH\x00R\x04node\x120\n" +
 	"\x06upload\x18\x06 \x01(\v2\x16.quire.v1.PromptUploadH\x00R\x06upload\x12/\n" +
 	"\x05model\x18\a \x01(\v2\x17.quire.v1.ModelIdentityH\x00R\x05model\x12$\n" +
-	"\x04pool\x18\b \x01(\v2\x0e.quire.v1.PoolH\x00R\x04pool\x12)\n" +
-	"\x0fcordoned_worker\x18\t \x01(\tH\x00R\x0ecordonedWorkerB\b\n" +
+	"\x04pool\x18\b \x01(\v2\x0e.quire.v1.PoolH\x00R\x04pool\x12C\n" +
+	"\x0fcordoned_worker\x18\t \x01(\v2\x18.quire.v1.CordonedWorkerH\x00R\x0ecordonedWorkerB\b\n" +
 	"\x06record\"\x8e\x01\n" +
 	"\fPromptUpload\x12\x1d\n" +
 	"\n" +
@@ -2396,7 +2448,10 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"tokensLeft\x12\x1f\n" +
 	"\vrefilled_ms\x18\x05 \x01(\x03R\n" +
 	"refilledMs\x12\x16\n" +
-	"\x06served\x18\x06 \x01(\x03R\x06served\"\xab\x01\n" +
+	"\x06served\x18\x06 \x01(\x03R\x06served\";\n" +
+	"\x0eCordonedWorker\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
+	"\bsince_ms\x18\x02 \x01(\x03R\asinceMs\"\xab\x01\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1d\n" +
@@ -2449,7 +2504,7 @@ func file_quire_v1_log_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quire_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_quire_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_quire_v1_log_proto_goTypes = []any{
 	(RequestState)(0),         // 0: quire.v1.RequestState
 	(*Entry)(nil),             // 1: quire.v1.Entry
@@ -2476,14 +2531,15 @@ var file_quire_v1_log_proto_goTypes = []any{
 	(*SnapshotRecord)(nil),    // 22: quire.v1.SnapshotRecord
 	(*PromptUpload)(nil),      // 23: quire.v1.PromptUpload
 	(*TenantRecord)(nil),      // 24: quire.v1.TenantRecord
-	(*SnapshotHeader)(nil),    // 25: quire.v1.SnapshotHeader
-	(*RequestRecord)(nil),     // 26: quire.v1.RequestRecord
-	(*Request)(nil),           // 27: quire.v1.Request
-	(FinishReason)(0),         // 28: quire.v1.FinishReason
-	(*Usage)(nil),             // 29: quire.v1.Usage
-	(*ChoiceProgress)(nil),    // 30: quire.v1.ChoiceProgress
-	(*WorkerInfo)(nil),        // 31: quire.v1.WorkerInfo
-	(*Output)(nil),            // 32: quire.v1.Output
+	(*CordonedWorker)(nil),    // 25: quire.v1.CordonedWorker
+	(*SnapshotHeader)(nil),    // 26: quire.v1.SnapshotHeader
+	(*RequestRecord)(nil),     // 27: quire.v1.RequestRecord
+	(*Request)(nil),           // 28: quire.v1.Request
+	(FinishReason)(0),         // 29: quire.v1.FinishReason
+	(*Usage)(nil),             // 30: quire.v1.Usage
+	(*ChoiceProgress)(nil),    // 31: quire.v1.ChoiceProgress
+	(*WorkerInfo)(nil),        // 32: quire.v1.WorkerInfo
+	(*Output)(nil),            // 33: quire.v1.Output
 }
 var file_quire_v1_log_proto_depIdxs = []int32{
 	2,  // 0: quire.v1.Entry.commands:type_name -> quire.v1.Command
@@ -2501,38 +2557,39 @@ var file_quire_v1_log_proto_depIdxs = []int32{
 	20, // 12: quire.v1.Command.cordon:type_name -> quire.v1.CordonCommand
 	5,  // 13: quire.v1.Command.retention:type_name -> quire.v1.RetentionCommand
 	4,  // 14: quire.v1.Command.bind:type_name -> quire.v1.BindCommand
-	27, // 15: quire.v1.SubmitCommand.request:type_name -> quire.v1.Request
+	28, // 15: quire.v1.SubmitCommand.request:type_name -> quire.v1.Request
 	17, // 16: quire.v1.BindCommand.model:type_name -> quire.v1.ModelIdentity
 	6,  // 17: quire.v1.RetentionCommand.retention:type_name -> quire.v1.Retention
-	28, // 18: quire.v1.FinishCommand.finish_reason:type_name -> quire.v1.FinishReason
-	29, // 19: quire.v1.FinishCommand.usage:type_name -> quire.v1.Usage
-	30, // 20: quire.v1.FinishCommand.choices:type_name -> quire.v1.ChoiceProgress
-	30, // 21: quire.v1.ProgressCommand.choices:type_name -> quire.v1.ChoiceProgress
+	29, // 18: quire.v1.FinishCommand.finish_reason:type_name -> quire.v1.FinishReason
+	30, // 19: quire.v1.FinishCommand.usage:type_name -> quire.v1.Usage
+	31, // 20: quire.v1.FinishCommand.choices:type_name -> quire.v1.ChoiceProgress
+	31, // 21: quire.v1.ProgressCommand.choices:type_name -> quire.v1.ChoiceProgress
 	12, // 22: quire.v1.TenantCommand.tenant:type_name -> quire.v1.Tenant
 	14, // 23: quire.v1.NodeCommand.node:type_name -> quire.v1.Node
-	31, // 24: quire.v1.WorkerCommand.worker:type_name -> quire.v1.WorkerInfo
+	32, // 24: quire.v1.WorkerCommand.worker:type_name -> quire.v1.WorkerInfo
 	17, // 25: quire.v1.WorkerCommand.model:type_name -> quire.v1.ModelIdentity
 	18, // 26: quire.v1.PoolCommand.pool:type_name -> quire.v1.Pool
-	25, // 27: quire.v1.SnapshotRecord.header:type_name -> quire.v1.SnapshotHeader
-	31, // 28: quire.v1.SnapshotRecord.worker:type_name -> quire.v1.WorkerInfo
-	26, // 29: quire.v1.SnapshotRecord.request:type_name -> quire.v1.RequestRecord
+	26, // 27: quire.v1.SnapshotRecord.header:type_name -> quire.v1.SnapshotHeader
+	32, // 28: quire.v1.SnapshotRecord.worker:type_name -> quire.v1.WorkerInfo
+	27, // 29: quire.v1.SnapshotRecord.request:type_name -> quire.v1.RequestRecord
 	24, // 30: quire.v1.SnapshotRecord.tenant:type_name -> quire.v1.TenantRecord
 	14, // 31: quire.v1.SnapshotRecord.node:type_name -> quire.v1.Node
 	23, // 32: quire.v1.SnapshotRecord.upload:type_name -> quire.v1.PromptUpload
 	17, // 33: quire.v1.SnapshotRecord.model:type_name -> quire.v1.ModelIdentity
 	18, // 34: quire.v1.SnapshotRecord.pool:type_name -> quire.v1.Pool
-	12, // 35: quire.v1.TenantRecord.tenant:type_name -> quire.v1.Tenant
-	6,  // 36: quire.v1.SnapshotHeader.retention:type_name -> quire.v1.Retention
-	27, // 37: quire.v1.RequestRecord.request:type_name -> quire.v1.Request
-	0,  // 38: quire.v1.RequestRecord.state:type_name -> quire.v1.RequestState
-	28, // 39: quire.v1.RequestRecord.finish_reason:type_name -> quire.v1.FinishReason
-	29, // 40: quire.v1.RequestRecord.usage:type_name -> quire.v1.Usage
-	32, // 41: quire.v1.RequestRecord.outputs:type_name -> quire.v1.Output
-	42, // [42:42] is the sub-list for method output_type
-	42, // [42:42] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	25, // 35: quire.v1.SnapshotRecord.cordoned_worker:type_name -> quire.v1.CordonedWorker
+	12, // 36: quire.v1.TenantRecord.tenant:type_name -> quire.v1.Tenant
+	6,  // 37: quire.v1.SnapshotHeader.retention:type_name -> quire.v1.Retention
+	28, // 38: quire.v1.RequestRecord.request:type_name -> quire.v1.Request
+	0,  // 39: quire.v1.RequestRecord.state:type_name -> quire.v1.RequestState
+	29, // 40: quire.v1.RequestRecord.finish_reason:type_name -> quire.v1.FinishReason
+	30, // 41: quire.v1.RequestRecord.usage:type_name -> quire.v1.Usage
+	33, // 42: quire.v1.RequestRecord.outputs:type_name -> quire.v1.Output
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_log_proto_init() }
@@ -2575,7 +2632,7 @@ func file_quire_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_log_proto_rawDesc), len(file_quire_v1_log_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
