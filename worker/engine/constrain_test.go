@@ -241,7 +241,7 @@ func TestHeavyConstraintHoldsUpNobody(t *testing.T) {
 			q.Sampling.Temperature, q.Sampling.Seed = &one, &seed
 			q.Sampling.N = rapid.Int32Range(1, 3).Draw(t, "n")
 		}
-		slow := ask("slow", prompt(1, 9), 50, heavy, drawn)
+		slow := ask("slow", prompt(1, rapid.IntRange(8, 12).Draw(t, "prompt")), 50, heavy, drawn)
 		var quick []*pb.Request
 		for i := range 3 {
 			quick = append(quick, ask(string(rune('a'+i)), prompt(2+i, 5), 20))
