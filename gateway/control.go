@@ -235,6 +235,9 @@ func ask[Q, A any](ctx context.Context, c *control, q *Q, method func(pb.Control
 			}
 			switch status.Code(err) {
 			case codes.Unavailable, codes.FailedPrecondition:
+				if reasonOf(err) != "" {
+					return nil, err // the leader's own word
+				}
 			case codes.DeadlineExceeded:
 				// The node may notice first that the call's time is up; only the leader gives a reason.
 				if reasonOf(err) != "" {

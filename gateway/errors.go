@@ -148,6 +148,9 @@ func failed(reason pb.FinishReason, message string) *apiError {
 		e.name, e.noRetry = "constraint_limit", true
 		return e
 	}
+	if reason == pb.FinishReason_FINISH_REASON_UNSERVED {
+		return unavailable("%s", message)
+	}
 	return internal("generation failed: %s", message)
 }
 
@@ -217,6 +220,11 @@ func fromControl(err error) *apiError {
 	case codes.AlreadyExists:
 		return conflict("request_id_in_use", "%s", s.Message())
 	case codes.Unavailable, codes.FailedPrecondition, codes.Aborted:
+		if reason != "" {
+			e := unavailable("%s", s.Message())
+			e.reason = reason
+			return e
+		}
 		return unavailable("the control plane does not answer: %s", s.Message())
 	default:
 		return internal("admission failed: %s", s.Message())

@@ -179,7 +179,8 @@ func (g *Gateway) ended(e *pb.Ended) {
 	switch {
 	case e.FinishReason == pb.FinishReason_FINISH_REASON_ABORT && !unwanted(e.Error):
 		l.fail(cancelled(e.Error))
-	case e.FinishReason == pb.FinishReason_FINISH_REASON_ERROR || e.FinishReason == pb.FinishReason_FINISH_REASON_INVALID || e.FinishReason == pb.FinishReason_FINISH_REASON_DEADLINE:
+	case e.FinishReason == pb.FinishReason_FINISH_REASON_ERROR || e.FinishReason == pb.FinishReason_FINISH_REASON_INVALID || e.FinishReason == pb.FinishReason_FINISH_REASON_DEADLINE ||
+		e.FinishReason == pb.FinishReason_FINISH_REASON_UNSERVED:
 		l.fail(failed(e.FinishReason, e.Error))
 	default:
 		l.mu.Lock()
@@ -410,7 +411,8 @@ func (l *live) learn(r *pb.AdoptResponse, now time.Time) (news, again bool) {
 	case pb.FinishReason_FINISH_REASON_UNSPECIFIED:
 		l.inquiry.ended = false
 		return news, false
-	case pb.FinishReason_FINISH_REASON_ERROR, pb.FinishReason_FINISH_REASON_INVALID, pb.FinishReason_FINISH_REASON_DEADLINE:
+	case pb.FinishReason_FINISH_REASON_ERROR, pb.FinishReason_FINISH_REASON_INVALID, pb.FinishReason_FINISH_REASON_DEADLINE,
+		pb.FinishReason_FINISH_REASON_UNSERVED:
 		return l.end(failed(r.FinishReason, r.Error)), false
 	case pb.FinishReason_FINISH_REASON_ABORT:
 		if unwanted(r.Error) {

@@ -342,3 +342,14 @@ func TestHugePrompt(t *testing.T) {
 		t.Errorf("%d %s", r.status, r.body)
 	}
 }
+
+// TestNoWorkerIsSaidAtOnce: the leader's word that no worker takes requests is the answer; it is not asked
+// again, as a node that does not lead is.
+func TestNoWorkerIsSaidAtOnce(t *testing.T) {
+	d := open(t, gatewaytest.Options{}, func(s *gateway.Settings) { s.SubmitTimeout = time.Hour })
+	d.Refuse(gatewaytest.NoWorker())
+	r := d.post(textPath, streamed)
+	if r.status != 503 || r.header.Get("X-Quire-Reason") != "no_worker" || r.header.Get("Retry-After") == "" || !strings.Contains(r.body, "it has no workers") {
+		t.Errorf("%d %v %s", r.status, r.header, r.body)
+	}
+}

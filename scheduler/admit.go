@@ -284,9 +284,14 @@ func errOtherBody(id string) error {
 func (l *leader) accepts(r *live, now time.Time) error {
 	model := r.request.GetModel()
 	serves, ok := l.models[model]
+	since, unserved := l.unserved[model]
 	switch {
+	case unserved && now.Sub(since) >= unservedGrace:
+		return errUnserved(model, l.noWorker(model))
 	case len(l.workers) == 0:
-		return status.Error(codes.Unavailable, "no worker has joined yet; try again when one is ready")
+		return errUnserved(model, "no worker has joined yet")
+	case !ok && l.s.store.View().Model(model) != nil:
+		return errUnserved(model, l.noWorker(model))
 	case !ok:
 		return status.Errorf(codes.NotFound, "request.model: no worker serves %q; served: %s", model, strings.Join(l.modelNames(), ", "))
 	}

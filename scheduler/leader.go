@@ -66,6 +66,8 @@ type leader struct {
 	models   map[string]served
 	owners   map[string]*owner
 	bindRate rate
+	// unserved is since when no worker of a model takes requests.
+	unserved map[string]time.Time
 	// backlog is since when requests have been left waiting; zero if none are.
 	backlog time.Time
 
@@ -155,7 +157,7 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 		live:    map[string]*live{},
 		workers: map[string]*pb.WorkerInfo{}, absent: map[string]time.Time{}, attached: map[string]bool{},
 		sessions: map[string]*session{}, onWorker: map[string]map[string]*live{},
-		models: map[string]served{}, owners: map[string]*owner{},
+		models: map[string]served{}, owners: map[string]*owner{}, unserved: map[string]time.Time{},
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.prefixes = prefix.New(s.settings.Prefix)

@@ -250,6 +250,8 @@ const (
 	sessionMessages = 1024
 	// watchInterval is how often gateways are told at least what there is.
 	watchInterval = time.Second
+	// unservedGrace is how long a request waits at most for a model of which no worker takes any.
+	unservedGrace = 10 * time.Second
 	// ownedInterval is how often gateways are told what they own.
 	ownedInterval = 5 * time.Second
 	// newsPerMessage, of each kind, and newsWaiting bound the news to a gateway.

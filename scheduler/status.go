@@ -61,9 +61,9 @@ func late(format string, args ...any) error {
 	return detailed(codes.DeadlineExceeded, "request.patience_ms: "+fmt.Sprintf(format, args...), &errdetails.ErrorInfo{Reason: "deadline", Domain: "quire"})
 }
 
-func detailed(code codes.Code, message string, detail protoadapt.MessageV1) error {
+func detailed(code codes.Code, message string, details ...protoadapt.MessageV1) error {
 	st := status.New(code, message)
-	if with, err := st.WithDetails(detail); err == nil {
+	if with, err := st.WithDetails(details...); err == nil {
 		st = with
 	}
 	return st.Err()

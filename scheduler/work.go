@@ -448,6 +448,7 @@ func (l *leader) housekeep(now time.Time) {
 	l.expireRecalls(now)
 	l.abortOrphans(now)
 	l.tellOwned(now)
+	l.endUnserved(now)
 	if deadline, ok := l.batcher.NextDeadlineMS(); ok && deadline <= l.clock.ms(now) {
 		l.kick()
 	}

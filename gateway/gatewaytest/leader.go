@@ -31,6 +31,11 @@ func Late() error {
 	return refusal(codes.DeadlineExceeded, "request.patience_ms: the deadline has passed", &errdetails.ErrorInfo{Reason: "deadline", Domain: "quire"})
 }
 
+// NoWorker is how a leader refuses a request for a model of which no worker takes any.
+func NoWorker() error {
+	return refusal(codes.Unavailable, `model "test" takes no requests: it has no workers`, &errdetails.ErrorInfo{Reason: "no_worker", Domain: "quire"})
+}
+
 func refusal(code codes.Code, message string, detail protoadapt.MessageV1) error {
 	s := status.New(code, message)
 	if d, err := s.WithDetails(detail); err == nil {

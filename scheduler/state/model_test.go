@@ -219,7 +219,7 @@ func TestPoolsAndCordons(t *testing.T) {
 func TestCordonsOfWorkersThatAreGone(t *testing.T) {
 	l := &log{t: t, store: New()}
 	l.apply(1, serve("stays", "m", "d", ""), cordon("stays", "", false))
-	for i := range 2 * MaxCordons {
+	for i := range MaxCordons + 200 {
 		id := fmt.Sprint("pod-", i)
 		if r := l.apply(int64(2+i), serve(id, "m", "d", ""), cordon(id, "", false), leave(id)); r[1].Refused != nil || !r[1].Changed {
 			t.Fatalf("pod %d: %+v", i, r[1])
@@ -232,7 +232,7 @@ func TestCordonsOfWorkersThatAreGone(t *testing.T) {
 		return n
 	}
 	v := l.store.View()
-	if n := cordons(); n > MaxCordons || !v.WorkerCordoned("stays") || !v.WorkerCordoned(fmt.Sprint("pod-", 2*MaxCordons-1)) || v.WorkerCordoned("pod-0") {
+	if n := cordons(); n > MaxCordons || !v.WorkerCordoned("stays") || !v.WorkerCordoned(fmt.Sprint("pod-", MaxCordons+199)) || v.WorkerCordoned("pod-0") {
 		t.Errorf("%d cordons are kept; want those of workers that are there, and the newest", n)
 	}
 	again := New()

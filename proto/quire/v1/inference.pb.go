@@ -39,6 +39,8 @@ const (
 	FinishReason_FINISH_REASON_INVALID FinishReason = 5
 	// The request was not started in its time; trying again with the same patience would not help.
 	FinishReason_FINISH_REASON_DEADLINE FinishReason = 6
+	// No worker of its model took requests for too long before it was started.
+	FinishReason_FINISH_REASON_UNSERVED FinishReason = 7
 )
 
 // Enum value maps for FinishReason.
@@ -51,6 +53,7 @@ var (
 		4: "FINISH_REASON_ERROR",
 		5: "FINISH_REASON_INVALID",
 		6: "FINISH_REASON_DEADLINE",
+		7: "FINISH_REASON_UNSERVED",
 	}
 	FinishReason_value = map[string]int32{
 		"FINISH_REASON_UNSPECIFIED": 0,
@@ -60,6 +63,7 @@ var (
 		"FINISH_REASON_ERROR":       4,
 		"FINISH_REASON_INVALID":     5,
 		"FINISH_REASON_DEADLINE":    6,
+		"FINISH_REASON_UNSERVED":    7,
 	}
 )
 
@@ -1573,7 +1577,7 @@ const file_quire_v1_inference_proto_rawDesc = "" +
 	"\x0econtext_length\x18\x02 \x01(\x05R\rcontextLength\x12#\n" +
 	"\rready_workers\x18\x03 \x01(\x05R\freadyWorkers\"=\n" +
 	"\x12ListModelsResponse\x12'\n" +
-	"\x06models\x18\x01 \x03(\v2\x0f.quire.v1.ModelR\x06models*\xc8\x01\n" +
+	"\x06models\x18\x01 \x03(\v2\x0f.quire.v1.ModelR\x06models*\xe4\x01\n" +
 	"\fFinishReason\x12\x1d\n" +
 	"\x19FINISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINISH_REASON_STOP\x10\x01\x12\x18\n" +
@@ -1581,7 +1585,8 @@ const file_quire_v1_inference_proto_rawDesc = "" +
 	"\x13FINISH_REASON_ABORT\x10\x03\x12\x17\n" +
 	"\x13FINISH_REASON_ERROR\x10\x04\x12\x19\n" +
 	"\x15FINISH_REASON_INVALID\x10\x05\x12\x1a\n" +
-	"\x16FINISH_REASON_DEADLINE\x10\x062\xa3\x03\n" +
+	"\x16FINISH_REASON_DEADLINE\x10\x06\x12\x1a\n" +
+	"\x16FINISH_REASON_UNSERVED\x10\a2\xa3\x03\n" +
 	"\tInference\x12C\n" +
 	"\bGenerate\x12\x19.quire.v1.GenerateRequest\x1a\x1a.quire.v1.GenerateResponse0\x01\x12?\n" +
 	"\x06Resume\x12\x17.quire.v1.ResumeRequest\x1a\x1a.quire.v1.GenerateResponse0\x01\x12;\n" +

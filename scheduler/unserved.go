@@ -1,0 +1,85 @@
+package scheduler
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/quire-serve/quire/proto/quire/v1"
+)
+
+// A model of which no worker takes requests: its workers are cordoned, drain, are unhealthy or gone. What
+// has not been started waits unservedGrace for one; what runs elsewhere again waits on, for its client has a
+// part of it.
+
+// errUnserved refuses a request for a model of which no worker takes any.
+func errUnserved(model, why string) error {
+	return detailed(codes.Unavailable, fmt.Sprintf("model %q takes no requests: %s", model, why),
+		&errdetails.RetryInfo{RetryDelay: durationpb.New(unservedGrace / 2)}, &errdetails.ErrorInfo{Reason: "no_worker", Domain: "quire"})
+}
+
+// noWorker says why no worker of a model takes requests; empty if one does. The caller holds the lock.
+func (l *leader) noWorker(model string) string {
+	view := l.s.store.View()
+	known, gone, cordoned, draining, unhealthy := 0, 0, 0, 0, 0
+	for id, w := range l.workers {
+		if w.GetModel() != model {
+			continue
+		}
+		known++
+		switch s := l.sessions[id]; {
+		case s == nil:
+			gone++
+		case s.draining:
+			draining++
+		case view.Cordoned(w):
+			cordoned++
+		case s.unhealthy:
+			unhealthy++
+		default:
+			return ""
+		}
+	}
+	if known == 0 {
+		return "it has no workers"
+	}
+	return fmt.Sprintf("of %d workers %d are cordoned, %d drain, %d are unhealthy and %d are out of reach", known, cordoned, draining, unhealthy, gone)
+}
+
+// endUnserved notes which models no worker takes requests for, and ends those that have waited too long.
+func (l *leader) endUnserved(now time.Time) {
+	models := map[string]bool{}
+	for m := range l.s.store.View().Models() {
+		models[m.Name] = true
+		if l.noWorker(m.Name) == "" {
+			delete(l.unserved, m.Name)
+		} else if _, known := l.unserved[m.Name]; !known {
+			l.unserved[m.Name] = now
+		}
+	}
+	due := map[string]bool{}
+	for name, since := range l.unserved {
+		if !models[name] {
+			delete(l.unserved, name)
+		} else if now.Sub(since) >= unservedGrace {
+			due[name] = true
+		}
+	}
+	if len(due) == 0 {
+		return
+	}
+	for _, id := range slices.Sorted(maps.Keys(l.live)) {
+		r := l.live[id]
+		if model := r.request.GetModel(); due[model] && r.phase == phaseQueued && r.held == 0 && now.Sub(l.unserved[model]) >= unservedGrace {
+			l.finish(r, &pb.FinishCommand{
+				FinishReason: pb.FinishReason_FINISH_REASON_UNSERVED,
+				Error:        fmt.Sprintf("model %q takes no requests: %s", model, l.noWorker(model)),
+			})
+		}
+	}
+}
