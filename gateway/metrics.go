@@ -211,6 +211,7 @@ var (
 	descUsage     = prometheus.NewDesc("quire_kv_cache_usage_ratio", "Share of KV cache blocks in use, 0 to 1.", modelLabel, nil)
 	descQueries   = prometheus.NewDesc("quire_prefix_cache_query_tokens_total", "Prompt tokens looked up in prefix caches.", modelLabel, nil)
 	descHits      = prometheus.NewDesc("quire_prefix_cache_hit_tokens_total", "Prompt tokens found in prefix caches.", modelLabel, nil)
+	descShort     = prometheus.NewDesc("quire_prefix_cache_short_tokens_total", "Prompt tokens looked up in prefix caches of prompts shorter than a KV block, which no cache keeps.", modelLabel, nil)
 	descPreempted = prometheus.NewDesc("quire_preemptions_total", "Requests put back for want of blocks.", modelLabel, nil)
 	descHost      = prometheus.NewDesc("quire_kv_host_hit_tokens_total", "Tokens whose KV was copied up from host memory.", modelLabel, nil)
 	descDisk      = prometheus.NewDesc("quire_kv_disk_hit_tokens_total", "Tokens whose KV was copied up from disk.", modelLabel, nil)
@@ -231,7 +232,7 @@ var (
 )
 
 func (c *workerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descUsage, descQueries, descHits, descPreempted, descHost, descDisk, descPeer, descFetches, descTier, descDamaged, descSwaps, descReturned, descDrafts, descDrafted, descAccepted, descPlace, descSteps, descInfo, descReady, descInUse} {
+	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descUsage, descQueries, descHits, descShort, descPreempted, descHost, descDisk, descPeer, descFetches, descTier, descDamaged, descSwaps, descReturned, descDrafts, descDrafted, descAccepted, descPlace, descSteps, descInfo, descReady, descInUse} {
 		ch <- d
 	}
 }
@@ -257,6 +258,7 @@ func (c *workerCollector) Collect(ch chan<- prometheus.Metric) {
 			sum.BlockTokens = s.BlockTokens
 			sum.PrefixQueryTokens += s.PrefixQueryTokens
 			sum.PrefixHitTokens += s.PrefixHitTokens
+			sum.PrefixShortTokens += s.PrefixShortTokens
 			sum.Preemptions += s.Preemptions
 			sum.HostHitTokens += s.HostHitTokens
 			sum.DiskHitTokens += s.DiskHitTokens
@@ -294,6 +296,7 @@ func (c *workerCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descUsage, usage)
 		counter(descQueries, sum.PrefixQueryTokens)
 		counter(descHits, sum.PrefixHitTokens)
+		counter(descShort, sum.PrefixShortTokens)
 		counter(descPreempted, sum.Preemptions)
 		counter(descHost, sum.HostHitTokens)
 		counter(descDisk, sum.DiskHitTokens)

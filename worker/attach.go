@@ -91,7 +91,7 @@ func (w *Worker) wireStats() *pb.WorkerStats {
 	return &pb.WorkerStats{
 		Running: int32(s.Running), Waiting: int32(s.Waiting),
 		FreeBlocks: int32(s.FreeBlocks), TotalBlocks: int32(s.Blocks), BlockTokens: w.info.BlockTokens,
-		PrefixQueryTokens: s.PrefixQueryTokens, PrefixHitTokens: s.PrefixHitTokens,
+		PrefixQueryTokens: s.PrefixQueryTokens, PrefixHitTokens: s.PrefixHitTokens, PrefixShortTokens: s.PrefixShortTokens,
 		Preemptions: s.Preemptions, Steps: s.Steps, StepTokens: s.StepTokens,
 		HostHitTokens: s.Tiers.HostHits * int64(w.info.BlockTokens), DiskHitTokens: s.Tiers.DiskHits * int64(w.info.BlockTokens),
 		HostBlocks: int32(s.Tiers.Pages), DiskBlocks: int32(s.Disk.Pages), DiskDamaged: s.Disk.Damaged,

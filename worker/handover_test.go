@@ -123,10 +123,10 @@ func (r *real) goOn(t *testing.T, index uint64, q *pb.Request) map[int32][]int32
 	return tokens
 }
 
-// computed is how many tokens of what was known of its requests a worker computed.
+// computed is how many tokens of what was known of its request, which has ended, a worker computed.
 func (r *real) computed() int64 {
 	s := r.Stats()
-	return s.PrefixQueryTokens - s.PrefixHitTokens
+	return s.StepTokens - (s.GeneratedTokens - 1) // the last token is not computed
 }
 
 // TestKVCacheMovesWithARequest: a request that a draining worker hands over brings its KV cache along: the

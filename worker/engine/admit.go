@@ -323,13 +323,9 @@ func (p *planner) start(st *step, s *sequence, budget int, now int64) (rows int,
 	if s.started == 0 {
 		s.started = now
 		p.begun = append(p.begun, s.request)
-		s.cached = int32(min(cached, s.prompt))
+		p.countHits(s.request, min(cached, s.prompt))
 	}
 	p.note(noteAdmitted, s, cached)
-	if p.PrefixCache && s.preemptions == 0 {
-		p.count.queryTokens += int64(len(s.tokens))
-		p.count.hitTokens += int64(cached)
-	}
 	if below > 0 {
 		return 0, fits // no row before its blocks are there
 	}

@@ -49,6 +49,7 @@ func (s *sequence) stuck() bool {
 // endReturned ends every choice that still lives with events that say so.
 func (p *planner) endReturned(r *request) {
 	p.count.returned++
+	p.returned.remember(r)
 	before := len(p.events)
 	p.endRequest(r, pb.FinishReason_FINISH_REASON_ABORT, "given back: preempted, and no room since")
 	for i := before; i < len(p.events); i++ {

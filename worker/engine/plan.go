@@ -49,12 +49,13 @@ type planner struct {
 	done   []*request // ended since the owner last looked
 	begun  []*request // started since the owner last looked
 
-	count  counters
-	trace  *StepTrace // of the step being planned
-	cause  string     // request that blocks are being taken for
-	ring   []StepTrace
-	traced uint64
-	load   loads
+	count    counters
+	returned returnedHits
+	trace    *StepTrace // of the step being planned
+	cause    string     // request that blocks are being taken for
+	ring     []StepTrace
+	traced   uint64
+	load     loads
 }
 
 // step remembers what a batch's samples belong to.

@@ -58,7 +58,8 @@ type request struct {
 	// fetching says that its blocks are to come from source, and it waits for them.
 	fetching bool
 	live     int     // choices without a terminal event
-	cached   int32   // prompt tokens found in the prefix cache when it started
+	cached   int32   // prompt tokens found in the prefix cache when it started for the first time
+	resumed  bool    // it came with generated tokens
 	spoke    bool    // its first event is out
 	credits  float64 // device time that its prompt may still take at once, microseconds
 
@@ -363,6 +364,7 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		if err := known("generated", generated); err != nil {
 			return nil, err
 		}
+		q.resumed = q.resumed || len(generated) > 0
 		have := q.prompt + len(generated)
 		if have > limit {
 			return nil, fmt.Errorf("%w: prompt and generated hold %d tokens, a choice may hold %d", ErrTooLong, have, limit)

@@ -706,7 +706,7 @@ func TestDeadline(t *testing.T) {
 	r.want(a)
 	r.want(c)
 	for choice := range 2 {
-		if h := r.got[key("b", choice)]; h.finish != failed || h.message != "deadline passed before the request could start" || len(h.tokens) != 0 {
+		if h := r.got[key("b", choice)]; h.finish != pb.FinishReason_FINISH_REASON_DEADLINE || h.message != "deadline passed before the request could start" || len(h.tokens) != 0 {
 			t.Errorf("b/%d ended with %v %q", choice, h.finish, h.message)
 		}
 	}

@@ -6,6 +6,7 @@ import "time"
 type counters struct {
 	steps, stepTokens, generated int64
 	queryTokens, hitTokens       int64
+	shortTokens                  int64
 	preemptions, expired         int64
 	failures, violations         int64
 	swaps, returned              int64
@@ -26,10 +27,13 @@ type Stats struct {
 	// what is left of prompts in progress.
 	PendingPrefill int64
 
-	Steps, StepTokens    int64
-	GeneratedTokens      int64
-	PrefixQueryTokens    int64
-	PrefixHitTokens      int64
+	Steps, StepTokens int64
+	GeneratedTokens   int64
+	PrefixQueryTokens int64
+	PrefixHitTokens   int64
+	// PrefixShortTokens are those of the tokens looked up that no cache could have had: of prompts shorter
+	// than a block.
+	PrefixShortTokens    int64
 	Preemptions, Expired int64
 	DeviceFailures       int64
 	Tiers                TierStats
@@ -159,7 +163,7 @@ func (p *planner) stats() Stats {
 		Running: len(p.running) + len(p.forking), Waiting: len(p.waiting), FreeBlocks: p.pool.Free(), Blocks: p.Blocks,
 		PendingPrefill: p.load.waitingTokens,
 		Steps:          c.steps, StepTokens: c.stepTokens, GeneratedTokens: c.generated,
-		PrefixQueryTokens: c.queryTokens, PrefixHitTokens: c.hitTokens,
+		PrefixQueryTokens: c.queryTokens, PrefixHitTokens: c.hitTokens, PrefixShortTokens: c.shortTokens,
 		Tiers: p.lower.stats(), Swaps: c.swaps, Returned: c.returned, Preemptions: c.preemptions, Expired: c.expired, DeviceFailures: c.failures, Violations: c.violations,
 		Drafts: c.drafts, DraftTokens: c.draftTokens, AcceptedTokens: c.agreed,
 	}

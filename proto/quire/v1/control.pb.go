@@ -3144,8 +3144,10 @@ type WorkerStats struct {
 	// Tokens whose KV came from another worker, instead of computed, and fetches from others that failed.
 	PeerHitTokens int64 `protobuf:"varint,21,opt,name=peer_hit_tokens,json=peerHitTokens,proto3" json:"peer_hit_tokens,omitempty"`
 	FailedFetches int64 `protobuf:"varint,22,opt,name=failed_fetches,json=failedFetches,proto3" json:"failed_fetches,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Prompt tokens looked up in the prefix cache of prompts shorter than a block, which no cache keeps.
+	PrefixShortTokens int64 `protobuf:"varint,23,opt,name=prefix_short_tokens,json=prefixShortTokens,proto3" json:"prefix_short_tokens,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *WorkerStats) Reset() {
@@ -3328,6 +3330,13 @@ func (x *WorkerStats) GetPeerHitTokens() int64 {
 func (x *WorkerStats) GetFailedFetches() int64 {
 	if x != nil {
 		return x.FailedFetches
+	}
+	return 0
+}
+
+func (x *WorkerStats) GetPrefixShortTokens() int64 {
+	if x != nil {
+		return x.PrefixShortTokens
 	}
 	return 0
 }
@@ -3883,7 +3892,7 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\breceived\x18\x02 \x03(\x05R\breceived\"k\n" +
 	"\x0eAttachResponse\x12,\n" +
 	"\x06events\x18\x01 \x03(\v2\x14.quire.v1.TokenEventR\x06events\x12+\n" +
-	"\x05stats\x18\x02 \x01(\v2\x15.quire.v1.WorkerStatsR\x05stats\"\x82\x06\n" +
+	"\x05stats\x18\x02 \x01(\v2\x15.quire.v1.WorkerStatsR\x05stats\"\xb2\x06\n" +
 	"\vWorkerStats\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\x05R\arunning\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\x05R\awaiting\x12\x1f\n" +
@@ -3911,7 +3920,8 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\fdraft_tokens\x18\x13 \x01(\x03R\vdraftTokens\x122\n" +
 	"\x15accepted_draft_tokens\x18\x14 \x03(\x03R\x13acceptedDraftTokens\x12&\n" +
 	"\x0fpeer_hit_tokens\x18\x15 \x01(\x03R\rpeerHitTokens\x12%\n" +
-	"\x0efailed_fetches\x18\x16 \x01(\x03R\rfailedFetches\"c\n" +
+	"\x0efailed_fetches\x18\x16 \x01(\x03R\rfailedFetches\x12.\n" +
+	"\x13prefix_short_tokens\x18\x17 \x01(\x03R\x11prefixShortTokens\"c\n" +
 	"\x12FetchBlocksRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
