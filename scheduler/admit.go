@@ -269,9 +269,7 @@ func (l *leader) submit(request *live, rerun bool) (*live, *pb.SubmitResponse, e
 	}
 	l.live[r.GetId()] = request
 	l.own(request, now)
-	l.submits = append(l.submits, request)
-	l.submitBytes += int64(request.bytes)
-	l.submitSequences += request.choices()
+	l.submits.push(request)
 	l.kick()
 	return request, nil, nil
 }
@@ -312,11 +310,11 @@ func (l *leader) accepts(r *live, now time.Time) error {
 		}
 		r.limited = true
 	}
-	waiting := l.batcher.Len() + len(l.submits)
-	if sequences := l.batcher.Sequences() + l.submitSequences; sequences+r.choices() > l.s.settings.QueueRequests {
+	waiting := l.batcher.Len() + l.submits.len
+	if sequences := l.batcher.Sequences() + l.submits.sequences; sequences+r.choices() > l.s.settings.QueueRequests {
 		return exhausted(fmt.Sprintf("the queue is full: %d sequences wait, this request has %d more, the limit is %d", sequences, r.choices(), l.s.settings.QueueRequests), l.retryAfter(waiting))
 	}
-	if waitingBytes := l.batcher.Bytes() + l.submitBytes; waitingBytes+int64(r.bytes) > l.s.settings.QueueBytes {
+	if waitingBytes := l.batcher.Bytes() + l.submits.bytes; waitingBytes+int64(r.bytes) > l.s.settings.QueueBytes {
 		return exhausted(fmt.Sprintf("the queue is full: its requests take %d bytes, the limit is %d", waitingBytes, l.s.settings.QueueBytes), l.retryAfter(waiting))
 	}
 	return l.checkDeadline(r, now)
@@ -454,9 +452,10 @@ func (l *leader) stop(r *live, reason string) {
 	case phaseNew:
 		// The log never hears of it.
 		r.phase = phaseEnding
-		l.submits = slices.DeleteFunc(l.submits, func(x *live) bool { return x == r })
-		l.submitBytes -= int64(r.bytes)
-		l.submitSequences -= r.choices()
+		l.submits.remove(r)
+		if l.uploading == r {
+			l.uploading = nil
+		}
 		delete(l.live, id)
 		l.disown(r)
 		r.err = status.Error(codes.Aborted, "the request was aborted before it was admitted")

@@ -63,10 +63,15 @@ func (l *leader) adopt(a *adoption) error {
 }
 
 func (l *leader) composeAdopts(e *entry, now time.Time) {
+	var early []*adoption // Of requests that the log does not have yet; those behind go on.
 	l.adopts = take(l.adopts, func(a *adoption) bool {
 		r := l.live[a.id]
-		if e.bytes+commandBytes > admitBytes || r != nil && r.phase == phaseNew {
+		if e.bytes+commandBytes > admitBytes {
 			return false
+		}
+		if r != nil && r.phase == phaseNew {
+			early = append(early, a)
+			return true
 		}
 		old := ""
 		if r != nil {
@@ -93,6 +98,7 @@ func (l *leader) composeAdopts(e *entry, now time.Time) {
 		})
 		return true
 	})
+	l.adopts = append(early, l.adopts...)
 }
 
 // redirect tells the worker that has a request which gateway owns it now. A worker that is away

@@ -34,7 +34,7 @@ func (l *leader) compose(now time.Time) *entry {
 	} else if l.backlog.IsZero() {
 		l.backlog = now
 	}
-	if len(l.submits)+len(l.finishes)+len(l.returns)+len(l.progressed)+len(l.adopts)+len(l.orders)+len(l.workerNews) > 0 {
+	if l.submits.len+len(l.finishes)+len(l.returns)+len(l.progressed)+len(l.adopts)+len(l.orders)+len(l.workerNews) > 0 {
 		l.kick()
 	}
 	if len(e.pb.Commands) == 0 {
@@ -77,48 +77,64 @@ func (l *leader) composeFinishes(e *entry) {
 	l.finishes = take(l.finishes, func(f *ending) bool { return l.composeFinish(e, f) })
 }
 
+// composeSubmits puts new requests into the entry, those of each tenant in turn. A prompt that goes in
+// parts is the first, so that it gets its part of every entry; the others go in the rest of it, also those
+// behind it in its line.
 func (l *leader) composeSubmits(e *entry) {
-	l.submits = take(l.submits, func(r *live) bool {
-		if r.size > onePieceBytes && len(r.request.GetPrompt())-r.logged > partTokens {
-			return l.composePart(e, r)
+	if r := l.uploading; r != nil && l.composeSubmit(e, r) == taken {
+		l.submits.remove(r)
+		l.uploading = nil
+	}
+	l.submits.serve(func(r *live) offered {
+		if r == l.uploading {
+			return later
 		}
-		size := min(r.size, onePieceBytes) + commandBytes
-		if e.bytes+size > admitBytes {
-			return false
-		}
-		l.submitBytes -= int64(r.bytes)
-		l.submitSequences -= r.choices()
-		submit := &pb.SubmitCommand{Request: r.request, Digest: r.digest, PromptDigest: r.promptDigest, Rerun: r.rerun, Upload: r.upload, DeadlineMs: r.deadlineMS}
-		if r.upload != 0 {
-			submit.Request = withPrompt(r.request, r.request.GetPrompt()[r.logged:])
-		}
-		e.add(&pb.Command{Command: &pb.Command_Submit{Submit: submit}}, size, func(result state.Result) {
-			if result.Refused != nil {
-				l.reject(r, result.Refused)
-				return
-			}
-			r.submitted = result.Record.Submitted
-			close(r.admitted)
-			if r.phase == phaseAdmitting {
-				l.enqueue(r)
-				l.kick()
-			}
-		})
-		r.phase = phaseAdmitting
-		if !r.limited {
-			l.enqueue(r)
-		}
-		return true
+		return l.composeSubmit(e, r)
 	})
 }
 
-// composePart puts the next part of a prompt into the entry. Others wait behind it: it is never the
-// request's last, so the answer is false.
-func (l *leader) composePart(e *entry, r *live) bool {
+func (l *leader) composeSubmit(e *entry, r *live) offered {
+	if r.size > onePieceBytes && len(r.request.GetPrompt())-r.logged > partTokens {
+		return l.composePart(e, r)
+	}
+	size := min(r.size, onePieceBytes) + commandBytes
+	if e.bytes+size > admitBytes {
+		return noRoom
+	}
+	submit := &pb.SubmitCommand{Request: r.request, Digest: r.digest, PromptDigest: r.promptDigest, Rerun: r.rerun, Upload: r.upload, DeadlineMs: r.deadlineMS}
+	if r.upload != 0 {
+		submit.Request = withPrompt(r.request, r.request.GetPrompt()[r.logged:])
+	}
+	e.add(&pb.Command{Command: &pb.Command_Submit{Submit: submit}}, size, func(result state.Result) {
+		if result.Refused != nil {
+			l.reject(r, result.Refused)
+			return
+		}
+		r.submitted = result.Record.Submitted
+		close(r.admitted)
+		if r.phase == phaseAdmitting {
+			l.enqueue(r)
+			l.kick()
+		}
+	})
+	r.phase = phaseAdmitting
+	if !r.limited {
+		l.enqueue(r)
+	}
+	return taken
+}
+
+// composePart puts the next part of a prompt into the entry. It is never the request's last. The log has
+// one such prompt at a time.
+func (l *leader) composePart(e *entry, r *live) offered {
+	if l.uploading != nil && l.uploading != r {
+		return later
+	}
 	if e.bytes+onePieceBytes > admitBytes {
-		return false
+		return noRoom
 	}
 	if r.upload == 0 {
+		l.uploading = r
 		l.uploads++
 		r.upload = l.term<<32 + l.uploads
 	}
@@ -128,7 +144,7 @@ func (l *leader) composePart(e *entry, r *live) bool {
 	}}}, partTokens*tokenBytes+commandBytes, nil)
 	r.logged += partTokens
 	r.parts++
-	return false
+	return later
 }
 
 func (l *leader) enqueue(r *live) {

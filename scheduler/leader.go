@@ -40,10 +40,9 @@ type leader struct {
 	prefixes *prefix.Index
 	live     map[string]*live
 	// What waits for the next entry, in order.
-	submits     []*live
-	submitBytes int64
-	// submitSequences are the choices of those.
-	submitSequences int
+	submits submits
+	// uploading is the one of them whose prompt goes in parts, if one does.
+	uploading *live
 	// uploads counts the prompts that went in parts.
 	uploads    uint64
 	finishes   []*ending
@@ -386,7 +385,7 @@ func (l *leader) stats() Stats {
 		running += len(on)
 	}
 	return Stats{
-		Queued: l.batcher.Len() + len(l.submits), QueuedBytes: l.batcher.Bytes() + l.submitBytes,
+		Queued: l.batcher.Len() + l.submits.len, QueuedBytes: l.batcher.Bytes() + l.submits.bytes,
 		Running: running, Workers: len(l.sessions),
 	}
 }

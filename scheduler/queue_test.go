@@ -8,8 +8,10 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/batch"
 )
 
 // TestNobodyWaitsBesideAnIdleWorker: eighty requests that only the large worker could hold wait for it
@@ -75,4 +77,100 @@ func TestWhatCannotFitIsRefused(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestUploadsHoldNobodyUp: while a prompt of many parts is on its way to the log, other requests are
+// admitted beside it, of its tenant and of others, and it gets there however many come.
+func TestUploadsHoldNobodyUp(t *testing.T) {
+	l := &leader{term: 1, live: map[string]*live{}, batcher: batch.New(batch.Settings{})}
+	add := func(id, tenant string, tokens int) *live {
+		r := request(id)
+		r.Tenant, r.Prompt = tenant, make([]int32, tokens)
+		for n := range r.Prompt {
+			r.Prompt[n] = 1 << 20
+		}
+		x := &live{request: r, size: proto.Size(r), bytes: 1, phase: phaseNew}
+		l.submits.push(x)
+		return x
+	}
+	large := add("large", "t", 5*partTokens)
+	second := add("second", "t", 2*partTokens)
+	entries := 0
+	for large.phase == phaseNew {
+		if entries++; entries > 10 {
+			t.Fatal("the large one does not get there")
+		}
+		var behind []*live
+		for n := range 300 { // More than an entry takes.
+			behind = append(behind, add(fmt.Sprint("t", entries, n), "t", 500), add(fmt.Sprint("u", entries, n), "u", 500))
+		}
+		e := &entry{pb: &pb.Entry{}}
+		l.composeSubmits(e)
+		if e.bytes > admitBytes {
+			t.Fatalf("an entry of %d bytes", e.bytes)
+		}
+		admitted := 0
+		for _, r := range behind {
+			if r.phase != phaseNew {
+				admitted++
+			}
+		}
+		if len(e.pb.GetCommands()) < 3 || entries < 4 && large.logged != entries*partTokens {
+			t.Errorf("entry %d: %d commands, %d tokens of the large one", entries, len(e.pb.GetCommands()), large.logged)
+		}
+	}
+	if entries != 5 {
+		t.Errorf("the large one took %d entries, want 5: a part in each", entries)
+	}
+	if second.upload != 0 {
+		t.Error("two uploads at once")
+	}
+	for range 1000 {
+		l.composeSubmits(&entry{pb: &pb.Entry{}})
+	}
+	if l.submits.len != 0 || l.submits.sequences != 0 || l.submits.bytes != 0 || len(l.submits.lines) != 0 || l.uploading != nil {
+		t.Errorf("left over: %+v", l.submits)
+	}
+}
+
+// TestTenantsAreAdmittedInTurn: a burst of one tenant's does not hold another's request up, and a large
+// one that an entry has no room for is the first of the next.
+func TestTenantsAreAdmittedInTurn(t *testing.T) {
+	var s submits
+	sizes := map[string]int{}
+	add := func(id, tenant string, size int) {
+		r := request(id)
+		r.Tenant = tenant
+		sizes[id] = size
+		s.push(&live{request: r, bytes: 1})
+	}
+	for n := range 6 {
+		add(fmt.Sprint("burst", n), "burst", 1)
+	}
+	add("single", "single", 1)
+	add("large", "large", 10)
+	serve := func() string {
+		var out []string
+		room := 10
+		s.serve(func(r *live) offered {
+			id := r.request.GetId()
+			if sizes[id] > room {
+				return noRoom
+			}
+			room -= sizes[id]
+			out = append(out, id)
+			return taken
+		})
+		return strings.Join(out, " ")
+	}
+	if got := serve(); got != "burst0 single burst1 burst2 burst3 burst4 burst5" {
+		t.Errorf("first entry: %s", got)
+	}
+	add("burst6", "burst", 1)
+	if got := serve(); got != "large" {
+		t.Errorf("second entry: %s", got)
+	}
+	if got := serve(); got != "burst6" || s.len != 0 {
+		t.Errorf("third entry: %s; %d are left", got, s.len)
+	}
 }
