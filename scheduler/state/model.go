@@ -47,7 +47,7 @@ func (m *Model) Check(claim *pb.ModelIdentity, rebind, again bool) *Refusal {
 		return &Refusal{Reason: fmt.Sprintf("model %q: the worker's weights have digest %q, the name stands for those with %q, and streams could not go on from one to the other; start the worker with that file, %s",
 			m.Name, claim.GetDigest(), known.GetDigest(), advice)}
 	}
-	return &Refusal{Reason: fmt.Sprintf("model %q: the worker, with digest %q as the name stands for, computes with %q, the others with %q, and streams could not go on from one to the other; start the worker with their --kv-type and --exact-float, %s",
+	return &Refusal{Reason: fmt.Sprintf("model %q: the worker, with digest %q as the name stands for, computes with %q, the others with %q, and streams could not go on from one to the other; start the worker with the others' --kv-type and --exact-float, %s",
 		m.Name, claim.GetDigest(), claim.GetArithmetic(), known.GetArithmetic(), advice)}
 }
 
