@@ -159,6 +159,9 @@ func (l *leader) receive(stream pb.Control_WorkServer, s *session) error {
 		if err != nil {
 			return err
 		}
+		if err := checkWords(s.info, m); err != nil {
+			return err
+		}
 		switch m := m.GetMessage().(type) {
 		case *pb.WorkRequest_Heartbeat:
 			l.heartbeat(s, m.Heartbeat, l.s.settings.now())
