@@ -2,7 +2,9 @@ package scheduler
 
 import (
 	"fmt"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -172,5 +174,39 @@ func TestTenantsAreAdmittedInTurn(t *testing.T) {
 	}
 	if got := serve(); got != "burst6" || s.len != 0 {
 		t.Errorf("third entry: %s; %d are left", got, s.len)
+	}
+}
+
+// TestQueueBytesAreReal: what the queue's bound counts is what its requests take of the heap.
+func TestQueueBytesAreReal(t *testing.T) {
+	s := start(t, Settings{QueueRequests: 100_000, QueueBytes: 1 << 30})
+	w := newWorker(t, "w")
+	w.info.MaxSequences = 1
+	w.join(s)
+	defer w.leave()
+	until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
+	heap := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	const requests = 2000
+	var calls sync.WaitGroup
+	for _, id := range ids("r", requests) {
+		calls.Go(func() {
+			r := request(id)
+			r.Prompt = make([]int32, 1000)
+			if _, err := submit(s, r); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	calls.Wait()
+	took, counted := heap()-before, s.Stats().QueuedBytes // The log, which is in memory here, included.
+	t.Logf("%d requests took %d bytes each; %d are counted", requests, took/requests, counted/requests)
+	if took > counted*3/2 || took < counted/4 {
+		t.Errorf("%d requests took %d bytes of the heap; %d are counted", requests, took, counted)
 	}
 }

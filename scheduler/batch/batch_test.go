@@ -504,6 +504,24 @@ func TestDevicesSteerPlacement(t *testing.T) {
 	}
 }
 
+// TestResumedRequestsGoInTheOrderOfTheirPause: of requests that lost their workers, those whose clients wait
+// longest are first, whatever order they came back in.
+func TestResumedRequestsGoInTheOrderOfTheirPause(t *testing.T) {
+	b := New(Settings{})
+	w := worker("w")
+	w.MaxSequences = 100
+	b.Join(w, true, 0)
+	b.Push(request("new", 10))
+	for n, paused := range []int64{30, 10, 20} {
+		r := request(fmt.Sprint("paused", paused), 10)
+		r.ArrivalMS, r.Resumed, r.PausedMS = int64(n), true, paused
+		b.Push(r)
+	}
+	if got := plan(b, 40, 1); got != "paused10>w paused20>w paused30>w new>w" {
+		t.Errorf("placed %s", got)
+	}
+}
+
 // TestResumedRequestsGoFirst: what has run before passes its class, whatever its tenant was given, but
 // not the classes above.
 func TestResumedRequestsGoFirst(t *testing.T) {
