@@ -386,6 +386,7 @@ func (l *leader) stats() Stats {
 	}
 	return Stats{
 		Queued: l.batcher.Len() + l.submits.len, QueuedBytes: l.batcher.Bytes() + l.submits.bytes,
+		Queues:  l.batcher.Figures(l.clock.ms(l.s.settings.now())),
 		Running: running, Workers: len(l.sessions),
 	}
 }

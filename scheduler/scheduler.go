@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/batch"
 	"github.com/quire-serve/quire/scheduler/consensus"
 	"github.com/quire-serve/quire/scheduler/state"
 	"github.com/quire-serve/quire/transport"
@@ -176,6 +177,8 @@ type Stats struct {
 	// Queued requests wait for a worker, QueuedBytes in size; Running ones are with a worker.
 	Queued, Running int
 	QueuedBytes     int64
+	// Queues are the figures of each model's queue.
+	Queues []batch.Figures
 	// Workers are in session.
 	Workers int
 }

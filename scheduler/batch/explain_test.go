@@ -132,3 +132,20 @@ func TestPositionIsTheOrderOfPlacement(t *testing.T) {
 		}
 	})
 }
+
+func TestFiguresCount(t *testing.T) {
+	b := New(Settings{})
+	for n := range 3 {
+		r := request(fmt.Sprint(n), 10)
+		r.Choices, r.ArrivalMS, r.Priority = 1+n, int64(100*n), int32(-8+n/2)
+		b.Push(r)
+	}
+	f := b.Figures(1000)
+	if len(f) != 1 || f[0].Model != "m" || f[0].Requests != 3 || f[0].Sequences != 6 || f[0].Bytes != 300 || f[0].OldestWaitMS != 1000 || f[0].Classes[0] != 2 || f[0].Classes[1] != 1 {
+		t.Errorf("%+v", f)
+	}
+	b.Remove("0")
+	if f := b.Figures(1000); f[0].Requests != 2 || f[0].Sequences != 5 || f[0].OldestWaitMS != 900 || f[0].Classes[0] != 1 {
+		t.Errorf("after one left %+v", f)
+	}
+}
