@@ -37,7 +37,7 @@ const (
 	pingTimeout = 20 * time.Second
 	// pingAtMost is how often peers may ask the same; those that do it more often are cut off.
 	pingAtMost = 5 * time.Second
-	// bufferBytes are a connection's for reading; those for writing are shared while nothing is written.
+	// bufferBytes are what a connection holds for reading; for writing it holds none while nothing is written.
 	bufferBytes = 8 << 10
 )
 
@@ -60,7 +60,7 @@ func newServer(g guard, options []grpc.ServerOption) *grpc.Server {
 		grpc.ChainUnaryInterceptor(g.unary), grpc.ChainStreamInterceptor(g.stream),
 		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxRecvMsgSize(maxIn), grpc.MaxHeaderListSize(maxHeader),
 		grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.ReadBufferSize(bufferBytes), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(bufferBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout, Time: pingAfter, Timeout: pingTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingAtMost, PermitWithoutStream: true}),
 	}, options...)...)
