@@ -42,7 +42,7 @@ func TestPools(t *testing.T) {
 	a.waitFor("a in session", func() bool { return states()["a"] == "east ready" })
 	worker("b").waitFor("b in session", func() bool { return states()["b"] == "default ready" })
 	odd := worker("odd", "--kv-type", "int8")
-	odd.waitFor("the odd one is told why", func() bool { return strings.Contains(odd.out.String(), `start the worker with their --kv-type`) })
+	odd.waitFor("the odd one is told why", func() bool { return strings.Contains(odd.out.String(), `start the worker with the others' --kv-type`) })
 	if s := states(); s["odd"] != "" {
 		t.Errorf("workers are %v", s)
 	}
@@ -65,7 +65,7 @@ func TestPools(t *testing.T) {
 	run(1, "pool", "cordon", "north")
 	run(0, "pool", "create", "west", "--cordoned")
 	run(0, "pool", "remove", "west")
-	if said := strings.Count(odd.out.String(), "their --kv-type"); said != 1 {
+	if said := strings.Count(odd.out.String(), "the others' --kv-type"); said != 1 {
 		t.Errorf("the odd one was told why once and says so %d times", said)
 	}
 	run(0, "pool", "drain", "east")
