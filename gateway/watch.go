@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/roster"
 	"github.com/quire-serve/quire/transport"
 )
 
@@ -31,8 +32,9 @@ var (
 // they are: streams do not depend on it.
 func (g *Gateway) watch(ctx context.Context) {
 	away, hints := false, 0
+	var workers roster.View
 	for {
-		address, told, hint, err := g.follow(ctx)
+		address, told, hint, err := g.follow(ctx, &workers)
 		if ctx.Err() != nil {
 			return
 		}
@@ -64,7 +66,7 @@ func (g *Gateway) copies() (models []*pb.GatewayModel) {
 
 // follow takes one node's news until they break off. It reports whether there were any, and which
 // node leads if this one named it.
-func (g *Gateway) follow(ctx context.Context) (address string, told bool, leader string, err error) {
+func (g *Gateway) follow(ctx context.Context, workers *roster.View) (address string, told bool, leader string, err error) {
 	leads := g.control.news()
 	address, client, err := g.control.pick()
 	if err != nil {
@@ -78,7 +80,7 @@ func (g *Gateway) follow(ctx context.Context) (address string, told bool, leader
 	moved := func() { cancel(errMoved) }
 	release := g.control.cutIfMoved(leads, address, moved)
 	defer func() { release() }()
-	stream, err := client.Watch(call, &pb.WatchRequest{GatewayId: g.NodeID, Models: g.copies()})
+	stream, err := client.Watch(call, &pb.WatchRequest{GatewayId: g.NodeID, Models: g.copies(), Known: workers.Known()})
 	for err == nil {
 		var news *pb.WatchResponse
 		if news, err = stream.Recv(); err != nil {
@@ -95,7 +97,12 @@ func (g *Gateway) follow(ctx context.Context) (address string, told bool, leader
 			release = g.control.cutIfMoved(g.control.news(), address, moved)
 			g.Log.Info("following the leader", "node", address)
 		}
-		g.attachAll(ctx, news.Workers)
+		var came []*pb.WorkerInfo
+		var left []string
+		if came, left, err = workers.Apply(news.Workers); err != nil {
+			break
+		}
+		g.updateWorkers(ctx, came, left)
 		for _, id := range news.Adopted {
 			g.movedAway(id)
 		}

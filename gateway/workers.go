@@ -177,27 +177,25 @@ func (w *workers) get(id string) *attachment {
 	return w.byID[id]
 }
 
-// attachAll makes the attachments equal to the set.
-func (g *Gateway) attachAll(ctx context.Context, set []*pb.WorkerInfo) {
+// updateWorkers attaches the gateway to workers that came, or came back as something else, and leaves those
+// that are gone.
+func (g *Gateway) updateWorkers(ctx context.Context, came []*pb.WorkerInfo, gone []string) {
+	if len(came)+len(gone) == 0 {
+		return
+	}
 	defer g.updateReady()
 	w := &g.workers
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	wanted := make(map[string]bool, len(set))
-	for _, info := range set {
-		wanted[info.Id] = true
-		old := w.byID[info.Id]
-		if old != nil && old.info.Address == info.Address && old.info.Model == info.Model {
-			continue
-		}
-		if old != nil {
-			old.cancel()
-		}
+	for _, id := range gone {
+		w.leave(id)
+	}
+	for _, info := range came {
+		w.leave(info.Id)
 		if m := g.models[info.Model]; m == nil {
 			g.Log.Warn("a worker serves a model that this gateway does not know", "worker", info.Id, "model", info.Model)
 		} else if m.Digest != "" && info.ModelDigest != "" && m.Digest != info.ModelDigest {
 			g.Log.Error("a worker's model differs from this gateway's copy; it is left out", "worker", info.Id, "model", info.Model)
-			delete(w.byID, info.Id)
 			continue
 		}
 		run, cancel := context.WithCancel(ctx)
@@ -205,11 +203,13 @@ func (g *Gateway) attachAll(ctx context.Context, set []*pb.WorkerInfo) {
 		w.byID[info.Id] = a
 		w.wg.Go(func() { g.attach(run, a) })
 	}
-	for id, a := range w.byID {
-		if !wanted[id] {
-			a.cancel()
-			delete(w.byID, id)
-		}
+}
+
+// leave ends the session with a worker, if there is one. The lock is held.
+func (w *workers) leave(id string) {
+	if a := w.byID[id]; a != nil {
+		a.cancel()
+		delete(w.byID, id)
 	}
 }
 

@@ -52,7 +52,7 @@ func TestOverTheWire(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if first, err := news.Recv(); err != nil || len(first.GetWorkers()) != 1 || first.GetWorkers()[0].GetModel() != "m" {
+	if first, err := news.Recv(); err != nil || len(first.GetWorkers().GetWorkers()) != 1 || first.GetWorkers().GetWorkers()[0].GetModel() != "m" {
 		t.Fatalf("news %v, %v", first, err)
 	}
 

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/roster"
 	"github.com/quire-serve/quire/scheduler/consensus"
 )
 
@@ -400,6 +401,7 @@ type watchStream struct {
 	grpc.ServerStream
 	ctx     context.Context
 	mu      sync.Mutex
+	roster  roster.View
 	workers []string
 	ended   map[string]*pb.Ended
 	lost    map[string]*pb.Lost
@@ -411,8 +413,11 @@ func (w *watchStream) SetTrailer(metadata.MD)   {}
 func (w *watchStream) Send(m *pb.WatchResponse) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if _, _, err := w.roster.Apply(m.GetWorkers()); err != nil {
+		return err
+	}
 	w.workers = nil
-	for _, worker := range m.GetWorkers() {
+	for _, worker := range w.roster.Workers() {
 		w.workers = append(w.workers, worker.GetId())
 	}
 	for _, e := range m.GetEnded() {

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/roster"
 	"github.com/quire-serve/quire/scheduler/batch"
 	"github.com/quire-serve/quire/scheduler/prefix"
 	"github.com/quire-serve/quire/scheduler/state"
@@ -55,11 +56,11 @@ type leader struct {
 	recalls []recall
 
 	// workers are those in session and those that may come back; absent holds until when.
-	// attached are those that gateways stay attached to: they are not lost, and were in session with this
+	// roster are those that gateways stay attached to: they are not lost, and were in session with this
 	// leader or one before, whose end is no reason to break streams.
 	workers  map[string]*pb.WorkerInfo
 	absent   map[string]time.Time
-	attached map[string]bool
+	roster   *roster.Roster
 	sessions map[string]*session
 	onWorker map[string]map[string]*live
 	models   map[string]served
@@ -154,10 +155,12 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 		s: s, term: term, clock: *s.clock.Load(),
 		kicked: make(chan struct{}, 1), done: make(chan struct{}), failed: make(chan error, 1),
 		live:    map[string]*live{},
-		workers: map[string]*pb.WorkerInfo{}, absent: map[string]time.Time{}, attached: map[string]bool{},
+		workers: map[string]*pb.WorkerInfo{}, absent: map[string]time.Time{},
 		sessions: map[string]*session{}, onWorker: map[string]map[string]*live{},
 		models: map[string]served{}, owners: map[string]*owner{}, unserved: map[string]time.Time{},
 	}
+	s.tenures++
+	l.roster = roster.New(term<<32 + s.tenures)
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.prefixes = prefix.New(s.settings.Prefix)
 	placement := s.settings.Batch
@@ -169,7 +172,7 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 	back := now.Add(s.settings.ReconnectGrace)
 	for w := range view.Workers() {
 		l.workers[w.GetId()] = w
-		l.attached[w.GetId()] = true
+		l.roster.Put(w)
 		l.absent[w.GetId()] = back
 	}
 	l.countModels()

@@ -25,7 +25,6 @@ func (l *leader) lose(id string, now time.Time) {
 	requests := slices.Sorted(maps.Keys(l.onWorker[id]))
 	l.s.settings.Logger.Info("a worker is gone", "worker", id, "requests", len(requests))
 	delete(l.absent, id)
-	delete(l.attached, id)
 	for _, request := range requests {
 		l.recall(l.onWorker[id][request], now)
 	}
@@ -35,7 +34,9 @@ func (l *leader) lose(id string, now time.Time) {
 		l.workerNews = append(l.workerNews, &registration{command: &pb.WorkerCommand{Worker: &pb.WorkerInfo{Id: id}, Left: true}})
 		l.kick()
 	}
-	l.workersChanged()
+	if l.roster.Remove(id) {
+		l.tellWorkers()
+	}
 }
 
 // recall takes a request from a worker that lost it. The gateway often has a few tokens that the log

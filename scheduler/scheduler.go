@@ -39,6 +39,8 @@ type Scheduler struct {
 	clock atomic.Pointer[clock]
 	// dispatches is the newest dispatch number; only the leader's loop touches it.
 	dispatches uint64
+	// tenures counts how often this process began to lead; as dispatches.
+	tenures uint64
 
 	cancel    context.CancelFunc
 	owned     sync.WaitGroup

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/roster"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -21,15 +22,20 @@ type watcher struct {
 	// models are its copies: digests by name.
 	models map[string]string
 
-	mu      sync.Mutex
-	workers []*pb.WorkerInfo
-	changed bool
-	ended   []*pb.Ended
-	lost    []*pb.Lost
-	adopted []string
-	owned   []string
-	ready   chan struct{}
-	err     error
+	// known is what it was told of the workers, or is being told with news, the parts of which the rest
+	// still goes out. Both belong to the call that sends.
+	known *pb.RosterPosition
+	news  []*pb.RosterNews
+
+	mu sync.Mutex
+	// changed: the workers have. greet: something is to be said, be it nothing.
+	changed, greet bool
+	ended          []*pb.Ended
+	lost           []*pb.Lost
+	adopted        []string
+	owned          []string
+	ready          chan struct{}
+	err            error
 }
 
 // owner is a gateway that watches, or that requests stream to.
@@ -78,23 +84,31 @@ func (w *watcher) tell(news *pb.WatchResponse) {
 	})
 }
 
-// next is what to send now; nil for nothing. News come in pieces, each with the whole set of
-// workers, because an absent set would mean that there are none.
-func (w *watcher) next() (*pb.WatchResponse, error) {
+// next is what to send now; nil for nothing. News come in pieces.
+func (w *watcher) next(workers *roster.Roster) (*pb.WatchResponse, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err != nil {
 		return nil, w.err
 	}
-	if !w.changed && len(w.ended)+len(w.lost)+len(w.adopted)+len(w.owned) == 0 {
+	if w.changed && len(w.news) == 0 {
+		w.changed = false
+		if w.news = workers.Since(w.known); len(w.news) > 0 {
+			w.known = w.news[len(w.news)-1].GetAt()
+		}
+	}
+	if !w.greet && len(w.news)+len(w.ended)+len(w.lost)+len(w.adopted)+len(w.owned) == 0 {
 		return nil, nil
 	}
-	out := &pb.WatchResponse{Workers: w.workers}
+	out := &pb.WatchResponse{}
+	if len(w.news) > 0 {
+		out.Workers, w.news = w.news[0], w.news[1:]
+	}
 	out.Lost, w.lost = cutOff(w.lost)
 	out.Adopted, w.adopted = cutOff(w.adopted)
 	out.Ended, w.ended = cutOff(w.ended)
 	out.Owned, w.owned = cutOff(w.owned)
-	w.changed = false
+	w.greet = false
 	return out, nil
 }
 
@@ -104,9 +118,10 @@ func cutOff[T any](list []T) (front, rest []T) {
 	return list[:n:n], list[n:]
 }
 
-// Watch tells a gateway of workers, every second and when they change, and of what happens to its requests: they ended, lost their
-// worker, or were adopted by another gateway. The first messages repeat what ended lately and what
-// is lost now, so that a gateway which comes back misses nothing.
+// Watch tells a gateway what changes among the workers, and what happens to its requests: they ended, lost
+// their worker, or were adopted by another gateway. The first messages say what it does not know of the
+// workers, and repeat what ended lately and what is lost now, so that a gateway which comes back misses
+// nothing. One comes every second at least.
 func (s *Scheduler) Watch(in *pb.WatchRequest, stream pb.Control_WatchServer) error {
 	if len(in.GetGatewayId()) > maxIDBytes {
 		return invalid("gateway_id", "%d bytes; the limit is %d", len(in.GetGatewayId()), maxIDBytes)
@@ -131,11 +146,11 @@ func (s *Scheduler) Watch(in *pb.WatchRequest, stream pb.Control_WatchServer) er
 		case <-stream.Context().Done():
 			return status.FromContextError(stream.Context().Err()).Err()
 		case <-alive.C:
-			w.update(func() { w.changed = true })
+			w.update(func() { w.greet = true })
 		case <-w.ready:
 		}
 		for {
-			news, err := w.next()
+			news, err := w.next(l.roster)
 			if errors.Is(err, errLeadershipLost) {
 				if _, err = s.leading(stream.SetTrailer); err == nil {
 					err = errNotLeading("the gateway was watching")
@@ -163,7 +178,7 @@ func (l *leader) watch(in *pb.WatchRequest) (*watcher, error) {
 		return nil, errNotLeading("the gateway began to watch")
 	default:
 	}
-	w := &watcher{gateway: gateway, models: map[string]string{}, workers: l.inSession(), changed: true, ready: make(chan struct{}, 1)}
+	w := &watcher{gateway: gateway, models: map[string]string{}, known: in.GetKnown(), changed: true, greet: true, ready: make(chan struct{}, 1)}
 	for r := range l.s.store.View().EndedSince(l.s.timeMS() - endsRepeated.Milliseconds()) {
 		if r.Request.GetGatewayId() == gateway {
 			w.ended = append(w.ended, ended(r))
@@ -254,21 +269,11 @@ func (l *leader) abortOrphans(now time.Time) {
 	}
 }
 
-// inSession lists the workers that gateways should be attached to: those in session, and those that
-// still may come back to the session they had.
-func (l *leader) inSession() []*pb.WorkerInfo {
-	out := make([]*pb.WorkerInfo, 0, len(l.attached))
-	for _, id := range slices.Sorted(maps.Keys(l.attached)) {
-		out = append(out, l.workers[id])
-	}
-	return out
-}
-
-func (l *leader) workersChanged() {
-	workers := l.inSession()
+// tellWorkers has gateways hear what has changed in the roster.
+func (l *leader) tellWorkers() {
 	for _, o := range l.owners {
 		for w := range o.watchers {
-			w.update(func() { w.workers, w.changed = workers, true })
+			w.update(func() { w.changed = true })
 		}
 	}
 }

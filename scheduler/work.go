@@ -261,7 +261,6 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 	l.index(s)
 	l.s.streams.Add(1)
 	l.sessions[id] = s
-	l.attached[id] = true
 	delete(l.absent, id)
 	s.send(&pb.WorkResponse{Message: &pb.WorkResponse_Welcome{Welcome: &pb.Welcome{
 		Term: l.term, HeartbeatIntervalMs: int32(l.s.settings.HeartbeatInterval.Milliseconds()),
@@ -301,7 +300,9 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 	l.batcher.Cordon(id, l.s.store.View().Cordoned(info))
 	l.workers[id] = info
 	l.countModels()
-	l.workersChanged()
+	if l.roster.Put(info) {
+		l.tellWorkers()
+	}
 	l.kick()
 	return s, nil
 }

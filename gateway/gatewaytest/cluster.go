@@ -15,6 +15,7 @@ import (
 
 	"github.com/quire-serve/quire/model/tokenizer"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/roster"
 )
 
 // Options of a cluster. Zero values mean the defaults stated.
@@ -62,6 +63,7 @@ type Cluster struct {
 	sessions   map[*session]bool
 	watchers   map[*watcher]bool
 	workers    []*pb.WorkerInfo // in session with the leader
+	rosters    []*roster.Roster // the same as each node tells of it
 	leader     int              // -1 is an election
 	endings    []*pb.Ended      // told to every watcher
 	credit     int              // steps that may be taken, in manual mode
@@ -111,11 +113,12 @@ func Start(t testing.TB, o Options) *Cluster {
 	c.changed = sync.NewCond(&c.mu)
 	for i := range o.Nodes {
 		c.serveNode(i)
+		c.rosters = append(c.rosters, roster.New(uint64(i+1)))
 	}
 	for i := range o.Workers {
 		c.serveWorker(workerID(i))
-		c.workers = append(c.workers, c.info(workerID(i)))
 	}
+	c.setWorkers(o.Workers)
 	c.running.Go(c.stepForever)
 	t.Cleanup(c.close)
 	return c

@@ -49,6 +49,9 @@ func (c *Cluster) KillWorker(place int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.workers = slices.DeleteFunc(c.workers, func(w *pb.WorkerInfo) bool { return w.Id == id })
+	for _, r := range c.rosters {
+		r.Remove(id)
+	}
 	for _, key := range c.order {
 		r := c.runs[key]
 		switch {
@@ -61,7 +64,7 @@ func (c *Cluster) KillWorker(place int) {
 			c.lose(r)
 		}
 	}
-	c.tellAll(func(w *watcher) { w.changed = true })
+	c.changed.Broadcast()
 }
 
 // WorkerOf is the place of the worker that has a request, -1 for none.
@@ -175,10 +178,22 @@ func (c *Cluster) Break() {
 // SetWorkers makes the first n workers the set that Watch shows.
 func (c *Cluster) SetWorkers(n int) {
 	c.mu.Lock()
-	c.workers = c.workers[:0]
+	defer c.mu.Unlock()
+	c.setWorkers(n)
+	c.changed.Broadcast()
+}
+
+func (c *Cluster) setWorkers(n int) {
+	for _, r := range c.rosters {
+		for _, w := range c.workers {
+			r.Remove(w.Id)
+		}
+		for i := range n {
+			r.Put(c.info(workerID(i)))
+		}
+	}
+	c.workers = nil
 	for i := range n {
 		c.workers = append(c.workers, c.info(workerID(i)))
 	}
-	c.tellAll(func(w *watcher) { w.changed = true })
-	c.mu.Unlock()
 }

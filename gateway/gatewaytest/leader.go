@@ -278,7 +278,6 @@ func (c *Cluster) abort(req *pb.AbortRequest) bool {
 // watcher is one gateway's Watch stream.
 type watcher struct {
 	gateway string
-	changed bool
 	endings int // of those told to everybody
 	ended   []*pb.Ended
 	lost    []*pb.Lost
@@ -325,7 +324,10 @@ func (n *node) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.
 	c := n.c
 	stop := context.AfterFunc(ctx, func() { c.mu.Lock(); c.changed.Broadcast(); c.mu.Unlock() })
 	defer stop()
-	w := &watcher{gateway: req.GatewayId, changed: true}
+	w := &watcher{gateway: req.GatewayId}
+	known := req.Known
+	var news []*pb.RosterNews
+	greeted := false
 	c.mu.Lock()
 	c.watchers[w] = true
 	c.mu.Unlock()
@@ -336,10 +338,15 @@ func (n *node) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.
 	}()
 	for {
 		c.mu.Lock()
-		news := func() bool {
-			return w.changed || w.endings < len(c.endings) || len(w.ended)+len(w.lost)+len(w.adopted)+len(w.owned) > 0
+		told := func() bool {
+			if len(news) == 0 {
+				if news = c.rosters[n.place].Since(known); len(news) > 0 {
+					known = news[len(news)-1].At
+				}
+			}
+			return !greeted || len(news) > 0 || w.endings < len(c.endings) || len(w.ended)+len(w.lost)+len(w.adopted)+len(w.owned) > 0
 		}
-		for !c.closed && ctx.Err() == nil && c.leader == n.place && !(news() && !c.mute[nodeID(n.place)]) {
+		for !c.closed && ctx.Err() == nil && c.leader == n.place && !(told() && !c.mute[nodeID(n.place)]) {
 			c.changed.Wait()
 		}
 		if c.closed || ctx.Err() != nil {
@@ -350,8 +357,11 @@ func (n *node) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.
 			c.mu.Unlock()
 			return n.leads(ctx, stream.SetTrailer)
 		}
-		resp := &pb.WatchResponse{Workers: slices.Clone(c.workers), Ended: append(w.ended, c.endings[w.endings:]...), Lost: w.lost, Adopted: w.adopted, Owned: w.owned}
-		w.changed, w.endings, w.ended, w.lost, w.adopted, w.owned = false, len(c.endings), nil, nil, nil, nil
+		resp := &pb.WatchResponse{Ended: append(w.ended, c.endings[w.endings:]...), Lost: w.lost, Adopted: w.adopted, Owned: w.owned}
+		if len(news) > 0 {
+			resp.Workers, news = news[0], news[1:]
+		}
+		greeted, w.endings, w.ended, w.lost, w.adopted, w.owned = true, len(c.endings), nil, nil, nil, nil
 		c.mu.Unlock()
 		if err := stream.Send(resp); err != nil {
 			return err

@@ -79,7 +79,7 @@ func (x CacheEvent_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CacheEvent_Kind.Descriptor instead.
 func (CacheEvent_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{22, 0}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{24, 0}
 }
 
 type CacheEvent_Medium int32
@@ -131,7 +131,7 @@ func (x CacheEvent_Medium) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CacheEvent_Medium.Descriptor instead.
 func (CacheEvent_Medium) EnumDescriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{22, 1}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{24, 1}
 }
 
 // Request is what a worker needs to generate: a pure function of weights and this message.
@@ -563,7 +563,10 @@ type WatchRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	GatewayId string                 `protobuf:"bytes,1,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
 	// The models that it has a copy of.
-	Models        []*GatewayModel `protobuf:"bytes,2,rep,name=models,proto3" json:"models,omitempty"`
+	Models []*GatewayModel `protobuf:"bytes,2,rep,name=models,proto3" json:"models,omitempty"`
+	// What it knows of the workers from an earlier stream: it is told only what is newer, if this leader knows
+	// what that is.
+	Known         *RosterPosition `protobuf:"bytes,3,opt,name=known,proto3" json:"known,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -612,6 +615,149 @@ func (x *WatchRequest) GetModels() []*GatewayModel {
 	return nil
 }
 
+func (x *WatchRequest) GetKnown() *RosterPosition {
+	if x != nil {
+		return x.Known
+	}
+	return nil
+}
+
+// RosterPosition is a set of workers as it was after so many changes. Every leader counts its own.
+type RosterPosition struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Roster        uint64                 `protobuf:"varint,1,opt,name=roster,proto3" json:"roster,omitempty"`
+	Changes       uint64                 `protobuf:"varint,2,opt,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RosterPosition) Reset() {
+	*x = RosterPosition{}
+	mi := &file_quire_v1_control_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RosterPosition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RosterPosition) ProtoMessage() {}
+
+func (x *RosterPosition) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RosterPosition.ProtoReflect.Descriptor instead.
+func (*RosterPosition) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RosterPosition) GetRoster() uint64 {
+	if x != nil {
+		return x.Roster
+	}
+	return 0
+}
+
+func (x *RosterPosition) GetChanges() uint64 {
+	if x != nil {
+		return x.Changes
+	}
+	return 0
+}
+
+// RosterNews is what happened to the set of workers that gateways attach to. It comes in parts if there is
+// much of it, and counts once the last one is there.
+type RosterNews struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With the first part: all that is known before counts no more, the news are the whole set.
+	Whole bool `protobuf:"varint,1,opt,name=whole,proto3" json:"whole,omitempty"`
+	// With the first part, unless it is the whole set: what the news follow.
+	After *RosterPosition `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	// Workers that came or changed.
+	Workers []*WorkerInfo `protobuf:"bytes,3,rep,name=workers,proto3" json:"workers,omitempty"`
+	// The ids of those that left.
+	Left []string `protobuf:"bytes,4,rep,name=left,proto3" json:"left,omitempty"`
+	// With the last part: what is known after the news.
+	At            *RosterPosition `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RosterNews) Reset() {
+	*x = RosterNews{}
+	mi := &file_quire_v1_control_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RosterNews) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RosterNews) ProtoMessage() {}
+
+func (x *RosterNews) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RosterNews.ProtoReflect.Descriptor instead.
+func (*RosterNews) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RosterNews) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
+}
+
+func (x *RosterNews) GetAfter() *RosterPosition {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *RosterNews) GetWorkers() []*WorkerInfo {
+	if x != nil {
+		return x.Workers
+	}
+	return nil
+}
+
+func (x *RosterNews) GetLeft() []string {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *RosterNews) GetAt() *RosterPosition {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 type WorkerInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -643,7 +789,7 @@ type WorkerInfo struct {
 
 func (x *WorkerInfo) Reset() {
 	*x = WorkerInfo{}
-	mi := &file_quire_v1_control_proto_msgTypes[6]
+	mi := &file_quire_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -655,7 +801,7 @@ func (x *WorkerInfo) String() string {
 func (*WorkerInfo) ProtoMessage() {}
 
 func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[6]
+	mi := &file_quire_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -668,7 +814,7 @@ func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerInfo.ProtoReflect.Descriptor instead.
 func (*WorkerInfo) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WorkerInfo) GetId() string {
@@ -779,7 +925,7 @@ type TenantShare struct {
 
 func (x *TenantShare) Reset() {
 	*x = TenantShare{}
-	mi := &file_quire_v1_control_proto_msgTypes[7]
+	mi := &file_quire_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -791,7 +937,7 @@ func (x *TenantShare) String() string {
 func (*TenantShare) ProtoMessage() {}
 
 func (x *TenantShare) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[7]
+	mi := &file_quire_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -804,7 +950,7 @@ func (x *TenantShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantShare.ProtoReflect.Descriptor instead.
 func (*TenantShare) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TenantShare) GetTenant() string {
@@ -833,7 +979,7 @@ type GatewayModel struct {
 
 func (x *GatewayModel) Reset() {
 	*x = GatewayModel{}
-	mi := &file_quire_v1_control_proto_msgTypes[8]
+	mi := &file_quire_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +991,7 @@ func (x *GatewayModel) String() string {
 func (*GatewayModel) ProtoMessage() {}
 
 func (x *GatewayModel) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[8]
+	mi := &file_quire_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +1004,7 @@ func (x *GatewayModel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayModel.ProtoReflect.Descriptor instead.
 func (*GatewayModel) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GatewayModel) GetName() string {
@@ -877,8 +1023,8 @@ func (x *GatewayModel) GetDigest() string {
 
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The complete set of workers now in session.
-	Workers []*WorkerInfo `protobuf:"bytes,1,rep,name=workers,proto3" json:"workers,omitempty"`
+	// News of the workers; none if nothing has changed. A stream begins with what is not known.
+	Workers *RosterNews `protobuf:"bytes,1,opt,name=workers,proto3" json:"workers,omitempty"`
 	// Requests of this gateway that ended. One that stopped by itself has its last tokens on the way
 	// from its worker; if they do not come (it may be gone), Adopt has them.
 	Ended []*Ended `protobuf:"bytes,2,rep,name=ended,proto3" json:"ended,omitempty"`
@@ -896,7 +1042,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[9]
+	mi := &file_quire_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +1054,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[9]
+	mi := &file_quire_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,10 +1067,10 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
-func (x *WatchResponse) GetWorkers() []*WorkerInfo {
+func (x *WatchResponse) GetWorkers() *RosterNews {
 	if x != nil {
 		return x.Workers
 	}
@@ -971,7 +1117,7 @@ type Lost struct {
 
 func (x *Lost) Reset() {
 	*x = Lost{}
-	mi := &file_quire_v1_control_proto_msgTypes[10]
+	mi := &file_quire_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1129,7 @@ func (x *Lost) String() string {
 func (*Lost) ProtoMessage() {}
 
 func (x *Lost) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[10]
+	mi := &file_quire_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1142,7 @@ func (x *Lost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lost.ProtoReflect.Descriptor instead.
 func (*Lost) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Lost) GetRequestId() string {
@@ -1033,7 +1179,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_quire_v1_control_proto_msgTypes[11]
+	mi := &file_quire_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1191,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[11]
+	mi := &file_quire_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1204,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Output) GetTokenIds() []int32 {
@@ -1098,7 +1244,7 @@ type ChoiceProgress struct {
 
 func (x *ChoiceProgress) Reset() {
 	*x = ChoiceProgress{}
-	mi := &file_quire_v1_control_proto_msgTypes[12]
+	mi := &file_quire_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1256,7 @@ func (x *ChoiceProgress) String() string {
 func (*ChoiceProgress) ProtoMessage() {}
 
 func (x *ChoiceProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[12]
+	mi := &file_quire_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1269,7 @@ func (x *ChoiceProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChoiceProgress.ProtoReflect.Descriptor instead.
 func (*ChoiceProgress) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ChoiceProgress) GetChoice() int32 {
@@ -1174,7 +1320,7 @@ type RequestProgress struct {
 
 func (x *RequestProgress) Reset() {
 	*x = RequestProgress{}
-	mi := &file_quire_v1_control_proto_msgTypes[13]
+	mi := &file_quire_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1332,7 @@ func (x *RequestProgress) String() string {
 func (*RequestProgress) ProtoMessage() {}
 
 func (x *RequestProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[13]
+	mi := &file_quire_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1345,7 @@ func (x *RequestProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProgress.ProtoReflect.Descriptor instead.
 func (*RequestProgress) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RequestProgress) GetRequestId() string {
@@ -1243,7 +1389,7 @@ type AdoptRequest struct {
 
 func (x *AdoptRequest) Reset() {
 	*x = AdoptRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[14]
+	mi := &file_quire_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1255,7 +1401,7 @@ func (x *AdoptRequest) String() string {
 func (*AdoptRequest) ProtoMessage() {}
 
 func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[14]
+	mi := &file_quire_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1268,7 +1414,7 @@ func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
 func (*AdoptRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AdoptRequest) GetRequestId() string {
@@ -1317,7 +1463,7 @@ type AdoptResponse struct {
 
 func (x *AdoptResponse) Reset() {
 	*x = AdoptResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[15]
+	mi := &file_quire_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1475,7 @@ func (x *AdoptResponse) String() string {
 func (*AdoptResponse) ProtoMessage() {}
 
 func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[15]
+	mi := &file_quire_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1488,7 @@ func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptResponse.ProtoReflect.Descriptor instead.
 func (*AdoptResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AdoptResponse) GetFound() bool {
@@ -1427,7 +1573,7 @@ type RecallRequest struct {
 
 func (x *RecallRequest) Reset() {
 	*x = RecallRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[16]
+	mi := &file_quire_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +1585,7 @@ func (x *RecallRequest) String() string {
 func (*RecallRequest) ProtoMessage() {}
 
 func (x *RecallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[16]
+	mi := &file_quire_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +1598,7 @@ func (x *RecallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecallRequest.ProtoReflect.Descriptor instead.
 func (*RecallRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RecallRequest) GetGatewayId() string {
@@ -1477,7 +1623,7 @@ type RecallResponse struct {
 
 func (x *RecallResponse) Reset() {
 	*x = RecallResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[17]
+	mi := &file_quire_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1635,7 @@ func (x *RecallResponse) String() string {
 func (*RecallResponse) ProtoMessage() {}
 
 func (x *RecallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[17]
+	mi := &file_quire_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1648,7 @@ func (x *RecallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecallResponse.ProtoReflect.Descriptor instead.
 func (*RecallResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 type Ended struct {
@@ -1516,7 +1662,7 @@ type Ended struct {
 
 func (x *Ended) Reset() {
 	*x = Ended{}
-	mi := &file_quire_v1_control_proto_msgTypes[18]
+	mi := &file_quire_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1674,7 @@ func (x *Ended) String() string {
 func (*Ended) ProtoMessage() {}
 
 func (x *Ended) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[18]
+	mi := &file_quire_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1687,7 @@ func (x *Ended) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ended.ProtoReflect.Descriptor instead.
 func (*Ended) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Ended) GetRequestId() string {
@@ -1581,7 +1727,7 @@ type WorkRequest struct {
 
 func (x *WorkRequest) Reset() {
 	*x = WorkRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[19]
+	mi := &file_quire_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1593,7 +1739,7 @@ func (x *WorkRequest) String() string {
 func (*WorkRequest) ProtoMessage() {}
 
 func (x *WorkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[19]
+	mi := &file_quire_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1606,7 +1752,7 @@ func (x *WorkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkRequest.ProtoReflect.Descriptor instead.
 func (*WorkRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WorkRequest) GetMessage() isWorkRequest_Message {
@@ -1706,7 +1852,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_quire_v1_control_proto_msgTypes[20]
+	mi := &file_quire_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1864,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[20]
+	mi := &file_quire_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1877,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Progress) GetRequests() []*RequestProgress {
@@ -1751,7 +1897,7 @@ type CacheEvents struct {
 
 func (x *CacheEvents) Reset() {
 	*x = CacheEvents{}
-	mi := &file_quire_v1_control_proto_msgTypes[21]
+	mi := &file_quire_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +1909,7 @@ func (x *CacheEvents) String() string {
 func (*CacheEvents) ProtoMessage() {}
 
 func (x *CacheEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[21]
+	mi := &file_quire_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +1922,7 @@ func (x *CacheEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheEvents.ProtoReflect.Descriptor instead.
 func (*CacheEvents) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CacheEvents) GetEvents() []*CacheEvent {
@@ -1799,7 +1945,7 @@ type CacheEvent struct {
 
 func (x *CacheEvent) Reset() {
 	*x = CacheEvent{}
-	mi := &file_quire_v1_control_proto_msgTypes[22]
+	mi := &file_quire_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1811,7 +1957,7 @@ func (x *CacheEvent) String() string {
 func (*CacheEvent) ProtoMessage() {}
 
 func (x *CacheEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[22]
+	mi := &file_quire_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1824,7 +1970,7 @@ func (x *CacheEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheEvent.ProtoReflect.Descriptor instead.
 func (*CacheEvent) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CacheEvent) GetKind() CacheEvent_Kind {
@@ -1869,7 +2015,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_quire_v1_control_proto_msgTypes[23]
+	mi := &file_quire_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +2027,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[23]
+	mi := &file_quire_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +2040,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Hello) GetWorker() *WorkerInfo {
@@ -1943,7 +2089,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_quire_v1_control_proto_msgTypes[24]
+	mi := &file_quire_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2101,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[24]
+	mi := &file_quire_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2114,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -2073,7 +2219,7 @@ type DeviceFrame struct {
 
 func (x *DeviceFrame) Reset() {
 	*x = DeviceFrame{}
-	mi := &file_quire_v1_control_proto_msgTypes[25]
+	mi := &file_quire_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2085,7 +2231,7 @@ func (x *DeviceFrame) String() string {
 func (*DeviceFrame) ProtoMessage() {}
 
 func (x *DeviceFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[25]
+	mi := &file_quire_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2098,7 +2244,7 @@ func (x *DeviceFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceFrame.ProtoReflect.Descriptor instead.
 func (*DeviceFrame) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeviceFrame) GetIndex() int32 {
@@ -2236,7 +2382,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_quire_v1_control_proto_msgTypes[26]
+	mi := &file_quire_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2248,7 +2394,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[26]
+	mi := &file_quire_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2261,7 +2407,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Finished) GetRequests() []*FinishedRequest {
@@ -2291,7 +2437,7 @@ type FinishedRequest struct {
 
 func (x *FinishedRequest) Reset() {
 	*x = FinishedRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[27]
+	mi := &file_quire_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2449,7 @@ func (x *FinishedRequest) String() string {
 func (*FinishedRequest) ProtoMessage() {}
 
 func (x *FinishedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[27]
+	mi := &file_quire_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2462,7 @@ func (x *FinishedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishedRequest.ProtoReflect.Descriptor instead.
 func (*FinishedRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *FinishedRequest) GetRequestId() string {
@@ -2392,7 +2538,7 @@ type WorkResponse struct {
 
 func (x *WorkResponse) Reset() {
 	*x = WorkResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[28]
+	mi := &file_quire_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2404,7 +2550,7 @@ func (x *WorkResponse) String() string {
 func (*WorkResponse) ProtoMessage() {}
 
 func (x *WorkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[28]
+	mi := &file_quire_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2417,7 +2563,7 @@ func (x *WorkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse.ProtoReflect.Descriptor instead.
 func (*WorkResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WorkResponse) GetMessage() isWorkResponse_Message {
@@ -2531,7 +2677,7 @@ type Heard struct {
 
 func (x *Heard) Reset() {
 	*x = Heard{}
-	mi := &file_quire_v1_control_proto_msgTypes[29]
+	mi := &file_quire_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +2689,7 @@ func (x *Heard) String() string {
 func (*Heard) ProtoMessage() {}
 
 func (x *Heard) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[29]
+	mi := &file_quire_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +2702,7 @@ func (x *Heard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heard.ProtoReflect.Descriptor instead.
 func (*Heard) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Heard) GetSequence() uint64 {
@@ -2578,7 +2724,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_quire_v1_control_proto_msgTypes[30]
+	mi := &file_quire_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2590,7 +2736,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[30]
+	mi := &file_quire_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2603,7 +2749,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Welcome) GetTerm() uint64 {
@@ -2640,7 +2786,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_quire_v1_control_proto_msgTypes[31]
+	mi := &file_quire_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2652,7 +2798,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[31]
+	mi := &file_quire_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2665,7 +2811,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Redirect) GetTerm() uint64 {
@@ -2702,7 +2848,7 @@ type Dispatch struct {
 
 func (x *Dispatch) Reset() {
 	*x = Dispatch{}
-	mi := &file_quire_v1_control_proto_msgTypes[32]
+	mi := &file_quire_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2714,7 +2860,7 @@ func (x *Dispatch) String() string {
 func (*Dispatch) ProtoMessage() {}
 
 func (x *Dispatch) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[32]
+	mi := &file_quire_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2727,7 +2873,7 @@ func (x *Dispatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dispatch.ProtoReflect.Descriptor instead.
 func (*Dispatch) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Dispatch) GetTerm() uint64 {
@@ -2762,7 +2908,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_quire_v1_control_proto_msgTypes[33]
+	mi := &file_quire_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2774,7 +2920,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[33]
+	mi := &file_quire_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2787,7 +2933,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Revoke) GetTerm() uint64 {
@@ -2815,7 +2961,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_quire_v1_control_proto_msgTypes[34]
+	mi := &file_quire_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2827,7 +2973,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[34]
+	mi := &file_quire_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2840,7 +2986,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Drain) GetHandOver() bool {
@@ -2864,7 +3010,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[35]
+	mi := &file_quire_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +3022,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[35]
+	mi := &file_quire_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +3035,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AttachRequest) GetMessage() isAttachRequest_Message {
@@ -2961,7 +3107,7 @@ type AttachHello struct {
 
 func (x *AttachHello) Reset() {
 	*x = AttachHello{}
-	mi := &file_quire_v1_control_proto_msgTypes[36]
+	mi := &file_quire_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3119,7 @@ func (x *AttachHello) String() string {
 func (*AttachHello) ProtoMessage() {}
 
 func (x *AttachHello) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[36]
+	mi := &file_quire_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +3132,7 @@ func (x *AttachHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachHello.ProtoReflect.Descriptor instead.
 func (*AttachHello) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *AttachHello) GetGatewayId() string {
@@ -3014,7 +3160,7 @@ type ResumePoint struct {
 
 func (x *ResumePoint) Reset() {
 	*x = ResumePoint{}
-	mi := &file_quire_v1_control_proto_msgTypes[37]
+	mi := &file_quire_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3172,7 @@ func (x *ResumePoint) String() string {
 func (*ResumePoint) ProtoMessage() {}
 
 func (x *ResumePoint) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[37]
+	mi := &file_quire_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3185,7 @@ func (x *ResumePoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumePoint.ProtoReflect.Descriptor instead.
 func (*ResumePoint) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ResumePoint) GetRequestId() string {
@@ -3067,7 +3213,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[38]
+	mi := &file_quire_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3079,7 +3225,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[38]
+	mi := &file_quire_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3092,7 +3238,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AttachResponse) GetEvents() []*TokenEvent {
@@ -3152,7 +3298,7 @@ type WorkerStats struct {
 
 func (x *WorkerStats) Reset() {
 	*x = WorkerStats{}
-	mi := &file_quire_v1_control_proto_msgTypes[39]
+	mi := &file_quire_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3310,7 @@ func (x *WorkerStats) String() string {
 func (*WorkerStats) ProtoMessage() {}
 
 func (x *WorkerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[39]
+	mi := &file_quire_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3323,7 @@ func (x *WorkerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStats.ProtoReflect.Descriptor instead.
 func (*WorkerStats) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WorkerStats) GetRunning() int32 {
@@ -3357,7 +3503,7 @@ type FetchBlocksRequest struct {
 
 func (x *FetchBlocksRequest) Reset() {
 	*x = FetchBlocksRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[40]
+	mi := &file_quire_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3369,7 +3515,7 @@ func (x *FetchBlocksRequest) String() string {
 func (*FetchBlocksRequest) ProtoMessage() {}
 
 func (x *FetchBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[40]
+	mi := &file_quire_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3382,7 +3528,7 @@ func (x *FetchBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlocksRequest.ProtoReflect.Descriptor instead.
 func (*FetchBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FetchBlocksRequest) GetRequestId() string {
@@ -3421,7 +3567,7 @@ type FetchBlocksResponse struct {
 
 func (x *FetchBlocksResponse) Reset() {
 	*x = FetchBlocksResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[41]
+	mi := &file_quire_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3433,7 +3579,7 @@ func (x *FetchBlocksResponse) String() string {
 func (*FetchBlocksResponse) ProtoMessage() {}
 
 func (x *FetchBlocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[41]
+	mi := &file_quire_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3446,7 +3592,7 @@ func (x *FetchBlocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlocksResponse.ProtoReflect.Descriptor instead.
 func (*FetchBlocksResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FetchBlocksResponse) GetBlock() int32 {
@@ -3501,7 +3647,7 @@ type TokenEvent struct {
 
 func (x *TokenEvent) Reset() {
 	*x = TokenEvent{}
-	mi := &file_quire_v1_control_proto_msgTypes[42]
+	mi := &file_quire_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3513,7 +3659,7 @@ func (x *TokenEvent) String() string {
 func (*TokenEvent) ProtoMessage() {}
 
 func (x *TokenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[42]
+	mi := &file_quire_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3526,7 +3672,7 @@ func (x *TokenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenEvent.ProtoReflect.Descriptor instead.
 func (*TokenEvent) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TokenEvent) GetRequestId() string {
@@ -3679,11 +3825,22 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x06tenant\x18\x04 \x01(\tH\x00R\x06tenant\x88\x01\x01B\t\n" +
 	"\a_tenant\"%\n" +
 	"\rAbortResponse\x12\x14\n" +
-	"\x05found\x18\x01 \x01(\bR\x05found\"]\n" +
+	"\x05found\x18\x01 \x01(\bR\x05found\"\x8d\x01\n" +
 	"\fWatchRequest\x12\x1d\n" +
 	"\n" +
 	"gateway_id\x18\x01 \x01(\tR\tgatewayId\x12.\n" +
-	"\x06models\x18\x02 \x03(\v2\x16.quire.v1.GatewayModelR\x06models\"\xc7\x03\n" +
+	"\x06models\x18\x02 \x03(\v2\x16.quire.v1.GatewayModelR\x06models\x12.\n" +
+	"\x05known\x18\x03 \x01(\v2\x18.quire.v1.RosterPositionR\x05known\"B\n" +
+	"\x0eRosterPosition\x12\x16\n" +
+	"\x06roster\x18\x01 \x01(\x04R\x06roster\x12\x18\n" +
+	"\achanges\x18\x02 \x01(\x04R\achanges\"\xc0\x01\n" +
+	"\n" +
+	"RosterNews\x12\x14\n" +
+	"\x05whole\x18\x01 \x01(\bR\x05whole\x12.\n" +
+	"\x05after\x18\x02 \x01(\v2\x18.quire.v1.RosterPositionR\x05after\x12.\n" +
+	"\aworkers\x18\x03 \x03(\v2\x14.quire.v1.WorkerInfoR\aworkers\x12\x12\n" +
+	"\x04left\x18\x04 \x03(\tR\x04left\x12(\n" +
+	"\x02at\x18\x05 \x01(\v2\x18.quire.v1.RosterPositionR\x02at\"\xc7\x03\n" +
 	"\n" +
 	"WorkerInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -3711,7 +3868,7 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\"\xba\x01\n" +
 	"\rWatchResponse\x12.\n" +
-	"\aworkers\x18\x01 \x03(\v2\x14.quire.v1.WorkerInfoR\aworkers\x12%\n" +
+	"\aworkers\x18\x01 \x01(\v2\x14.quire.v1.RosterNewsR\aworkers\x12%\n" +
 	"\x05ended\x18\x02 \x03(\v2\x0f.quire.v1.EndedR\x05ended\x12\"\n" +
 	"\x04lost\x18\x03 \x03(\v2\x0e.quire.v1.LostR\x04lost\x12\x18\n" +
 	"\aadopted\x18\x04 \x03(\tR\aadopted\x12\x14\n" +
@@ -3978,7 +4135,7 @@ func file_quire_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_quire_v1_control_proto_goTypes = []any{
 	(CacheEvent_Kind)(0),        // 0: quire.v1.CacheEvent.Kind
 	(CacheEvent_Medium)(0),      // 1: quire.v1.CacheEvent.Medium
@@ -3988,120 +4145,126 @@ var file_quire_v1_control_proto_goTypes = []any{
 	(*AbortRequest)(nil),        // 5: quire.v1.AbortRequest
 	(*AbortResponse)(nil),       // 6: quire.v1.AbortResponse
 	(*WatchRequest)(nil),        // 7: quire.v1.WatchRequest
-	(*WorkerInfo)(nil),          // 8: quire.v1.WorkerInfo
-	(*TenantShare)(nil),         // 9: quire.v1.TenantShare
-	(*GatewayModel)(nil),        // 10: quire.v1.GatewayModel
-	(*WatchResponse)(nil),       // 11: quire.v1.WatchResponse
-	(*Lost)(nil),                // 12: quire.v1.Lost
-	(*Output)(nil),              // 13: quire.v1.Output
-	(*ChoiceProgress)(nil),      // 14: quire.v1.ChoiceProgress
-	(*RequestProgress)(nil),     // 15: quire.v1.RequestProgress
-	(*AdoptRequest)(nil),        // 16: quire.v1.AdoptRequest
-	(*AdoptResponse)(nil),       // 17: quire.v1.AdoptResponse
-	(*RecallRequest)(nil),       // 18: quire.v1.RecallRequest
-	(*RecallResponse)(nil),      // 19: quire.v1.RecallResponse
-	(*Ended)(nil),               // 20: quire.v1.Ended
-	(*WorkRequest)(nil),         // 21: quire.v1.WorkRequest
-	(*Progress)(nil),            // 22: quire.v1.Progress
-	(*CacheEvents)(nil),         // 23: quire.v1.CacheEvents
-	(*CacheEvent)(nil),          // 24: quire.v1.CacheEvent
-	(*Hello)(nil),               // 25: quire.v1.Hello
-	(*Heartbeat)(nil),           // 26: quire.v1.Heartbeat
-	(*DeviceFrame)(nil),         // 27: quire.v1.DeviceFrame
-	(*Finished)(nil),            // 28: quire.v1.Finished
-	(*FinishedRequest)(nil),     // 29: quire.v1.FinishedRequest
-	(*WorkResponse)(nil),        // 30: quire.v1.WorkResponse
-	(*Heard)(nil),               // 31: quire.v1.Heard
-	(*Welcome)(nil),             // 32: quire.v1.Welcome
-	(*Redirect)(nil),            // 33: quire.v1.Redirect
-	(*Dispatch)(nil),            // 34: quire.v1.Dispatch
-	(*Revoke)(nil),              // 35: quire.v1.Revoke
-	(*Drain)(nil),               // 36: quire.v1.Drain
-	(*AttachRequest)(nil),       // 37: quire.v1.AttachRequest
-	(*AttachHello)(nil),         // 38: quire.v1.AttachHello
-	(*ResumePoint)(nil),         // 39: quire.v1.ResumePoint
-	(*AttachResponse)(nil),      // 40: quire.v1.AttachResponse
-	(*WorkerStats)(nil),         // 41: quire.v1.WorkerStats
-	(*FetchBlocksRequest)(nil),  // 42: quire.v1.FetchBlocksRequest
-	(*FetchBlocksResponse)(nil), // 43: quire.v1.FetchBlocksResponse
-	(*TokenEvent)(nil),          // 44: quire.v1.TokenEvent
-	(*SamplingParams)(nil),      // 45: quire.v1.SamplingParams
-	(*TokenIds)(nil),            // 46: quire.v1.TokenIds
-	(FinishReason)(0),           // 47: quire.v1.FinishReason
-	(*Usage)(nil),               // 48: quire.v1.Usage
-	(*Logprobs)(nil),            // 49: quire.v1.Logprobs
+	(*RosterPosition)(nil),      // 8: quire.v1.RosterPosition
+	(*RosterNews)(nil),          // 9: quire.v1.RosterNews
+	(*WorkerInfo)(nil),          // 10: quire.v1.WorkerInfo
+	(*TenantShare)(nil),         // 11: quire.v1.TenantShare
+	(*GatewayModel)(nil),        // 12: quire.v1.GatewayModel
+	(*WatchResponse)(nil),       // 13: quire.v1.WatchResponse
+	(*Lost)(nil),                // 14: quire.v1.Lost
+	(*Output)(nil),              // 15: quire.v1.Output
+	(*ChoiceProgress)(nil),      // 16: quire.v1.ChoiceProgress
+	(*RequestProgress)(nil),     // 17: quire.v1.RequestProgress
+	(*AdoptRequest)(nil),        // 18: quire.v1.AdoptRequest
+	(*AdoptResponse)(nil),       // 19: quire.v1.AdoptResponse
+	(*RecallRequest)(nil),       // 20: quire.v1.RecallRequest
+	(*RecallResponse)(nil),      // 21: quire.v1.RecallResponse
+	(*Ended)(nil),               // 22: quire.v1.Ended
+	(*WorkRequest)(nil),         // 23: quire.v1.WorkRequest
+	(*Progress)(nil),            // 24: quire.v1.Progress
+	(*CacheEvents)(nil),         // 25: quire.v1.CacheEvents
+	(*CacheEvent)(nil),          // 26: quire.v1.CacheEvent
+	(*Hello)(nil),               // 27: quire.v1.Hello
+	(*Heartbeat)(nil),           // 28: quire.v1.Heartbeat
+	(*DeviceFrame)(nil),         // 29: quire.v1.DeviceFrame
+	(*Finished)(nil),            // 30: quire.v1.Finished
+	(*FinishedRequest)(nil),     // 31: quire.v1.FinishedRequest
+	(*WorkResponse)(nil),        // 32: quire.v1.WorkResponse
+	(*Heard)(nil),               // 33: quire.v1.Heard
+	(*Welcome)(nil),             // 34: quire.v1.Welcome
+	(*Redirect)(nil),            // 35: quire.v1.Redirect
+	(*Dispatch)(nil),            // 36: quire.v1.Dispatch
+	(*Revoke)(nil),              // 37: quire.v1.Revoke
+	(*Drain)(nil),               // 38: quire.v1.Drain
+	(*AttachRequest)(nil),       // 39: quire.v1.AttachRequest
+	(*AttachHello)(nil),         // 40: quire.v1.AttachHello
+	(*ResumePoint)(nil),         // 41: quire.v1.ResumePoint
+	(*AttachResponse)(nil),      // 42: quire.v1.AttachResponse
+	(*WorkerStats)(nil),         // 43: quire.v1.WorkerStats
+	(*FetchBlocksRequest)(nil),  // 44: quire.v1.FetchBlocksRequest
+	(*FetchBlocksResponse)(nil), // 45: quire.v1.FetchBlocksResponse
+	(*TokenEvent)(nil),          // 46: quire.v1.TokenEvent
+	(*SamplingParams)(nil),      // 47: quire.v1.SamplingParams
+	(*TokenIds)(nil),            // 48: quire.v1.TokenIds
+	(FinishReason)(0),           // 49: quire.v1.FinishReason
+	(*Usage)(nil),               // 50: quire.v1.Usage
+	(*Logprobs)(nil),            // 51: quire.v1.Logprobs
 }
 var file_quire_v1_control_proto_depIdxs = []int32{
-	45, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
-	46, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
+	47, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
+	48, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
 	2,  // 2: quire.v1.SubmitRequest.request:type_name -> quire.v1.Request
-	47, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
-	10, // 4: quire.v1.WatchRequest.models:type_name -> quire.v1.GatewayModel
-	9,  // 5: quire.v1.WorkerInfo.tenants:type_name -> quire.v1.TenantShare
-	8,  // 6: quire.v1.WatchResponse.workers:type_name -> quire.v1.WorkerInfo
-	20, // 7: quire.v1.WatchResponse.ended:type_name -> quire.v1.Ended
-	12, // 8: quire.v1.WatchResponse.lost:type_name -> quire.v1.Lost
-	47, // 9: quire.v1.Output.finish_reason:type_name -> quire.v1.FinishReason
-	47, // 10: quire.v1.ChoiceProgress.finish_reason:type_name -> quire.v1.FinishReason
-	14, // 11: quire.v1.RequestProgress.choices:type_name -> quire.v1.ChoiceProgress
-	2,  // 12: quire.v1.AdoptResponse.request:type_name -> quire.v1.Request
-	13, // 13: quire.v1.AdoptResponse.outputs:type_name -> quire.v1.Output
-	47, // 14: quire.v1.AdoptResponse.finish_reason:type_name -> quire.v1.FinishReason
-	48, // 15: quire.v1.AdoptResponse.usage:type_name -> quire.v1.Usage
-	15, // 16: quire.v1.RecallRequest.requests:type_name -> quire.v1.RequestProgress
-	47, // 17: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
-	25, // 18: quire.v1.WorkRequest.hello:type_name -> quire.v1.Hello
-	26, // 19: quire.v1.WorkRequest.heartbeat:type_name -> quire.v1.Heartbeat
-	28, // 20: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
-	22, // 21: quire.v1.WorkRequest.progress:type_name -> quire.v1.Progress
-	23, // 22: quire.v1.WorkRequest.cache_events:type_name -> quire.v1.CacheEvents
-	15, // 23: quire.v1.Progress.requests:type_name -> quire.v1.RequestProgress
-	24, // 24: quire.v1.CacheEvents.events:type_name -> quire.v1.CacheEvent
-	0,  // 25: quire.v1.CacheEvent.kind:type_name -> quire.v1.CacheEvent.Kind
-	1,  // 26: quire.v1.CacheEvent.medium:type_name -> quire.v1.CacheEvent.Medium
-	8,  // 27: quire.v1.Hello.worker:type_name -> quire.v1.WorkerInfo
-	27, // 28: quire.v1.Heartbeat.devices:type_name -> quire.v1.DeviceFrame
-	29, // 29: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
-	47, // 30: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
-	48, // 31: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
-	14, // 32: quire.v1.FinishedRequest.choices:type_name -> quire.v1.ChoiceProgress
-	32, // 33: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
-	34, // 34: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
-	35, // 35: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
-	36, // 36: quire.v1.WorkResponse.drain:type_name -> quire.v1.Drain
-	33, // 37: quire.v1.WorkResponse.redirect:type_name -> quire.v1.Redirect
-	31, // 38: quire.v1.WorkResponse.heard:type_name -> quire.v1.Heard
-	2,  // 39: quire.v1.Dispatch.requests:type_name -> quire.v1.Request
-	38, // 40: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
-	5,  // 41: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
-	39, // 42: quire.v1.AttachRequest.resume:type_name -> quire.v1.ResumePoint
-	39, // 43: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
-	44, // 44: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
-	41, // 45: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
-	49, // 46: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
-	49, // 47: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
-	47, // 48: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
-	3,  // 49: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
-	5,  // 50: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
-	7,  // 51: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
-	16, // 52: quire.v1.Control.Adopt:input_type -> quire.v1.AdoptRequest
-	18, // 53: quire.v1.Control.Recall:input_type -> quire.v1.RecallRequest
-	21, // 54: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
-	37, // 55: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
-	42, // 56: quire.v1.Worker.FetchBlocks:input_type -> quire.v1.FetchBlocksRequest
-	4,  // 57: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
-	6,  // 58: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
-	11, // 59: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
-	17, // 60: quire.v1.Control.Adopt:output_type -> quire.v1.AdoptResponse
-	19, // 61: quire.v1.Control.Recall:output_type -> quire.v1.RecallResponse
-	30, // 62: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
-	40, // 63: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
-	43, // 64: quire.v1.Worker.FetchBlocks:output_type -> quire.v1.FetchBlocksResponse
-	57, // [57:65] is the sub-list for method output_type
-	49, // [49:57] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	49, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
+	12, // 4: quire.v1.WatchRequest.models:type_name -> quire.v1.GatewayModel
+	8,  // 5: quire.v1.WatchRequest.known:type_name -> quire.v1.RosterPosition
+	8,  // 6: quire.v1.RosterNews.after:type_name -> quire.v1.RosterPosition
+	10, // 7: quire.v1.RosterNews.workers:type_name -> quire.v1.WorkerInfo
+	8,  // 8: quire.v1.RosterNews.at:type_name -> quire.v1.RosterPosition
+	11, // 9: quire.v1.WorkerInfo.tenants:type_name -> quire.v1.TenantShare
+	9,  // 10: quire.v1.WatchResponse.workers:type_name -> quire.v1.RosterNews
+	22, // 11: quire.v1.WatchResponse.ended:type_name -> quire.v1.Ended
+	14, // 12: quire.v1.WatchResponse.lost:type_name -> quire.v1.Lost
+	49, // 13: quire.v1.Output.finish_reason:type_name -> quire.v1.FinishReason
+	49, // 14: quire.v1.ChoiceProgress.finish_reason:type_name -> quire.v1.FinishReason
+	16, // 15: quire.v1.RequestProgress.choices:type_name -> quire.v1.ChoiceProgress
+	2,  // 16: quire.v1.AdoptResponse.request:type_name -> quire.v1.Request
+	15, // 17: quire.v1.AdoptResponse.outputs:type_name -> quire.v1.Output
+	49, // 18: quire.v1.AdoptResponse.finish_reason:type_name -> quire.v1.FinishReason
+	50, // 19: quire.v1.AdoptResponse.usage:type_name -> quire.v1.Usage
+	17, // 20: quire.v1.RecallRequest.requests:type_name -> quire.v1.RequestProgress
+	49, // 21: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
+	27, // 22: quire.v1.WorkRequest.hello:type_name -> quire.v1.Hello
+	28, // 23: quire.v1.WorkRequest.heartbeat:type_name -> quire.v1.Heartbeat
+	30, // 24: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
+	24, // 25: quire.v1.WorkRequest.progress:type_name -> quire.v1.Progress
+	25, // 26: quire.v1.WorkRequest.cache_events:type_name -> quire.v1.CacheEvents
+	17, // 27: quire.v1.Progress.requests:type_name -> quire.v1.RequestProgress
+	26, // 28: quire.v1.CacheEvents.events:type_name -> quire.v1.CacheEvent
+	0,  // 29: quire.v1.CacheEvent.kind:type_name -> quire.v1.CacheEvent.Kind
+	1,  // 30: quire.v1.CacheEvent.medium:type_name -> quire.v1.CacheEvent.Medium
+	10, // 31: quire.v1.Hello.worker:type_name -> quire.v1.WorkerInfo
+	29, // 32: quire.v1.Heartbeat.devices:type_name -> quire.v1.DeviceFrame
+	31, // 33: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
+	49, // 34: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
+	50, // 35: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
+	16, // 36: quire.v1.FinishedRequest.choices:type_name -> quire.v1.ChoiceProgress
+	34, // 37: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
+	36, // 38: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
+	37, // 39: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
+	38, // 40: quire.v1.WorkResponse.drain:type_name -> quire.v1.Drain
+	35, // 41: quire.v1.WorkResponse.redirect:type_name -> quire.v1.Redirect
+	33, // 42: quire.v1.WorkResponse.heard:type_name -> quire.v1.Heard
+	2,  // 43: quire.v1.Dispatch.requests:type_name -> quire.v1.Request
+	40, // 44: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
+	5,  // 45: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
+	41, // 46: quire.v1.AttachRequest.resume:type_name -> quire.v1.ResumePoint
+	41, // 47: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
+	46, // 48: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
+	43, // 49: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
+	51, // 50: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
+	51, // 51: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
+	49, // 52: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
+	3,  // 53: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
+	5,  // 54: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
+	7,  // 55: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
+	18, // 56: quire.v1.Control.Adopt:input_type -> quire.v1.AdoptRequest
+	20, // 57: quire.v1.Control.Recall:input_type -> quire.v1.RecallRequest
+	23, // 58: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
+	39, // 59: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
+	44, // 60: quire.v1.Worker.FetchBlocks:input_type -> quire.v1.FetchBlocksRequest
+	4,  // 61: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
+	6,  // 62: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
+	13, // 63: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
+	19, // 64: quire.v1.Control.Adopt:output_type -> quire.v1.AdoptResponse
+	21, // 65: quire.v1.Control.Recall:output_type -> quire.v1.RecallResponse
+	32, // 66: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
+	42, // 67: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
+	45, // 68: quire.v1.Worker.FetchBlocks:output_type -> quire.v1.FetchBlocksResponse
+	61, // [61:69] is the sub-list for method output_type
+	53, // [53:61] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_control_proto_init() }
@@ -4111,14 +4274,14 @@ func file_quire_v1_control_proto_init() {
 	}
 	file_quire_v1_inference_proto_init()
 	file_quire_v1_control_proto_msgTypes[3].OneofWrappers = []any{}
-	file_quire_v1_control_proto_msgTypes[19].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[21].OneofWrappers = []any{
 		(*WorkRequest_Hello)(nil),
 		(*WorkRequest_Heartbeat)(nil),
 		(*WorkRequest_Finished)(nil),
 		(*WorkRequest_Progress)(nil),
 		(*WorkRequest_CacheEvents)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[28].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[30].OneofWrappers = []any{
 		(*WorkResponse_Welcome)(nil),
 		(*WorkResponse_Dispatch)(nil),
 		(*WorkResponse_Revoke)(nil),
@@ -4126,19 +4289,19 @@ func file_quire_v1_control_proto_init() {
 		(*WorkResponse_Redirect)(nil),
 		(*WorkResponse_Heard)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[35].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[37].OneofWrappers = []any{
 		(*AttachRequest_Hello)(nil),
 		(*AttachRequest_Abort)(nil),
 		(*AttachRequest_Resume)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[42].OneofWrappers = []any{}
+	file_quire_v1_control_proto_msgTypes[44].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_control_proto_rawDesc), len(file_quire_v1_control_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   43,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -42,7 +42,8 @@ type ControlClient interface {
 	Submit(ctx context.Context, in *SubmitRequest, opts ...grpc.CallOption) (*SubmitResponse, error)
 	// Abort ends a request in any state.
 	Abort(ctx context.Context, in *AbortRequest, opts ...grpc.CallOption) (*AbortResponse, error)
-	// Watch streams the workers that gateways must attach to: first all, then each change.
+	// Watch streams the workers that gateways must attach to (first all that the gateway does not know, then
+	// each change) and what happens to the gateway's requests.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 	// Adopt makes a gateway the one that a request streams to, and says how far the request is. Output
 	// that the log does not have yet comes from the worker, to that gateway.
@@ -146,7 +147,8 @@ type ControlServer interface {
 	Submit(context.Context, *SubmitRequest) (*SubmitResponse, error)
 	// Abort ends a request in any state.
 	Abort(context.Context, *AbortRequest) (*AbortResponse, error)
-	// Watch streams the workers that gateways must attach to: first all, then each change.
+	// Watch streams the workers that gateways must attach to (first all that the gateway does not know, then
+	// each change) and what happens to the gateway's requests.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	// Adopt makes a gateway the one that a request streams to, and says how far the request is. Output
 	// that the log does not have yet comes from the worker, to that gateway.
