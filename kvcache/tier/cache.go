@@ -277,6 +277,18 @@ func (c *Cache) Pin(h kvcache.Hash) []byte {
 	return it.page
 }
 
+// Pinned is how many pages are pinned or being filled, by the engine or to be written to disk.
+func (c *Cache) Pinned() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, it := range c.shelf.items {
+		if it.pins > 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // Unpin ends a Pin.
 func (c *Cache) Unpin(h kvcache.Hash) {
 	c.mu.Lock()

@@ -144,6 +144,33 @@ func TestPassingDelaysNobody(t *testing.T) {
 	}
 }
 
+// TestSufferanceEnds: who passed one that waited runs like any other once that one has started.
+func TestSufferanceEnds(t *testing.T) {
+	r := newRig(t, Settings{Blocks: 40, BlockTokens: 4, MaxSequences: 8})
+	r.add(ask("a", prompt(1, 60), 20)) // 15 blocks, then 20
+	r.step()
+	r.add(ask("big", prompt(2, 100), 4), ask("short", prompt(3, 4), 60))
+	r.step()
+	if !r.running("short") || !r.find("short").choices[0].onSufferance || r.running("big") {
+		t.Fatalf("the short one does not pass: %s", r.state())
+	}
+	for !r.running("big") {
+		r.step()
+	}
+	r.add(ask("urgent", prompt(4, 48), 4, func(q *pb.Request) { q.Priority = -1 }))
+	r.step()
+	if r.running("urgent") {
+		t.Fatalf("the urgent one does not wait: %s", r.state())
+	}
+	for r.find("urgent") != nil {
+		r.step()
+	}
+	if n := r.p.count.preemptions; n > 0 {
+		t.Errorf("%d preemptions: the short one still yields to whoever comes", n)
+	}
+	r.finish()
+}
+
 // TestNewcomersLeaveRoomToGrow: under pressure little is computed twice, because nobody starts unless
 // everyone who runs can take one more block.
 func TestNewcomersLeaveRoomToGrow(t *testing.T) {

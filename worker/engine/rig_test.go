@@ -22,17 +22,18 @@ var background = context.Background()
 
 // rig runs a planner over the fake device, one loop iteration at a time.
 type rig struct {
-	t      tb
-	p      *planner
-	turns  turner
-	device device.Runner
-	runner *enginetest.Runner // the same, where it is a fake
-	waited bool               // for the device, in this iteration
-	gone   error              // of the newest iteration: the device is gone
-	before func()             // called before each plan
-	model  Model
-	number uint64
-	now    int64
+	t        tb
+	p        *planner
+	turns    turner
+	device   device.Runner
+	runner   *enginetest.Runner // the same, where it is a fake
+	waited   bool               // for the device, in this iteration
+	diskless bool               // its tiers have no disk, which pins pages too
+	gone     error              // of the newest iteration: the device is gone
+	before   func()             // called before each plan
+	model    Model
+	number   uint64
+	now      int64
 	// cost, if set, is how long the device takes for a step, in microseconds; the clock then moves only
 	// while it is waited for. ends are the times at which the steps in flight end.
 	cost func(*device.Batch) int64
@@ -341,6 +342,9 @@ func (r *rig) clean() {
 	}
 	if l := r.p.lower; l != nil && (len(l.loading) > 0 || len(l.forgone) > 0 || l.broken > 0 || l.flying > 0 || len(l.asked) > 0) {
 		r.t.Errorf("%d sequences still wait for blocks, %d blocks forgone, %d copies failed, %d fetches fly and %d wait", len(l.loading), len(l.forgone), l.broken, l.flying, len(l.asked))
+	}
+	if l := r.p.lower; l != nil && r.diskless && l.Cache.Pinned() > 0 {
+		r.t.Errorf("%d pages are still pinned", l.Cache.Pinned())
 	}
 	if r.p.load.waitingTokens != 0 {
 		r.t.Errorf("%d waiting tokens on the books of an empty engine", r.p.load.waitingTokens)

@@ -51,6 +51,7 @@ func newTieredRig(t tb, s Settings, pages int, dir string, diskPages int64, cost
 		t.Fatal(err)
 	}
 	r.drive(p)
+	r.diskless = disk == nil
 	return r
 }
 

@@ -248,6 +248,13 @@ func (r *Runner) compute(b *device.Batch) (out result) {
 			}
 		}
 	}
+	for _, cp := range b.Copies {
+		// Who a copy is for goes on in its page in the step: else it may be free, or another's. Where there
+		// are two groups it may do so in one of them.
+		if r.groups() == 1 && !slices.ContainsFunc(b.Seqs, func(s device.Seq) bool { return r.continues(b, s, cp.Group, cp.To) }) {
+			r.wrong("copies page %d to %d of group %d, in which no sequence of the step goes on", cp.From, cp.To, cp.Group)
+		}
+	}
 	if int(next) != len(b.Tokens) {
 		r.wrong("sequences cover %d of %d rows", next, len(b.Tokens))
 	}
@@ -380,6 +387,12 @@ func (r *Runner) at(b *device.Batch, s device.Seq, group, pos int32) int32 {
 		table = s.WindowTable
 	}
 	return b.Tables[table+pos/int32(r.config.BlockTokens)]
+}
+
+// continues reports whether the first row of s is behind others in a page of a group.
+func (r *Runner) continues(b *device.Batch, s device.Seq, group, page int32) bool {
+	pos := b.Positions[s.Row]
+	return r.at(b, s, group, pos) == page && (pos%int32(r.config.BlockTokens) > 0 || r.config.BlockTokens == 1)
 }
 
 // read are the tokens of s at positions from to last, as a group holds them.
