@@ -163,7 +163,9 @@ type Gateway struct {
 	// capacity is what the attached workers can do, by model; capacities orders those who count it.
 	capacity   atomic.Pointer[map[string]capacity]
 	capacities sync.Mutex
-	inUse      atomic.Int64
+	// unserved are the models whose requests the leader refuses, as it said last.
+	unserved atomic.Pointer[pb.Unserved]
+	inUse    atomic.Int64
 	// sweeping: what nobody reads is being aborted.
 	sweeping atomic.Bool
 	answers  answers
@@ -255,7 +257,8 @@ func (g *Gateway) stopping() bool {
 	return g.stopped
 }
 
-// Ready reports whether a request could be served now: some model has a worker that we are attached to.
+// Ready reports whether a request could be served now: some model has a worker that we are attached to, and
+// the leader does not refuse its requests.
 func (g *Gateway) Ready() bool { return g.ready.Load() }
 
 func (g *Gateway) updateReady() {
@@ -263,7 +266,13 @@ func (g *Gateway) updateReady() {
 	defer g.capacities.Unlock()
 	serves := g.workers.capacities(g.models)
 	g.capacity.Store(&serves)
-	ready := len(serves) > 0 && !g.stopping() && !g.answers.isDraining()
+	taken := len(serves)
+	for _, u := range g.unserved.Load().GetModels() {
+		if _, attached := serves[u.Name]; attached {
+			taken--
+		}
+	}
+	ready := taken > 0 && !g.stopping() && !g.answers.isDraining()
 	g.ready.Store(ready)
 	status := healthpb.HealthCheckResponse_NOT_SERVING
 	if ready {

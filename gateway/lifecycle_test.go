@@ -413,3 +413,16 @@ func TestShutdown(t *testing.T) {
 		t.Error("still ready")
 	}
 }
+
+// TestNotReadyWhileRequestsAreRefused: workers that are attached do not make a gateway ready if they take no
+// requests (they are cordoned, say), which only the leader knows.
+func TestNotReadyWhileRequestsAreRefused(t *testing.T) {
+	d := open(t, gatewaytest.Options{})
+	d.Unserved("of 1 workers 1 are cordoned")
+	await(t, func() bool { return !d.gateway.Ready() })
+	if got := d.do(http.MethodGet, "/health", ""); got.status != http.StatusServiceUnavailable {
+		t.Errorf("/health: %d %s", got.status, got.body)
+	}
+	d.Unserved("")
+	await(t, d.gateway.Ready)
+}

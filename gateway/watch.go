@@ -97,6 +97,10 @@ func (g *Gateway) follow(ctx context.Context, workers *roster.View) (address str
 			release = g.control.cutIfMoved(g.control.news(), address, moved)
 			g.Log.Info("following the leader", "node", address)
 		}
+		if news.Unserved != nil {
+			g.unserved.Store(news.Unserved)
+			g.updateReady()
+		}
 		var came []*pb.WorkerInfo
 		var left []string
 		if came, left, err = workers.Apply(news.Workers); err != nil {

@@ -406,6 +406,8 @@ type watchStream struct {
 	ended   map[string]*pb.Ended
 	lost    map[string]*pb.Lost
 	adopted []string
+	// refusing is why each model's requests are refused.
+	refusing map[string]string
 }
 
 func (w *watchStream) Context() context.Context { return w.ctx }
@@ -427,6 +429,12 @@ func (w *watchStream) Send(m *pb.WatchResponse) error {
 		w.lost[l.GetRequestId()] = l
 	}
 	w.adopted = append(w.adopted, m.GetAdopted()...)
+	if m.GetUnserved() != nil {
+		w.refusing = map[string]string{}
+		for _, u := range m.GetUnserved().GetModels() {
+			w.refusing[u.GetName()] = u.GetReason()
+		}
+	}
 	return nil
 }
 
@@ -442,6 +450,14 @@ func (w *watchStream) end(id string) *pb.Ended {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.ended[id]
+}
+
+// refuses says whether the gateway was told that a model's requests are refused, and why.
+func (w *watchStream) refuses(model string) (why string, refused bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	why, refused = w.refusing[model]
+	return why, refused
 }
 
 // told is the newest loss that the gateway heard of.

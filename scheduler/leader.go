@@ -68,6 +68,8 @@ type leader struct {
 	bindRate rate
 	// unserved is since when no worker of a model takes requests.
 	unserved map[string]time.Time
+	// refusing says why requests for a model are refused, where that has lasted.
+	refusing map[string]string
 	// backlog is since when requests have been left waiting; zero if none are.
 	backlog time.Time
 

@@ -62,12 +62,21 @@ func (l *leader) endUnserved(now time.Time) {
 			l.unserved[m.Name] = now
 		}
 	}
-	due := map[string]bool{}
+	due := map[string]string{}
 	for name, since := range l.unserved {
 		if !models[name] {
 			delete(l.unserved, name)
 		} else if now.Sub(since) >= unservedGrace {
-			due[name] = true
+			due[name] = l.noWorker(name)
+		}
+	}
+	if !maps.Equal(due, l.refusing) {
+		l.refusing = due
+		told := l.refusals()
+		for _, o := range l.owners {
+			for w := range o.watchers {
+				w.update(func() { w.unserved = told })
+			}
 		}
 	}
 	if len(due) == 0 {
@@ -75,11 +84,21 @@ func (l *leader) endUnserved(now time.Time) {
 	}
 	for _, id := range slices.Sorted(maps.Keys(l.live)) {
 		r := l.live[id]
-		if model := r.request.GetModel(); due[model] && r.phase == phaseQueued && r.held == 0 && now.Sub(l.unserved[model]) >= unservedGrace {
+		model := r.request.GetModel()
+		if why := due[model]; why != "" && r.phase == phaseQueued && r.held == 0 {
 			l.finish(r, &pb.FinishCommand{
 				FinishReason: pb.FinishReason_FINISH_REASON_UNSERVED,
-				Error:        fmt.Sprintf("model %q takes no requests: %s", model, l.noWorker(model)),
+				Error:        fmt.Sprintf("model %q takes no requests: %s", model, why),
 			})
 		}
 	}
+}
+
+// refusals is what gateways are told of the models whose requests are refused. The caller holds the lock.
+func (l *leader) refusals() *pb.Unserved {
+	out := &pb.Unserved{}
+	for _, name := range slices.Sorted(maps.Keys(l.refusing)) {
+		out.Models = append(out.Models, &pb.UnservedModel{Name: name, Reason: l.refusing[name]})
+	}
+	return out
 }

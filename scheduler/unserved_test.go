@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,7 +14,7 @@ import (
 )
 
 // TestNoWorkerTakesRequests: with all workers of a model cordoned a request waits 10 s and ends with the reason,
-// later ones are refused at once with when to try again, what runs goes on, and all is well once one takes
+// later ones are refused at once with when to try again, gateways are told, what runs goes on, and all is well once one takes
 // requests again.
 func TestNoWorkerTakesRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -22,6 +23,8 @@ func TestNoWorkerTakesRequests(t *testing.T) {
 		w.join(s)
 		defer w.leave()
 		until(t, "the worker is in session", func() bool { return s.Stats().Workers == 1 })
+		gateway, stop := watch(t, s)
+		defer stop()
 		mustSubmit(t, s, request("runs"))
 		until(t, "it runs", func() bool { return w.has("runs") })
 		cordon := func(lifted bool) {
@@ -43,11 +46,17 @@ func TestNoWorkerTakesRequests(t *testing.T) {
 		if _, err := submit(s, request("late")); status.Code(err) != codes.Unavailable || retryAfter(err) <= 0 {
 			t.Errorf("a later one: %v, again after %v", err, retryAfter(err))
 		}
+		if why, refused := gateway.refuses("m"); !refused || !strings.Contains(why, "1 are cordoned") {
+			t.Errorf("the gateway hears %t %q", refused, why)
+		}
+		late, stopLate := watchAs(t, s, "late")
+		until(t, "a gateway that begins to watch hears it too", func() bool { _, refused := late.refuses("m"); return refused })
+		stopLate()
 		if !w.has("runs") {
 			t.Error("what ran was ended")
 		}
 		cordon(true)
-		time.Sleep(2 * housekeeping) // Virtual.
+		until(t, "the gateway hears that they are taken again", func() bool { _, refused := gateway.refuses("m"); return !refused })
 		mustSubmit(t, s, request("again"))
 		until(t, "it runs", func() bool { return w.has("again") })
 	})

@@ -34,8 +34,10 @@ type watcher struct {
 	lost           []*pb.Lost
 	adopted        []string
 	owned          []string
-	ready          chan struct{}
-	err            error
+	// unserved is nil where it is as it was.
+	unserved *pb.Unserved
+	ready    chan struct{}
+	err      error
 }
 
 // owner is a gateway that watches, or that requests stream to.
@@ -97,10 +99,10 @@ func (w *watcher) next(workers *roster.Roster) (*pb.WatchResponse, error) {
 			w.known = w.news[len(w.news)-1].GetAt()
 		}
 	}
-	if !w.greet && len(w.news)+len(w.ended)+len(w.lost)+len(w.adopted)+len(w.owned) == 0 {
+	if !w.greet && w.unserved == nil && len(w.news)+len(w.ended)+len(w.lost)+len(w.adopted)+len(w.owned) == 0 {
 		return nil, nil
 	}
-	out := &pb.WatchResponse{}
+	out := &pb.WatchResponse{Unserved: w.unserved}
 	if len(w.news) > 0 {
 		out.Workers, w.news = w.news[0], w.news[1:]
 	}
@@ -108,7 +110,7 @@ func (w *watcher) next(workers *roster.Roster) (*pb.WatchResponse, error) {
 	out.Adopted, w.adopted = cutOff(w.adopted)
 	out.Ended, w.ended = cutOff(w.ended)
 	out.Owned, w.owned = cutOff(w.owned)
-	w.greet = false
+	w.greet, w.unserved = false, nil
 	return out, nil
 }
 
@@ -178,7 +180,7 @@ func (l *leader) watch(in *pb.WatchRequest) (*watcher, error) {
 		return nil, errNotLeading("the gateway began to watch")
 	default:
 	}
-	w := &watcher{gateway: gateway, models: map[string]string{}, known: in.GetKnown(), changed: true, greet: true, ready: make(chan struct{}, 1)}
+	w := &watcher{gateway: gateway, models: map[string]string{}, known: in.GetKnown(), changed: true, greet: true, unserved: l.refusals(), ready: make(chan struct{}, 1)}
 	for r := range l.s.store.View().EndedSince(l.s.timeMS() - endsRepeated.Milliseconds()) {
 		if r.Request.GetGatewayId() == gateway {
 			w.ended = append(w.ended, ended(r))

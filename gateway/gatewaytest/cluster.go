@@ -79,6 +79,7 @@ type Cluster struct {
 	gate       chan struct{}
 	unheard    int // Submits whose answer is to be lost
 	mute       map[string]bool
+	unserved   *pb.Unserved
 	unanswered int
 
 	servers map[string]*server

@@ -197,3 +197,15 @@ func (c *Cluster) setWorkers(n int) {
 		c.workers = append(c.workers, c.info(workerID(i)))
 	}
 }
+
+// Unserved tells gateways that requests for the model are refused for a reason, and that they are not any
+// more if there is none.
+func (c *Cluster) Unserved(reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unserved = &pb.Unserved{}
+	if reason != "" {
+		c.unserved.Models = []*pb.UnservedModel{{Name: c.opts.Model, Reason: reason}}
+	}
+	c.changed.Broadcast()
+}

@@ -328,6 +328,7 @@ func (n *node) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.
 	known := req.Known
 	var news []*pb.RosterNews
 	greeted := false
+	var unserved *pb.Unserved // as it was said last
 	c.mu.Lock()
 	c.watchers[w] = true
 	c.mu.Unlock()
@@ -344,7 +345,7 @@ func (n *node) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.
 					known = news[len(news)-1].At
 				}
 			}
-			return !greeted || len(news) > 0 || w.endings < len(c.endings) || len(w.ended)+len(w.lost)+len(w.adopted)+len(w.owned) > 0
+			return !greeted || unserved != c.unserved || len(news) > 0 || w.endings < len(c.endings) || len(w.ended)+len(w.lost)+len(w.adopted)+len(w.owned) > 0
 		}
 		for !c.closed && ctx.Err() == nil && c.leader == n.place && !(told() && !c.mute[nodeID(n.place)]) {
 			c.changed.Wait()
@@ -357,11 +358,11 @@ func (n *node) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.
 			c.mu.Unlock()
 			return n.leads(ctx, stream.SetTrailer)
 		}
-		resp := &pb.WatchResponse{Ended: append(w.ended, c.endings[w.endings:]...), Lost: w.lost, Adopted: w.adopted, Owned: w.owned}
+		resp := &pb.WatchResponse{Ended: append(w.ended, c.endings[w.endings:]...), Lost: w.lost, Adopted: w.adopted, Owned: w.owned, Unserved: c.unserved}
 		if len(news) > 0 {
 			resp.Workers, news = news[0], news[1:]
 		}
-		greeted, w.endings, w.ended, w.lost, w.adopted, w.owned = true, len(c.endings), nil, nil, nil, nil
+		greeted, unserved, w.endings, w.ended, w.lost, w.adopted, w.owned = true, c.unserved, len(c.endings), nil, nil, nil, nil
 		c.mu.Unlock()
 		if err := stream.Send(resp); err != nil {
 			return err

@@ -79,7 +79,7 @@ func (x CacheEvent_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CacheEvent_Kind.Descriptor instead.
 func (CacheEvent_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{24, 0}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{26, 0}
 }
 
 type CacheEvent_Medium int32
@@ -131,7 +131,7 @@ func (x CacheEvent_Medium) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CacheEvent_Medium.Descriptor instead.
 func (CacheEvent_Medium) EnumDescriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{24, 1}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{26, 1}
 }
 
 // Request is what a worker needs to generate: a pure function of weights and this message.
@@ -1035,7 +1035,9 @@ type WatchResponse struct {
 	Adopted []string `protobuf:"bytes,4,rep,name=adopted,proto3" json:"adopted,omitempty"`
 	// Requests that stream to this gateway, said now and then: it aborts those that nobody reads there any
 	// more. So an abort that was lost is made up for, and what an earlier process left behind ends.
-	Owned         []string `protobuf:"bytes,5,rep,name=owned,proto3" json:"owned,omitempty"`
+	Owned []string `protobuf:"bytes,5,rep,name=owned,proto3" json:"owned,omitempty"`
+	// The models whose requests are refused; not set where that is as it was.
+	Unserved      *Unserved `protobuf:"bytes,6,opt,name=unserved,proto3" json:"unserved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1105,6 +1107,111 @@ func (x *WatchResponse) GetOwned() []string {
 	return nil
 }
 
+func (x *WatchResponse) GetUnserved() *Unserved {
+	if x != nil {
+		return x.Unserved
+	}
+	return nil
+}
+
+// Unserved are all models of which no worker has taken requests for a while, so that they are refused.
+type Unserved struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Models        []*UnservedModel       `protobuf:"bytes,1,rep,name=models,proto3" json:"models,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Unserved) Reset() {
+	*x = Unserved{}
+	mi := &file_quire_v1_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Unserved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Unserved) ProtoMessage() {}
+
+func (x *Unserved) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Unserved.ProtoReflect.Descriptor instead.
+func (*Unserved) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Unserved) GetModels() []*UnservedModel {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+type UnservedModel struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Why, for people: how many of its workers are cordoned, drain, are unhealthy or out of reach.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnservedModel) Reset() {
+	*x = UnservedModel{}
+	mi := &file_quire_v1_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnservedModel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnservedModel) ProtoMessage() {}
+
+func (x *UnservedModel) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnservedModel.ProtoReflect.Descriptor instead.
+func (*UnservedModel) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UnservedModel) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UnservedModel) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type Lost struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	RequestId string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1117,7 +1224,7 @@ type Lost struct {
 
 func (x *Lost) Reset() {
 	*x = Lost{}
-	mi := &file_quire_v1_control_proto_msgTypes[12]
+	mi := &file_quire_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1236,7 @@ func (x *Lost) String() string {
 func (*Lost) ProtoMessage() {}
 
 func (x *Lost) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[12]
+	mi := &file_quire_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1249,7 @@ func (x *Lost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lost.ProtoReflect.Descriptor instead.
 func (*Lost) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Lost) GetRequestId() string {
@@ -1179,7 +1286,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_quire_v1_control_proto_msgTypes[13]
+	mi := &file_quire_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1298,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[13]
+	mi := &file_quire_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1311,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Output) GetTokenIds() []int32 {
@@ -1244,7 +1351,7 @@ type ChoiceProgress struct {
 
 func (x *ChoiceProgress) Reset() {
 	*x = ChoiceProgress{}
-	mi := &file_quire_v1_control_proto_msgTypes[14]
+	mi := &file_quire_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1363,7 @@ func (x *ChoiceProgress) String() string {
 func (*ChoiceProgress) ProtoMessage() {}
 
 func (x *ChoiceProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[14]
+	mi := &file_quire_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1376,7 @@ func (x *ChoiceProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChoiceProgress.ProtoReflect.Descriptor instead.
 func (*ChoiceProgress) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ChoiceProgress) GetChoice() int32 {
@@ -1320,7 +1427,7 @@ type RequestProgress struct {
 
 func (x *RequestProgress) Reset() {
 	*x = RequestProgress{}
-	mi := &file_quire_v1_control_proto_msgTypes[15]
+	mi := &file_quire_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1439,7 @@ func (x *RequestProgress) String() string {
 func (*RequestProgress) ProtoMessage() {}
 
 func (x *RequestProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[15]
+	mi := &file_quire_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1452,7 @@ func (x *RequestProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProgress.ProtoReflect.Descriptor instead.
 func (*RequestProgress) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RequestProgress) GetRequestId() string {
@@ -1389,7 +1496,7 @@ type AdoptRequest struct {
 
 func (x *AdoptRequest) Reset() {
 	*x = AdoptRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[16]
+	mi := &file_quire_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1508,7 @@ func (x *AdoptRequest) String() string {
 func (*AdoptRequest) ProtoMessage() {}
 
 func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[16]
+	mi := &file_quire_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1521,7 @@ func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
 func (*AdoptRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AdoptRequest) GetRequestId() string {
@@ -1463,7 +1570,7 @@ type AdoptResponse struct {
 
 func (x *AdoptResponse) Reset() {
 	*x = AdoptResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[17]
+	mi := &file_quire_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1475,7 +1582,7 @@ func (x *AdoptResponse) String() string {
 func (*AdoptResponse) ProtoMessage() {}
 
 func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[17]
+	mi := &file_quire_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1488,7 +1595,7 @@ func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptResponse.ProtoReflect.Descriptor instead.
 func (*AdoptResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AdoptResponse) GetFound() bool {
@@ -1573,7 +1680,7 @@ type RecallRequest struct {
 
 func (x *RecallRequest) Reset() {
 	*x = RecallRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[18]
+	mi := &file_quire_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1692,7 @@ func (x *RecallRequest) String() string {
 func (*RecallRequest) ProtoMessage() {}
 
 func (x *RecallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[18]
+	mi := &file_quire_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1705,7 @@ func (x *RecallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecallRequest.ProtoReflect.Descriptor instead.
 func (*RecallRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RecallRequest) GetGatewayId() string {
@@ -1623,7 +1730,7 @@ type RecallResponse struct {
 
 func (x *RecallResponse) Reset() {
 	*x = RecallResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[19]
+	mi := &file_quire_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1742,7 @@ func (x *RecallResponse) String() string {
 func (*RecallResponse) ProtoMessage() {}
 
 func (x *RecallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[19]
+	mi := &file_quire_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1755,7 @@ func (x *RecallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecallResponse.ProtoReflect.Descriptor instead.
 func (*RecallResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 type Ended struct {
@@ -1662,7 +1769,7 @@ type Ended struct {
 
 func (x *Ended) Reset() {
 	*x = Ended{}
-	mi := &file_quire_v1_control_proto_msgTypes[20]
+	mi := &file_quire_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1781,7 @@ func (x *Ended) String() string {
 func (*Ended) ProtoMessage() {}
 
 func (x *Ended) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[20]
+	mi := &file_quire_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1794,7 @@ func (x *Ended) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ended.ProtoReflect.Descriptor instead.
 func (*Ended) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Ended) GetRequestId() string {
@@ -1727,7 +1834,7 @@ type WorkRequest struct {
 
 func (x *WorkRequest) Reset() {
 	*x = WorkRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[21]
+	mi := &file_quire_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1739,7 +1846,7 @@ func (x *WorkRequest) String() string {
 func (*WorkRequest) ProtoMessage() {}
 
 func (x *WorkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[21]
+	mi := &file_quire_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1752,7 +1859,7 @@ func (x *WorkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkRequest.ProtoReflect.Descriptor instead.
 func (*WorkRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WorkRequest) GetMessage() isWorkRequest_Message {
@@ -1852,7 +1959,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_quire_v1_control_proto_msgTypes[22]
+	mi := &file_quire_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +1971,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[22]
+	mi := &file_quire_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +1984,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Progress) GetRequests() []*RequestProgress {
@@ -1897,7 +2004,7 @@ type CacheEvents struct {
 
 func (x *CacheEvents) Reset() {
 	*x = CacheEvents{}
-	mi := &file_quire_v1_control_proto_msgTypes[23]
+	mi := &file_quire_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2016,7 @@ func (x *CacheEvents) String() string {
 func (*CacheEvents) ProtoMessage() {}
 
 func (x *CacheEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[23]
+	mi := &file_quire_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2029,7 @@ func (x *CacheEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheEvents.ProtoReflect.Descriptor instead.
 func (*CacheEvents) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CacheEvents) GetEvents() []*CacheEvent {
@@ -1945,7 +2052,7 @@ type CacheEvent struct {
 
 func (x *CacheEvent) Reset() {
 	*x = CacheEvent{}
-	mi := &file_quire_v1_control_proto_msgTypes[24]
+	mi := &file_quire_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2064,7 @@ func (x *CacheEvent) String() string {
 func (*CacheEvent) ProtoMessage() {}
 
 func (x *CacheEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[24]
+	mi := &file_quire_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2077,7 @@ func (x *CacheEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheEvent.ProtoReflect.Descriptor instead.
 func (*CacheEvent) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CacheEvent) GetKind() CacheEvent_Kind {
@@ -2015,7 +2122,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_quire_v1_control_proto_msgTypes[25]
+	mi := &file_quire_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2027,7 +2134,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[25]
+	mi := &file_quire_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2040,7 +2147,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Hello) GetWorker() *WorkerInfo {
@@ -2089,7 +2196,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_quire_v1_control_proto_msgTypes[26]
+	mi := &file_quire_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2101,7 +2208,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[26]
+	mi := &file_quire_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2114,7 +2221,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -2219,7 +2326,7 @@ type DeviceFrame struct {
 
 func (x *DeviceFrame) Reset() {
 	*x = DeviceFrame{}
-	mi := &file_quire_v1_control_proto_msgTypes[27]
+	mi := &file_quire_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2338,7 @@ func (x *DeviceFrame) String() string {
 func (*DeviceFrame) ProtoMessage() {}
 
 func (x *DeviceFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[27]
+	mi := &file_quire_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2351,7 @@ func (x *DeviceFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceFrame.ProtoReflect.Descriptor instead.
 func (*DeviceFrame) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DeviceFrame) GetIndex() int32 {
@@ -2382,7 +2489,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_quire_v1_control_proto_msgTypes[28]
+	mi := &file_quire_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2501,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[28]
+	mi := &file_quire_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2514,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Finished) GetRequests() []*FinishedRequest {
@@ -2437,7 +2544,7 @@ type FinishedRequest struct {
 
 func (x *FinishedRequest) Reset() {
 	*x = FinishedRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[29]
+	mi := &file_quire_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +2556,7 @@ func (x *FinishedRequest) String() string {
 func (*FinishedRequest) ProtoMessage() {}
 
 func (x *FinishedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[29]
+	mi := &file_quire_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +2569,7 @@ func (x *FinishedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishedRequest.ProtoReflect.Descriptor instead.
 func (*FinishedRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FinishedRequest) GetRequestId() string {
@@ -2538,7 +2645,7 @@ type WorkResponse struct {
 
 func (x *WorkResponse) Reset() {
 	*x = WorkResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[30]
+	mi := &file_quire_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2550,7 +2657,7 @@ func (x *WorkResponse) String() string {
 func (*WorkResponse) ProtoMessage() {}
 
 func (x *WorkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[30]
+	mi := &file_quire_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2563,7 +2670,7 @@ func (x *WorkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse.ProtoReflect.Descriptor instead.
 func (*WorkResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WorkResponse) GetMessage() isWorkResponse_Message {
@@ -2677,7 +2784,7 @@ type Heard struct {
 
 func (x *Heard) Reset() {
 	*x = Heard{}
-	mi := &file_quire_v1_control_proto_msgTypes[31]
+	mi := &file_quire_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2689,7 +2796,7 @@ func (x *Heard) String() string {
 func (*Heard) ProtoMessage() {}
 
 func (x *Heard) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[31]
+	mi := &file_quire_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2702,7 +2809,7 @@ func (x *Heard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heard.ProtoReflect.Descriptor instead.
 func (*Heard) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Heard) GetSequence() uint64 {
@@ -2724,7 +2831,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_quire_v1_control_proto_msgTypes[32]
+	mi := &file_quire_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2736,7 +2843,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[32]
+	mi := &file_quire_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2749,7 +2856,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Welcome) GetTerm() uint64 {
@@ -2786,7 +2893,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_quire_v1_control_proto_msgTypes[33]
+	mi := &file_quire_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +2905,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[33]
+	mi := &file_quire_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +2918,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Redirect) GetTerm() uint64 {
@@ -2848,7 +2955,7 @@ type Dispatch struct {
 
 func (x *Dispatch) Reset() {
 	*x = Dispatch{}
-	mi := &file_quire_v1_control_proto_msgTypes[34]
+	mi := &file_quire_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2860,7 +2967,7 @@ func (x *Dispatch) String() string {
 func (*Dispatch) ProtoMessage() {}
 
 func (x *Dispatch) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[34]
+	mi := &file_quire_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2873,7 +2980,7 @@ func (x *Dispatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dispatch.ProtoReflect.Descriptor instead.
 func (*Dispatch) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Dispatch) GetTerm() uint64 {
@@ -2908,7 +3015,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_quire_v1_control_proto_msgTypes[35]
+	mi := &file_quire_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +3027,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[35]
+	mi := &file_quire_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3040,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Revoke) GetTerm() uint64 {
@@ -2961,7 +3068,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_quire_v1_control_proto_msgTypes[36]
+	mi := &file_quire_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3080,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[36]
+	mi := &file_quire_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +3093,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Drain) GetHandOver() bool {
@@ -3010,7 +3117,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[37]
+	mi := &file_quire_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3022,7 +3129,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[37]
+	mi := &file_quire_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3035,7 +3142,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AttachRequest) GetMessage() isAttachRequest_Message {
@@ -3107,7 +3214,7 @@ type AttachHello struct {
 
 func (x *AttachHello) Reset() {
 	*x = AttachHello{}
-	mi := &file_quire_v1_control_proto_msgTypes[38]
+	mi := &file_quire_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3119,7 +3226,7 @@ func (x *AttachHello) String() string {
 func (*AttachHello) ProtoMessage() {}
 
 func (x *AttachHello) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[38]
+	mi := &file_quire_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3132,7 +3239,7 @@ func (x *AttachHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachHello.ProtoReflect.Descriptor instead.
 func (*AttachHello) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AttachHello) GetGatewayId() string {
@@ -3160,7 +3267,7 @@ type ResumePoint struct {
 
 func (x *ResumePoint) Reset() {
 	*x = ResumePoint{}
-	mi := &file_quire_v1_control_proto_msgTypes[39]
+	mi := &file_quire_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3172,7 +3279,7 @@ func (x *ResumePoint) String() string {
 func (*ResumePoint) ProtoMessage() {}
 
 func (x *ResumePoint) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[39]
+	mi := &file_quire_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3185,7 +3292,7 @@ func (x *ResumePoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumePoint.ProtoReflect.Descriptor instead.
 func (*ResumePoint) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ResumePoint) GetRequestId() string {
@@ -3213,7 +3320,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[40]
+	mi := &file_quire_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3225,7 +3332,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[40]
+	mi := &file_quire_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3238,7 +3345,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AttachResponse) GetEvents() []*TokenEvent {
@@ -3298,7 +3405,7 @@ type WorkerStats struct {
 
 func (x *WorkerStats) Reset() {
 	*x = WorkerStats{}
-	mi := &file_quire_v1_control_proto_msgTypes[41]
+	mi := &file_quire_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3310,7 +3417,7 @@ func (x *WorkerStats) String() string {
 func (*WorkerStats) ProtoMessage() {}
 
 func (x *WorkerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[41]
+	mi := &file_quire_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3323,7 +3430,7 @@ func (x *WorkerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStats.ProtoReflect.Descriptor instead.
 func (*WorkerStats) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *WorkerStats) GetRunning() int32 {
@@ -3503,7 +3610,7 @@ type FetchBlocksRequest struct {
 
 func (x *FetchBlocksRequest) Reset() {
 	*x = FetchBlocksRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[42]
+	mi := &file_quire_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3515,7 +3622,7 @@ func (x *FetchBlocksRequest) String() string {
 func (*FetchBlocksRequest) ProtoMessage() {}
 
 func (x *FetchBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[42]
+	mi := &file_quire_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3528,7 +3635,7 @@ func (x *FetchBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlocksRequest.ProtoReflect.Descriptor instead.
 func (*FetchBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FetchBlocksRequest) GetRequestId() string {
@@ -3567,7 +3674,7 @@ type FetchBlocksResponse struct {
 
 func (x *FetchBlocksResponse) Reset() {
 	*x = FetchBlocksResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[43]
+	mi := &file_quire_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3579,7 +3686,7 @@ func (x *FetchBlocksResponse) String() string {
 func (*FetchBlocksResponse) ProtoMessage() {}
 
 func (x *FetchBlocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[43]
+	mi := &file_quire_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3592,7 +3699,7 @@ func (x *FetchBlocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlocksResponse.ProtoReflect.Descriptor instead.
 func (*FetchBlocksResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *FetchBlocksResponse) GetBlock() int32 {
@@ -3647,7 +3754,7 @@ type TokenEvent struct {
 
 func (x *TokenEvent) Reset() {
 	*x = TokenEvent{}
-	mi := &file_quire_v1_control_proto_msgTypes[44]
+	mi := &file_quire_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3659,7 +3766,7 @@ func (x *TokenEvent) String() string {
 func (*TokenEvent) ProtoMessage() {}
 
 func (x *TokenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[44]
+	mi := &file_quire_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3672,7 +3779,7 @@ func (x *TokenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenEvent.ProtoReflect.Descriptor instead.
 func (*TokenEvent) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TokenEvent) GetRequestId() string {
@@ -3866,13 +3973,19 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x06blocks\x18\x02 \x01(\x05R\x06blocks\":\n" +
 	"\fGatewayModel\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\tR\x06digest\"\xba\x01\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"\xea\x01\n" +
 	"\rWatchResponse\x12.\n" +
 	"\aworkers\x18\x01 \x01(\v2\x14.quire.v1.RosterNewsR\aworkers\x12%\n" +
 	"\x05ended\x18\x02 \x03(\v2\x0f.quire.v1.EndedR\x05ended\x12\"\n" +
 	"\x04lost\x18\x03 \x03(\v2\x0e.quire.v1.LostR\x04lost\x12\x18\n" +
 	"\aadopted\x18\x04 \x03(\tR\aadopted\x12\x14\n" +
-	"\x05owned\x18\x05 \x03(\tR\x05owned\"O\n" +
+	"\x05owned\x18\x05 \x03(\tR\x05owned\x12.\n" +
+	"\bunserved\x18\x06 \x01(\v2\x12.quire.v1.UnservedR\bunserved\";\n" +
+	"\bUnserved\x12/\n" +
+	"\x06models\x18\x01 \x03(\v2\x17.quire.v1.UnservedModelR\x06models\";\n" +
+	"\rUnservedModel\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"O\n" +
 	"\x04Lost\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
@@ -4135,7 +4248,7 @@ func file_quire_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_quire_v1_control_proto_goTypes = []any{
 	(CacheEvent_Kind)(0),        // 0: quire.v1.CacheEvent.Kind
 	(CacheEvent_Medium)(0),      // 1: quire.v1.CacheEvent.Medium
@@ -4151,50 +4264,52 @@ var file_quire_v1_control_proto_goTypes = []any{
 	(*TenantShare)(nil),         // 11: quire.v1.TenantShare
 	(*GatewayModel)(nil),        // 12: quire.v1.GatewayModel
 	(*WatchResponse)(nil),       // 13: quire.v1.WatchResponse
-	(*Lost)(nil),                // 14: quire.v1.Lost
-	(*Output)(nil),              // 15: quire.v1.Output
-	(*ChoiceProgress)(nil),      // 16: quire.v1.ChoiceProgress
-	(*RequestProgress)(nil),     // 17: quire.v1.RequestProgress
-	(*AdoptRequest)(nil),        // 18: quire.v1.AdoptRequest
-	(*AdoptResponse)(nil),       // 19: quire.v1.AdoptResponse
-	(*RecallRequest)(nil),       // 20: quire.v1.RecallRequest
-	(*RecallResponse)(nil),      // 21: quire.v1.RecallResponse
-	(*Ended)(nil),               // 22: quire.v1.Ended
-	(*WorkRequest)(nil),         // 23: quire.v1.WorkRequest
-	(*Progress)(nil),            // 24: quire.v1.Progress
-	(*CacheEvents)(nil),         // 25: quire.v1.CacheEvents
-	(*CacheEvent)(nil),          // 26: quire.v1.CacheEvent
-	(*Hello)(nil),               // 27: quire.v1.Hello
-	(*Heartbeat)(nil),           // 28: quire.v1.Heartbeat
-	(*DeviceFrame)(nil),         // 29: quire.v1.DeviceFrame
-	(*Finished)(nil),            // 30: quire.v1.Finished
-	(*FinishedRequest)(nil),     // 31: quire.v1.FinishedRequest
-	(*WorkResponse)(nil),        // 32: quire.v1.WorkResponse
-	(*Heard)(nil),               // 33: quire.v1.Heard
-	(*Welcome)(nil),             // 34: quire.v1.Welcome
-	(*Redirect)(nil),            // 35: quire.v1.Redirect
-	(*Dispatch)(nil),            // 36: quire.v1.Dispatch
-	(*Revoke)(nil),              // 37: quire.v1.Revoke
-	(*Drain)(nil),               // 38: quire.v1.Drain
-	(*AttachRequest)(nil),       // 39: quire.v1.AttachRequest
-	(*AttachHello)(nil),         // 40: quire.v1.AttachHello
-	(*ResumePoint)(nil),         // 41: quire.v1.ResumePoint
-	(*AttachResponse)(nil),      // 42: quire.v1.AttachResponse
-	(*WorkerStats)(nil),         // 43: quire.v1.WorkerStats
-	(*FetchBlocksRequest)(nil),  // 44: quire.v1.FetchBlocksRequest
-	(*FetchBlocksResponse)(nil), // 45: quire.v1.FetchBlocksResponse
-	(*TokenEvent)(nil),          // 46: quire.v1.TokenEvent
-	(*SamplingParams)(nil),      // 47: quire.v1.SamplingParams
-	(*TokenIds)(nil),            // 48: quire.v1.TokenIds
-	(FinishReason)(0),           // 49: quire.v1.FinishReason
-	(*Usage)(nil),               // 50: quire.v1.Usage
-	(*Logprobs)(nil),            // 51: quire.v1.Logprobs
+	(*Unserved)(nil),            // 14: quire.v1.Unserved
+	(*UnservedModel)(nil),       // 15: quire.v1.UnservedModel
+	(*Lost)(nil),                // 16: quire.v1.Lost
+	(*Output)(nil),              // 17: quire.v1.Output
+	(*ChoiceProgress)(nil),      // 18: quire.v1.ChoiceProgress
+	(*RequestProgress)(nil),     // 19: quire.v1.RequestProgress
+	(*AdoptRequest)(nil),        // 20: quire.v1.AdoptRequest
+	(*AdoptResponse)(nil),       // 21: quire.v1.AdoptResponse
+	(*RecallRequest)(nil),       // 22: quire.v1.RecallRequest
+	(*RecallResponse)(nil),      // 23: quire.v1.RecallResponse
+	(*Ended)(nil),               // 24: quire.v1.Ended
+	(*WorkRequest)(nil),         // 25: quire.v1.WorkRequest
+	(*Progress)(nil),            // 26: quire.v1.Progress
+	(*CacheEvents)(nil),         // 27: quire.v1.CacheEvents
+	(*CacheEvent)(nil),          // 28: quire.v1.CacheEvent
+	(*Hello)(nil),               // 29: quire.v1.Hello
+	(*Heartbeat)(nil),           // 30: quire.v1.Heartbeat
+	(*DeviceFrame)(nil),         // 31: quire.v1.DeviceFrame
+	(*Finished)(nil),            // 32: quire.v1.Finished
+	(*FinishedRequest)(nil),     // 33: quire.v1.FinishedRequest
+	(*WorkResponse)(nil),        // 34: quire.v1.WorkResponse
+	(*Heard)(nil),               // 35: quire.v1.Heard
+	(*Welcome)(nil),             // 36: quire.v1.Welcome
+	(*Redirect)(nil),            // 37: quire.v1.Redirect
+	(*Dispatch)(nil),            // 38: quire.v1.Dispatch
+	(*Revoke)(nil),              // 39: quire.v1.Revoke
+	(*Drain)(nil),               // 40: quire.v1.Drain
+	(*AttachRequest)(nil),       // 41: quire.v1.AttachRequest
+	(*AttachHello)(nil),         // 42: quire.v1.AttachHello
+	(*ResumePoint)(nil),         // 43: quire.v1.ResumePoint
+	(*AttachResponse)(nil),      // 44: quire.v1.AttachResponse
+	(*WorkerStats)(nil),         // 45: quire.v1.WorkerStats
+	(*FetchBlocksRequest)(nil),  // 46: quire.v1.FetchBlocksRequest
+	(*FetchBlocksResponse)(nil), // 47: quire.v1.FetchBlocksResponse
+	(*TokenEvent)(nil),          // 48: quire.v1.TokenEvent
+	(*SamplingParams)(nil),      // 49: quire.v1.SamplingParams
+	(*TokenIds)(nil),            // 50: quire.v1.TokenIds
+	(FinishReason)(0),           // 51: quire.v1.FinishReason
+	(*Usage)(nil),               // 52: quire.v1.Usage
+	(*Logprobs)(nil),            // 53: quire.v1.Logprobs
 }
 var file_quire_v1_control_proto_depIdxs = []int32{
-	47, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
-	48, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
+	49, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
+	50, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
 	2,  // 2: quire.v1.SubmitRequest.request:type_name -> quire.v1.Request
-	49, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
+	51, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
 	12, // 4: quire.v1.WatchRequest.models:type_name -> quire.v1.GatewayModel
 	8,  // 5: quire.v1.WatchRequest.known:type_name -> quire.v1.RosterPosition
 	8,  // 6: quire.v1.RosterNews.after:type_name -> quire.v1.RosterPosition
@@ -4202,69 +4317,71 @@ var file_quire_v1_control_proto_depIdxs = []int32{
 	8,  // 8: quire.v1.RosterNews.at:type_name -> quire.v1.RosterPosition
 	11, // 9: quire.v1.WorkerInfo.tenants:type_name -> quire.v1.TenantShare
 	9,  // 10: quire.v1.WatchResponse.workers:type_name -> quire.v1.RosterNews
-	22, // 11: quire.v1.WatchResponse.ended:type_name -> quire.v1.Ended
-	14, // 12: quire.v1.WatchResponse.lost:type_name -> quire.v1.Lost
-	49, // 13: quire.v1.Output.finish_reason:type_name -> quire.v1.FinishReason
-	49, // 14: quire.v1.ChoiceProgress.finish_reason:type_name -> quire.v1.FinishReason
-	16, // 15: quire.v1.RequestProgress.choices:type_name -> quire.v1.ChoiceProgress
-	2,  // 16: quire.v1.AdoptResponse.request:type_name -> quire.v1.Request
-	15, // 17: quire.v1.AdoptResponse.outputs:type_name -> quire.v1.Output
-	49, // 18: quire.v1.AdoptResponse.finish_reason:type_name -> quire.v1.FinishReason
-	50, // 19: quire.v1.AdoptResponse.usage:type_name -> quire.v1.Usage
-	17, // 20: quire.v1.RecallRequest.requests:type_name -> quire.v1.RequestProgress
-	49, // 21: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
-	27, // 22: quire.v1.WorkRequest.hello:type_name -> quire.v1.Hello
-	28, // 23: quire.v1.WorkRequest.heartbeat:type_name -> quire.v1.Heartbeat
-	30, // 24: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
-	24, // 25: quire.v1.WorkRequest.progress:type_name -> quire.v1.Progress
-	25, // 26: quire.v1.WorkRequest.cache_events:type_name -> quire.v1.CacheEvents
-	17, // 27: quire.v1.Progress.requests:type_name -> quire.v1.RequestProgress
-	26, // 28: quire.v1.CacheEvents.events:type_name -> quire.v1.CacheEvent
-	0,  // 29: quire.v1.CacheEvent.kind:type_name -> quire.v1.CacheEvent.Kind
-	1,  // 30: quire.v1.CacheEvent.medium:type_name -> quire.v1.CacheEvent.Medium
-	10, // 31: quire.v1.Hello.worker:type_name -> quire.v1.WorkerInfo
-	29, // 32: quire.v1.Heartbeat.devices:type_name -> quire.v1.DeviceFrame
-	31, // 33: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
-	49, // 34: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
-	50, // 35: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
-	16, // 36: quire.v1.FinishedRequest.choices:type_name -> quire.v1.ChoiceProgress
-	34, // 37: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
-	36, // 38: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
-	37, // 39: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
-	38, // 40: quire.v1.WorkResponse.drain:type_name -> quire.v1.Drain
-	35, // 41: quire.v1.WorkResponse.redirect:type_name -> quire.v1.Redirect
-	33, // 42: quire.v1.WorkResponse.heard:type_name -> quire.v1.Heard
-	2,  // 43: quire.v1.Dispatch.requests:type_name -> quire.v1.Request
-	40, // 44: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
-	5,  // 45: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
-	41, // 46: quire.v1.AttachRequest.resume:type_name -> quire.v1.ResumePoint
-	41, // 47: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
-	46, // 48: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
-	43, // 49: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
-	51, // 50: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
-	51, // 51: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
-	49, // 52: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
-	3,  // 53: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
-	5,  // 54: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
-	7,  // 55: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
-	18, // 56: quire.v1.Control.Adopt:input_type -> quire.v1.AdoptRequest
-	20, // 57: quire.v1.Control.Recall:input_type -> quire.v1.RecallRequest
-	23, // 58: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
-	39, // 59: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
-	44, // 60: quire.v1.Worker.FetchBlocks:input_type -> quire.v1.FetchBlocksRequest
-	4,  // 61: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
-	6,  // 62: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
-	13, // 63: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
-	19, // 64: quire.v1.Control.Adopt:output_type -> quire.v1.AdoptResponse
-	21, // 65: quire.v1.Control.Recall:output_type -> quire.v1.RecallResponse
-	32, // 66: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
-	42, // 67: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
-	45, // 68: quire.v1.Worker.FetchBlocks:output_type -> quire.v1.FetchBlocksResponse
-	61, // [61:69] is the sub-list for method output_type
-	53, // [53:61] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	24, // 11: quire.v1.WatchResponse.ended:type_name -> quire.v1.Ended
+	16, // 12: quire.v1.WatchResponse.lost:type_name -> quire.v1.Lost
+	14, // 13: quire.v1.WatchResponse.unserved:type_name -> quire.v1.Unserved
+	15, // 14: quire.v1.Unserved.models:type_name -> quire.v1.UnservedModel
+	51, // 15: quire.v1.Output.finish_reason:type_name -> quire.v1.FinishReason
+	51, // 16: quire.v1.ChoiceProgress.finish_reason:type_name -> quire.v1.FinishReason
+	18, // 17: quire.v1.RequestProgress.choices:type_name -> quire.v1.ChoiceProgress
+	2,  // 18: quire.v1.AdoptResponse.request:type_name -> quire.v1.Request
+	17, // 19: quire.v1.AdoptResponse.outputs:type_name -> quire.v1.Output
+	51, // 20: quire.v1.AdoptResponse.finish_reason:type_name -> quire.v1.FinishReason
+	52, // 21: quire.v1.AdoptResponse.usage:type_name -> quire.v1.Usage
+	19, // 22: quire.v1.RecallRequest.requests:type_name -> quire.v1.RequestProgress
+	51, // 23: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
+	29, // 24: quire.v1.WorkRequest.hello:type_name -> quire.v1.Hello
+	30, // 25: quire.v1.WorkRequest.heartbeat:type_name -> quire.v1.Heartbeat
+	32, // 26: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
+	26, // 27: quire.v1.WorkRequest.progress:type_name -> quire.v1.Progress
+	27, // 28: quire.v1.WorkRequest.cache_events:type_name -> quire.v1.CacheEvents
+	19, // 29: quire.v1.Progress.requests:type_name -> quire.v1.RequestProgress
+	28, // 30: quire.v1.CacheEvents.events:type_name -> quire.v1.CacheEvent
+	0,  // 31: quire.v1.CacheEvent.kind:type_name -> quire.v1.CacheEvent.Kind
+	1,  // 32: quire.v1.CacheEvent.medium:type_name -> quire.v1.CacheEvent.Medium
+	10, // 33: quire.v1.Hello.worker:type_name -> quire.v1.WorkerInfo
+	31, // 34: quire.v1.Heartbeat.devices:type_name -> quire.v1.DeviceFrame
+	33, // 35: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
+	51, // 36: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
+	52, // 37: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
+	18, // 38: quire.v1.FinishedRequest.choices:type_name -> quire.v1.ChoiceProgress
+	36, // 39: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
+	38, // 40: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
+	39, // 41: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
+	40, // 42: quire.v1.WorkResponse.drain:type_name -> quire.v1.Drain
+	37, // 43: quire.v1.WorkResponse.redirect:type_name -> quire.v1.Redirect
+	35, // 44: quire.v1.WorkResponse.heard:type_name -> quire.v1.Heard
+	2,  // 45: quire.v1.Dispatch.requests:type_name -> quire.v1.Request
+	42, // 46: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
+	5,  // 47: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
+	43, // 48: quire.v1.AttachRequest.resume:type_name -> quire.v1.ResumePoint
+	43, // 49: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
+	48, // 50: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
+	45, // 51: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
+	53, // 52: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
+	53, // 53: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
+	51, // 54: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
+	3,  // 55: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
+	5,  // 56: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
+	7,  // 57: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
+	20, // 58: quire.v1.Control.Adopt:input_type -> quire.v1.AdoptRequest
+	22, // 59: quire.v1.Control.Recall:input_type -> quire.v1.RecallRequest
+	25, // 60: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
+	41, // 61: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
+	46, // 62: quire.v1.Worker.FetchBlocks:input_type -> quire.v1.FetchBlocksRequest
+	4,  // 63: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
+	6,  // 64: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
+	13, // 65: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
+	21, // 66: quire.v1.Control.Adopt:output_type -> quire.v1.AdoptResponse
+	23, // 67: quire.v1.Control.Recall:output_type -> quire.v1.RecallResponse
+	34, // 68: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
+	44, // 69: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
+	47, // 70: quire.v1.Worker.FetchBlocks:output_type -> quire.v1.FetchBlocksResponse
+	63, // [63:71] is the sub-list for method output_type
+	55, // [55:63] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_control_proto_init() }
@@ -4274,14 +4391,14 @@ func file_quire_v1_control_proto_init() {
 	}
 	file_quire_v1_inference_proto_init()
 	file_quire_v1_control_proto_msgTypes[3].OneofWrappers = []any{}
-	file_quire_v1_control_proto_msgTypes[21].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[23].OneofWrappers = []any{
 		(*WorkRequest_Hello)(nil),
 		(*WorkRequest_Heartbeat)(nil),
 		(*WorkRequest_Finished)(nil),
 		(*WorkRequest_Progress)(nil),
 		(*WorkRequest_CacheEvents)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[30].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[32].OneofWrappers = []any{
 		(*WorkResponse_Welcome)(nil),
 		(*WorkResponse_Dispatch)(nil),
 		(*WorkResponse_Revoke)(nil),
@@ -4289,19 +4406,19 @@ func file_quire_v1_control_proto_init() {
 		(*WorkResponse_Redirect)(nil),
 		(*WorkResponse_Heard)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[37].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[39].OneofWrappers = []any{
 		(*AttachRequest_Hello)(nil),
 		(*AttachRequest_Abort)(nil),
 		(*AttachRequest_Resume)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[44].OneofWrappers = []any{}
+	file_quire_v1_control_proto_msgTypes[46].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_control_proto_rawDesc), len(file_quire_v1_control_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   45,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
