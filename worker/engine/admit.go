@@ -372,7 +372,7 @@ func (p *planner) begin(s *sequence) (cached, below int, ok bool, why obstacle) 
 	p.copy(s, p.copies)
 	s.room = s.kv.Room()
 	if below > 0 {
-		below = p.lift(s, cached/p.BlockTokens, below)
+		below = p.swapIn(s, cached/p.BlockTokens, below)
 	}
 	return cached, below, true, fits
 }

@@ -63,7 +63,7 @@ func (p *planner) startFetches() {
 	if l == nil {
 		return
 	}
-	l.moot = false
+	l.replan = false
 	for len(l.asked) > 0 && l.flying < maxFetches {
 		r := l.asked[0]
 		f, ok := p.wanted(r)
@@ -74,7 +74,7 @@ func (p *planner) startFetches() {
 		l.asked = l.asked[1:]
 		l.flying++
 		if len(f.Hashes) == 0 {
-			r.fetching, l.moot = false, true
+			r.fetching, l.replan = false, true
 		}
 		l.Peers.Fetch(f, func(whole []bool) { p.arrived(arrival{r, f.Hashes, whole}) })
 	}
@@ -136,8 +136,8 @@ func (p *planner) arrive(a arrival) {
 	}
 }
 
-// seal names the blocks that the last steps filled, as the next step would have.
-func (p *planner) seal() {
+// publishFull names the blocks that the last steps filled, as the next step would have.
+func (p *planner) publishFull() {
 	for _, s := range p.running {
 		if known := min(s.computed, len(s.tokens)); known >= s.published+p.BlockTokens {
 			s.kv.Publish(s.tokens[:known])
@@ -153,7 +153,7 @@ func (p *planner) readBlock(h kvcache.Hash, dst []byte) bool {
 	if l == nil || p.hold != holdAll || p.inFlight() > 0 {
 		return false
 	}
-	p.seal()
+	p.publishFull()
 	id := p.pool.Find(h)
 	if id == kvcache.NoBlock {
 		return l.Cache.Copy(h, dst)

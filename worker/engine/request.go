@@ -99,11 +99,11 @@ type sequence struct {
 	scoreFrom, scored, scoreTo int
 	scores                     []*pb.Logprobs
 
-	lifted    [][]byte // pinned pages that are still to be copied up, for the blocks from loadFirst on
+	pinned    [][]byte // pinned pages that are still to be copied up, for the blocks from loadFirst on
 	loadFirst int
 	loadAfter uint64 // step after which that may be done
 	fetched   int    // pages read from disk for it
-	forgone   int    // blocks up to which what it generated is not copied down, 0 without any
+	notKept   int    // blocks up to which what it generated is not copied down, 0 without any
 
 	text    grammar.State // of a constrained sequence, after its tokens
 	mask    []uint32      // what may follow them; without a constraint, what may follow anything, nil for all

@@ -340,8 +340,8 @@ func (r *rig) clean() {
 	if w := r.p.pool.Windowed(); w != nil && (w.Stats().Referenced != 0 || w.Free() != r.p.WindowBlocks) {
 		r.t.Errorf("%d blocks of the second group leaked, %d of %d free", w.Stats().Referenced, w.Free(), r.p.WindowBlocks)
 	}
-	if l := r.p.lower; l != nil && (len(l.loading) > 0 || len(l.forgone) > 0 || l.broken > 0 || l.flying > 0 || len(l.asked) > 0) {
-		r.t.Errorf("%d sequences still wait for blocks, %d blocks forgone, %d copies failed, %d fetches fly and %d wait", len(l.loading), len(l.forgone), l.broken, l.flying, len(l.asked))
+	if l := r.p.lower; l != nil && (len(l.loading) > 0 || len(l.notKept) > 0 || l.broken > 0 || l.flying > 0 || len(l.asked) > 0) {
+		r.t.Errorf("%d sequences still wait for blocks, %d blocks not to be kept, %d copies failed, %d fetches fly and %d wait", len(l.loading), len(l.notKept), l.broken, l.flying, len(l.asked))
 	}
 	if l := r.p.lower; l != nil && r.diskless && l.Cache.Pinned() > 0 {
 		r.t.Errorf("%d pages are still pinned", l.Cache.Pinned())

@@ -68,7 +68,7 @@ const (
 	noteNoBlocks
 	noteSwapped
 	noteFetching
-	noteLifting
+	noteSwapIn
 	notePrefill
 	noteReturned
 	noteExpired

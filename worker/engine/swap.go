@@ -28,20 +28,20 @@ func (p *planner) choose(s *sequence) {
 	}
 	p.note(notePreempted, s, len(s.tokens))
 	hashes := s.kv.Hashes()
-	s.forgone = min(n, len(hashes))
-	for i := s.prompt / p.BlockTokens; i < s.forgone; i++ {
-		l.forgone[hashes[i]] = struct{}{}
+	s.notKept = min(n, len(hashes))
+	for i := s.prompt / p.BlockTokens; i < s.notKept; i++ {
+		l.notKept[hashes[i]] = struct{}{}
 	}
 }
 
 // keep ends what choose has begun: s computes again, or ends.
 func (l *lower) keep(s *sequence) {
-	if l == nil || s.forgone == 0 {
+	if l == nil || s.notKept == 0 {
 		return
 	}
 	// Those that are named again are worth as much as any.
-	for _, h := range s.kv.Hashes()[:min(s.forgone, len(s.kv.Hashes()))] {
-		delete(l.forgone, h)
+	for _, h := range s.kv.Hashes()[:min(s.notKept, len(s.kv.Hashes()))] {
+		delete(l.notKept, h)
 	}
-	s.forgone = 0
+	s.notKept = 0
 }

@@ -56,7 +56,7 @@ type lower struct {
 	log      *slog.Logger
 	loading  []*sequence               // with blocks to be copied up, in the order in which they began
 	fetching bool                      // this plan left a sequence waiting for the disk
-	forgone  map[kvcache.Hash]struct{} // not worth copying down
+	notKept  map[kvcache.Hash]struct{} // not worth copying down
 	finished uint64                    // newest step that the device has finished, as the pool counts
 	evicted  []kvcache.Eviction
 	changes  []tier.Change
@@ -64,14 +64,14 @@ type lower struct {
 
 	asked  []*request // whose blocks other workers may have, to be fetched in order
 	flying int        // fetches that have not ended
-	moot   bool       // this plan found that one of asked needs nothing: the next may start it
+	replan bool       // this plan found that one of asked needs nothing: the next may start it
 }
 
 func newLower(t *Tiers, log *slog.Logger) *lower {
 	if t == nil {
 		return nil
 	}
-	l := &lower{Tiers: *t, log: log, forgone: map[kvcache.Hash]struct{}{}, bytes: int(t.Pages.Layout().PageBytes()), pages: 64}
+	l := &lower{Tiers: *t, log: log, notKept: map[kvcache.Hash]struct{}{}, bytes: int(t.Pages.Layout().PageBytes()), pages: 64}
 	if c := t.Costs.Page; c > 0 {
 		l.pages = int(max(4, min(loadTime/c, 1<<16)))
 	}
@@ -93,7 +93,7 @@ func (p *planner) below(s *sequence, cached int) (n int, wait bool) {
 	all := len(hashes)
 	hashes = hashes[first:]
 	for _, o := range l.loading {
-		if first < o.loadFirst+len(o.lifted) && o.kv.Hashes()[first] == hashes[0] {
+		if first < o.loadFirst+len(o.pinned) && o.kv.Hashes()[first] == hashes[0] {
 			return 0, true
 		}
 	}
@@ -126,39 +126,39 @@ func (p *planner) fetch(s *sequence) {
 	}
 }
 
-// lift begins to copy n blocks of s up, from block first on. It returns how many it can.
-func (p *planner) lift(s *sequence, first, n int) int {
+// swapIn begins to copy n blocks of s up, from block first on. It returns how many it can.
+func (p *planner) swapIn(s *sequence, first, n int) int {
 	l := p.lower
-	s.lifted = s.lifted[:0]
+	s.pinned = s.pinned[:0]
 	for _, h := range s.kv.Hashes()[first : first+n] {
 		page := l.Cache.Pin(h)
 		if page == nil {
 			break
 		}
-		s.lifted = append(s.lifted, page)
+		s.pinned = append(s.pinned, page)
 	}
-	if len(s.lifted) == 0 {
+	if len(s.pinned) == 0 {
 		return 0
 	}
-	p.note(noteLifting, s, len(s.lifted))
+	p.note(noteSwapIn, s, len(s.pinned))
 	s.loadFirst, s.loadAfter = first, p.number
 	l.loading = append(l.loading, s)
-	return len(s.lifted)
+	return len(s.pinned)
 }
 
 // loading reports whether blocks of s are still to be copied up.
-func (s *sequence) loading() bool { return len(s.lifted) > 0 }
+func (s *sequence) loading() bool { return len(s.pinned) > 0 }
 
 // drop forgets what is left to be copied up for s.
 func (l *lower) drop(s *sequence) {
 	if l == nil || !s.loading() {
 		return
 	}
-	for i := range s.lifted {
+	for i := range s.pinned {
 		l.Cache.Unpin(s.kv.Hashes()[s.loadFirst+i])
 	}
-	clear(s.lifted)
-	s.lifted = s.lifted[:0]
+	clear(s.pinned)
+	s.pinned = s.pinned[:0]
 	if i := slices.Index(l.loading, s); i >= 0 {
 		l.loading = slices.Delete(l.loading, i, i+1)
 	}
@@ -177,8 +177,8 @@ func (p *planner) copyUp() {
 			return // and so must those behind it
 		}
 		n, failed := 0, false
-		for ; n < len(s.lifted) && left > 0 && !failed; n++ {
-			if err := l.Pages.Write(int32(s.kv.Table()[s.loadFirst+n]), s.lifted[n]); err != nil {
+		for ; n < len(s.pinned) && left > 0 && !failed; n++ {
+			if err := l.Pages.Write(int32(s.kv.Table()[s.loadFirst+n]), s.pinned[n]); err != nil {
 				l.failed("up", err)
 				failed = true
 				break
@@ -192,7 +192,7 @@ func (p *planner) copyUp() {
 			p.trace.CopiedUp++
 		}
 		s.loadFirst += n
-		s.lifted = slices.Delete(s.lifted, 0, n)
+		s.pinned = slices.Delete(s.pinned, 0, n)
 		if failed {
 			l.drop(s) // the rest is computed
 		}
@@ -202,13 +202,13 @@ func (p *planner) copyUp() {
 		if !failed {
 			l.loading = slices.Delete(l.loading, 0, 1)
 		}
-		p.lifted(s)
+		p.swappedIn(s)
 	}
 }
 
-// lifted lets s go on after its last copied block. All but the last token need no computing; the
+// swappedIn lets s go on after its last copied block. All but the last token need no computing; the
 // block that holds that one is named when it is computed.
-func (p *planner) lifted(s *sequence) {
+func (p *planner) swappedIn(s *sequence) {
 	s.computed = min(s.loadFirst*p.BlockTokens, len(s.tokens)-1)
 	if full := s.computed - s.computed%p.BlockTokens; full > s.published {
 		s.kv.Publish(s.tokens[:full])
@@ -224,7 +224,7 @@ func (p *planner) copyDown() {
 	}
 	l.evicted = p.pool.Evicted(l.evicted[:0])
 	for _, e := range l.evicted {
-		if _, forgone := l.forgone[e.Hash]; forgone || e.Step > l.finished {
+		if _, notKept := l.notKept[e.Hash]; notKept || e.Step > l.finished {
 			continue
 		}
 		page := l.Cache.Reserve(e.Hash, e.Parent, e.Tenant)
@@ -252,7 +252,7 @@ func (l *lower) failed(way string, err error) {
 }
 
 // busy reports whether planning again, with nothing in flight, gets on.
-func (l *lower) busy() bool { return l != nil && (len(l.loading) > 0 || l.moot) }
+func (l *lower) busy() bool { return l != nil && (len(l.loading) > 0 || l.replan) }
 
 // ready is signalled when a page has come up from disk.
 func (l *lower) ready() <-chan struct{} {
