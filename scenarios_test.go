@@ -27,13 +27,11 @@ M1 M2 M3 M5 M6 M7 M9
 N1 N2 N3 N5 N6 N7 N9 N10
 O1 O2 O3 O5 O6 O7 O9 O10 O11`
 
-// TestScenarios: every scenario of the list is a test by its id, or a row of a table that says what
-// Quire does; and the tests that these rows name exist.
-func TestScenarios(t *testing.T) {
+// testsOfTheModule are the names of all tests, fuzz targets and benchmarks.
+func testsOfTheModule(t *testing.T) map[string]bool {
+	t.Helper()
 	tests := map[string]bool{}
-	id := regexp.MustCompile(`[A-O]\d+`)
-	named := map[string]bool{}
-	function := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w+)\(`)
 	err := filepath.WalkDir(".", func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -47,16 +45,27 @@ func TestScenarios(t *testing.T) {
 		text, err := os.ReadFile(path)
 		for _, m := range function.FindAllStringSubmatch(string(text), -1) {
 			tests[m[1]] = true
-			if list, ok := strings.CutPrefix(m[1], "TestScenario"); ok {
-				for _, s := range id.FindAllString(list, -1) {
-					named[s] = true
-				}
-			}
 		}
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	return tests
+}
+
+// TestScenarios: every scenario of the list is a test by its id, or a row of a table that says what
+// Quire does; and the tests that these rows name exist.
+func TestScenarios(t *testing.T) {
+	tests := testsOfTheModule(t)
+	id := regexp.MustCompile(`[A-O]\d+`)
+	named := map[string]bool{}
+	for name := range tests {
+		if list, ok := strings.CutPrefix(name, "TestScenario"); ok {
+			for _, s := range id.FindAllString(list, -1) {
+				named[s] = true
+			}
+		}
 	}
 	row := regexp.MustCompile(`(?m)^\| ([A-O]\d+(?:, [A-O]\d+)*) \|(.*)$`)
 	quoted := regexp.MustCompile("`(Test\\w+)`")
