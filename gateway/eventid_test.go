@@ -31,6 +31,8 @@ var streams = map[string]string{
 	"score":               `{"prompt":["hello","ho"],"max_tokens":0,"echo":true,"logprobs":2}`,
 	"prompts":             `{"prompt":["one","two","three"],"n":2,"max_tokens":7}`,
 	"prompts logprobs":    `{"prompt":["one","two"],"n":2,"max_tokens":7,"logprobs":0,"stop":["ba","\u20ac\u20ac"]}`,
+	"stop in output":      `{"prompt":"x","max_tokens":14,"n":2,"stop":["ab","b\u20aca"],"include_stop_str_in_output":true,"logprobs":1,"return_token_ids":true}`,
+	"chat, stop shown":    `{"messages":[{"role":"user","content":"hi"}],"max_tokens":12,"n":2,"stop":["a\u20ac"],"stop_token_ids":[98],"min_tokens":3,"no_stop_trim":true,"skip_special_tokens":false,"logprobs":true}`,
 	"completion, special": `{"prompt":[[1,2],[3]],"max_tokens":7,"skip_special_tokens":false,"stop":["\u20ac"]}`,
 }
 

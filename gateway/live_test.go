@@ -151,7 +151,8 @@ func TestAssembler(t *testing.T) {
 		minTokens := rapid.IntRange(0, 6).Draw(t, "min")
 		ids := gatewaytest.Text(text)
 		free := min(minTokens, len(ids))
-		a := newAssembler(vocab, &pb.SamplingParams{Stop: stops, MinTokens: int32(minTokens)})
+		keep := rapid.Bool().Draw(t, "keep")
+		a := newAssembler(vocab, &pb.SamplingParams{Stop: stops, MinTokens: int32(minTokens), IncludeStop: keep})
 		// Where the forced part ends inside a character, the whole character counts as after it.
 		for free > 0 && free < len(ids) && text[free]&0xc0 == 0x80 {
 			free--
@@ -161,6 +162,10 @@ func TestAssembler(t *testing.T) {
 		for end := free + 1; end <= len(text) && want == text; end++ {
 			if n := longest(text[:end], stops); n > 0 {
 				want = text[:end-n]
+				if keep {
+					want = text[:end]
+					break
+				}
 			}
 		}
 		var got strings.Builder
@@ -201,7 +206,7 @@ func TestTextDependsOnTokensAlone(t *testing.T) {
 			ids, finish = append(ids, 'z'), pb.FinishReason_FINISH_REASON_STOP
 		}
 		p.MinTokens = min(p.MinTokens, int32(len(ids)-1))
-		p.ShowSpecialTokens = rapid.Bool().Draw(t, "show special")
+		p.ShowSpecialTokens, p.IncludeStop = rapid.Bool().Draw(t, "show special"), rapid.Bool().Draw(t, "include stop")
 		a, one := newAssembler(vocab, p), newAssembler(vocab, p)
 		var got, want string
 		for at := 0; at < len(ids); {
@@ -227,7 +232,7 @@ func TestTextDependsOnTokensAlone(t *testing.T) {
 }
 
 // TestStopTokensAreNoPartOfTheAnswer: neither the end of a turn, nor a stop id, nor the token that a
-// stop string spells, whether special tokens are shown or not.
+// stop string spells, whether special tokens are shown or not; unless the request wants what ended it.
 func TestStopTokensAreNoPartOfTheAnswer(t *testing.T) {
 	for _, show := range []bool{false, true} {
 		for name, p := range map[string]*pb.SamplingParams{
@@ -239,6 +244,15 @@ func TestStopTokensAreNoPartOfTheAnswer(t *testing.T) {
 			a := newAssembler(gatewaytest.Tokenizer(), p)
 			if text, kept := a.push([]int32{'a', gatewaytest.TurnEnd}, pb.FinishReason_FINISH_REASON_STOP); text != "a" || kept != 1 {
 				t.Errorf("%s, special tokens shown %t: %q, %d tokens kept", name, show, text, kept)
+			}
+			p.IncludeStop = true
+			want := "a"
+			if show {
+				want += "<|im_end|>"
+			}
+			a = newAssembler(gatewaytest.Tokenizer(), p)
+			if text, kept := a.push([]int32{'a', gatewaytest.TurnEnd, 'b'}, pb.FinishReason_FINISH_REASON_STOP); text != want || kept != 2 {
+				t.Errorf("%s included, special tokens shown %t: %q, %d tokens kept", name, show, text, kept)
 			}
 		}
 	}

@@ -69,7 +69,7 @@ func TestParametersAreDocumented(t *testing.T) {
 var examples = map[string][2]string{
 	"temperature": {"0.5", "3"}, "top_p": {"0.5", "2"}, "top_k": {"5.0", "5.5"}, "min_p": {"0.1", "2"},
 	"repetition_penalty": {"1.1", "0"}, "presence_penalty": {"1", "1e400"}, "frequency_penalty": {"1", "-3"},
-	"logit_bias": {`{"5":1}`, `{"x":1}`}, "allowed_token_ids": {"[3,4.0]", "[]"}, "seed": {"7", `"x"`}, "n": {"2", "0"}, "best_of": {"1", "2"},
+	"logit_bias": {`{"5":1}`, `{"x":1}`}, "allowed_token_ids": {"[3,4.0]", "[]"}, "bad_words": {`["a b"," c"]`, `["a",""]`}, "include_stop_str_in_output": {"true", "1"}, "no_stop_trim": {"true", `"x"`}, "seed": {"7", `"x"`}, "n": {"2", "0"}, "best_of": {"1", "2"},
 	"stop": {`["a"]`, `["a","b","c","d","e"]`}, "stop_token_ids": {"[3,4.0]", "[99999]"}, "min_tokens": {"0", "-1"},
 	"ignore_eos": {"true", "1"}, "max_completion_tokens": {"5", "0"}, "max_tokens": {"5", "-1"},
 	"top_logprobs": {"0", "3"}, "echo": {"true", "1"}, "stream": {"true", `"yes"`}, "stream_options": {`null`, `{"include_usage":true}`},

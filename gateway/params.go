@@ -24,6 +24,8 @@ const (
 	maxStopIDs     = 64
 	maxBiases      = 1024
 	maxAllowed     = 4096
+	maxBadWords    = 128
+	maxBadBytes    = 256
 	maxLogprobs    = 20
 	maxIDBytes     = 128
 )
@@ -78,6 +80,9 @@ func (f *fields) samplingFields() *pb.SamplingParams {
 		p.AllowedTokenIds = f.ids("allowed_token_ids", items)
 	}
 	f.biases(p)
+	p.BadWords = f.texts("bad_words", maxBadWords)
+	p.IncludeStop = f.boolean("include_stop_str_in_output", false)
+	p.IncludeStop = f.boolean("no_stop_trim", false) || p.IncludeStop
 	return p
 }
 
@@ -95,18 +100,23 @@ func (f *fields) stops() []string {
 		f.wrongType("stop", "a string or an array of strings", raw)
 		return nil
 	}
-	items, _ := f.list("stop")
-	if len(items) > maxStopsOpenAI {
-		f.fail(invalid("stop", "stop holds %d strings; the limit is %d", len(items), maxStopsOpenAI))
+	return f.texts("stop", maxStopsOpenAI)
+}
+
+// texts reads a list of strings.
+func (f *fields) texts(name string, most int) []string {
+	items, _ := f.list(name)
+	if len(items) > most {
+		f.fail(invalid(name, "%s holds %d strings; the limit is %d", name, len(items), most))
 		return nil
 	}
-	stops := make([]string, len(items))
+	texts := make([]string, len(items))
 	for i, item := range items {
-		if item[0] != '"' || json.Unmarshal(item, &stops[i]) != nil {
-			f.wrongType("stop["+strconv.Itoa(i)+"]", "a string", item)
+		if item[0] != '"' || json.Unmarshal(item, &texts[i]) != nil {
+			f.wrongType(name+"["+strconv.Itoa(i)+"]", "a string", item)
 		}
 	}
-	return stops
+	return texts
 }
 
 // ids reads token ids.
@@ -218,6 +228,14 @@ func checkSampling(p *pb.SamplingParams, vocab int) *apiError {
 	}
 	if len(p.AllowedTokenIds) > 0 && p.Constraint != nil {
 		return invalid("allowed_token_ids", "allowed_token_ids together with a restriction of the text: the two may leave nothing to draw")
+	}
+	if len(p.BadWords) > maxBadWords {
+		return invalid("bad_words", "bad_words holds %d strings; the limit is %d", len(p.BadWords), maxBadWords)
+	}
+	for i, s := range p.BadWords {
+		if s == "" || len(s) > maxBadBytes {
+			return invalid("bad_words", "bad_words[%d] is %d bytes long; a bad word has 1 to %d", i, len(s), maxBadBytes)
+		}
 	}
 	if len(p.LogitBias) > maxBiases {
 		return invalid("logit_bias", "logit_bias holds %d entries; the limit is %d", len(p.LogitBias), maxBiases)

@@ -8,7 +8,8 @@ import (
 )
 
 // assembler turns one choice's tokens into the text that the client gets: whole UTF-8 characters,
-// nothing of a stop string or stop token, and nothing that may yet become part of a stop string. What
+// nothing of a stop string or stop token unless they are to be part of it, and nothing that may yet become
+// part of a stop string. What
 // it has returned after some tokens depends on those alone, not on the steps they came in: a client
 // that comes back with a count of tokens is continued to the byte.
 type assembler struct {
@@ -22,7 +23,7 @@ type assembler struct {
 }
 
 func newAssembler(vocab *tokenizer.Tokenizer, params *pb.SamplingParams) *assembler {
-	a := &assembler{vocab: vocab, params: params, text: vocab.NewVisible(params.ShowSpecialTokens, params.Stop, int(params.MinTokens))}
+	a := &assembler{vocab: vocab, params: params, text: vocab.NewVisible(params.ShowSpecialTokens, params.Stop, int(params.MinTokens), params.IncludeStop)}
 	for _, s := range params.Stop {
 		if id, ok := vocab.SpecialID(s); ok {
 			a.spelled = append(a.spelled, id)
@@ -32,19 +33,22 @@ func newAssembler(vocab *tokenizer.Tokenizer, params *pb.SamplingParams) *assemb
 }
 
 // push takes the next tokens and, with the last of them, why the choice ended. It returns the text
-// they complete and how many of the tokens belong to the answer: all but a final stop token.
+// they complete and how many of the tokens belong to the answer: all but a final stop token that is not
+// to be part of it.
 func (a *assembler) push(ids []int32, finish pb.FinishReason) (text string, kept int) {
 	for ; kept < len(ids) && !a.ended; kept++ {
 		id := ids[kept]
 		// Its end, even if we are not told yet. Stop conditions count only from min_tokens on.
 		if a.seen >= int(a.params.MinTokens) && a.ends(id) {
 			a.ended = true
-			break
+			if !a.params.IncludeStop {
+				break
+			}
 		}
 		a.seen++
 		more, stop := a.text.Push(id)
 		text += more
-		a.ended = stop >= 0
+		a.ended = a.ended || stop >= 0
 	}
 	if finish != pb.FinishReason_FINISH_REASON_UNSPECIFIED {
 		text += a.text.Flush()

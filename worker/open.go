@@ -78,7 +78,7 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 	w, err := assemble(s, engine.Model{
 		Tiers:  tiers,
 		Runner: runner, ContextLength: m.Context, Window: window, Vocab: m.Config.Vocab,
-		EOS: m.Tokenizer.EOGs(), Stops: engine.TextStops(m.Tokenizer), Special: m.Tokenizer.SpecialID,
+		EOS: m.Tokenizer.EOGs(), Stops: engine.TextStops(m.Tokenizer), Special: m.Tokenizer.SpecialID, Spell: m.Tokenizer.Spellings,
 		Constrain: engine.Grammars(m.Tokenizer, m.Config.Vocab),
 	}, &pb.WorkerInfo{
 		Model: m.ID, Device: i.Name + " " + i.Path, ModelPath: m.Path, ModelDigest: m.Digest,

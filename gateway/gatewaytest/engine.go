@@ -51,7 +51,7 @@ func (c *Cluster) newChoice(req *pb.Request) *runChoice {
 }
 
 func newChoice(vocab *tokenizer.Tokenizer, p *pb.SamplingParams) *runChoice {
-	return &runChoice{text: vocab.NewVisible(p.GetShowSpecialTokens(), p.GetStop(), int(p.GetMinTokens()))}
+	return &runChoice{text: vocab.NewVisible(p.GetShowSpecialTokens(), p.GetStop(), int(p.GetMinTokens()), p.GetIncludeStop())}
 }
 
 // probabilities reports whether log-probabilities are wanted: then every dispatch says all tokens.

@@ -2,6 +2,7 @@ package tokenizer
 
 import (
 	"hash/maphash"
+	"strings"
 	"sync"
 
 	"golang.org/x/text/unicode/norm"
@@ -18,6 +19,22 @@ func (t *Tokenizer) Encode(dst []int32, text string, special bool) []int32 {
 		m = t.control
 	}
 	return t.encode(dst, text, m, nil)
+}
+
+// Spellings lists the sequences of tokens that spell word: at the beginning of a text, and behind a blank.
+// Control tokens spelled in it are recognised. It is empty if the vocabulary has no tokens for word.
+func (t *Tokenizer) Spellings(word string) [][]int32 {
+	bare := strings.TrimLeft(word, " ")
+	if bare == "" {
+		bare = word // nothing but blanks
+	}
+	var list [][]int32
+	for _, text := range []string{bare, " " + bare} {
+		if ids := t.Encode(nil, text, true); len(ids) > 0 {
+			list = append(list, ids)
+		}
+	}
+	return list
 }
 
 // EncodeMarked is Encode for a text of which only the parts in marked, byte offsets [from, to) that

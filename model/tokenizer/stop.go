@@ -2,10 +2,11 @@ package tokenizer
 
 // StopMatcher finds the end of a text that stop strings cut short, while the text comes in pieces.
 // It runs one Knuth-Morris-Pratt automaton for each stop string, so each byte costs the same however
-// the text is cut, and it holds back no more than the longest stop string.
+// the text is cut, and it holds back no more than the longest stop string; nothing if that is part of the text.
 type StopMatcher struct {
 	stops []stop
 	held  []byte // the end of the text so far that may begin a stop string
+	keep  bool   // a stop string is part of the text that it ends
 	done  bool
 	which int
 }
@@ -18,9 +19,9 @@ type stop struct {
 }
 
 // NewStopMatcher returns a matcher for stops. Empty strings are ignored; without any stop string
-// text passes through.
-func NewStopMatcher(stops []string) *StopMatcher {
-	m := &StopMatcher{which: -1}
+// text passes through. With keep a stop string is part of the text that it ends.
+func NewStopMatcher(stops []string, keep bool) *StopMatcher {
+	m := &StopMatcher{which: -1, keep: keep}
 	for i, text := range stops {
 		if text == "" {
 			continue
@@ -40,7 +41,7 @@ func NewStopMatcher(stops []string) *StopMatcher {
 	return m
 }
 
-// Push takes the next piece of the text. emit is text that certainly comes before any stop string.
+// Push takes the next piece of the text. emit is text that certainly is part of it.
 // stopped says that a stop string is complete: the first to be completed, the longest of several
 // that end together; which is its index. From then on nothing is emitted. A stop string that is
 // completed by a piece that does not count is text like any other.
@@ -60,6 +61,9 @@ func (m *StopMatcher) Push(text string, counts bool) (emit string, stopped bool,
 			}
 		}
 		if m.done {
+			if m.keep {
+				longest = 0
+			}
 			emit = string(m.held[:len(m.held)-longest])
 			m.held = nil
 			return emit, true, m.which
@@ -67,7 +71,9 @@ func (m *StopMatcher) Push(text string, counts bool) (emit string, stopped bool,
 	}
 	hold := 0
 	for j := range m.stops {
-		hold = max(hold, m.stops[j].n)
+		if !m.keep {
+			hold = max(hold, m.stops[j].n)
+		}
 	}
 	cut := len(m.held) - hold
 	emit = string(m.held[:cut])

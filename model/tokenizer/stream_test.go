@@ -97,7 +97,7 @@ func TestStopMatcherEqualsDefinition(t *testing.T) {
 		pieces := rapid.SliceOfN(word, 0, 12).Draw(t, "pieces")
 		text := strings.Join(pieces, "")
 		want, wantWhich := naiveStop(text, stops)
-		m := NewStopMatcher(stops)
+		m := NewStopMatcher(stops, false)
 		var got, seen strings.Builder
 		which, stopped := -1, false
 		for _, piece := range pieces {
@@ -134,9 +134,9 @@ func TestStopMatcherEqualsDefinition(t *testing.T) {
 }
 
 // naiveVisible is the definition of what a client sees of ids: the text of all of them, cut before the
-// stop string that is complete first behind the text of the first minTokens, without the beginning of
-// a character at the end. used is how many tokens that took.
-func naiveVisible(tok *Tokenizer, ids []int32, show bool, stops []string, minTokens int) (text string, used, stop int) {
+// stop string that is complete first behind the text of the first minTokens, or behind it, without the
+// beginning of a character at the end. used is how many tokens that took.
+func naiveVisible(tok *Tokenizer, ids []int32, show bool, stops []string, minTokens int, keep bool) (text string, used, stop int) {
 	text = func(n int) string {
 		s := tok.NewStream(!show)
 		return s.Push(ids[:n]...)
@@ -158,6 +158,9 @@ func naiveVisible(tok *Tokenizer, ids []int32, show bool, stops []string, minTok
 		if best >= 0 {
 			for used = 0; prefix(used) < end; used++ {
 			}
+			if keep {
+				return text[:end], used, best
+			}
 			return text[:end-len(stops[best])], used, best
 		}
 	}
@@ -166,7 +169,7 @@ func naiveVisible(tok *Tokenizer, ids []int32, show bool, stops []string, minTok
 
 // TestStopOverlapsOneThatDoesNotCount: behind a stop string that came too early begins no new text.
 func TestStopOverlapsOneThatDoesNotCount(t *testing.T) {
-	v := mustNew(t, small()).NewVisible(false, []string{"aa"}, 2)
+	v := mustNew(t, small()).NewVisible(false, []string{"aa"}, 2, false)
 	for i, want := range []struct {
 		text string
 		stop int
@@ -189,9 +192,9 @@ func TestVisibleEqualsDefinition(t *testing.T) {
 	})
 	rapid.Check(t, func(t *rapid.T) {
 		ids, stops := ids.Draw(t, "ids"), rapid.SliceOfN(stop, 0, 3).Draw(t, "stops")
-		show, least := rapid.Bool().Draw(t, "show"), rapid.IntRange(0, 6).Draw(t, "min")
-		want, wantUsed, wantStop := naiveVisible(tok, ids, show, stops, least)
-		seen := tok.NewVisible(show, stops, least)
+		show, keep, least := rapid.Bool().Draw(t, "show"), rapid.Bool().Draw(t, "keep"), rapid.IntRange(0, 6).Draw(t, "min")
+		want, wantUsed, wantStop := naiveVisible(tok, ids, show, stops, least, keep)
+		seen := tok.NewVisible(show, stops, least, keep)
 		var got strings.Builder
 		used, which := 0, -1
 		for _, id := range ids {
@@ -202,6 +205,9 @@ func TestVisibleEqualsDefinition(t *testing.T) {
 			text, which = seen.Push(id)
 			got.WriteString(text)
 			used++
+			if behind := tok.NewStream(!show).Push(ids[:used]...); keep && which < 0 && got.String() != behind {
+				t.Fatalf("%q is held back of %q, though it is part of the text either way", got.String(), behind)
+			}
 			if !strings.HasPrefix(want, got.String()) {
 				t.Fatalf("after %d tokens %q, which does not begin %q", used, got.String(), want)
 			}
@@ -214,11 +220,11 @@ func TestVisibleEqualsDefinition(t *testing.T) {
 }
 
 func TestStopMatcher(t *testing.T) {
-	m := NewStopMatcher(nil)
+	m := NewStopMatcher(nil, false)
 	if emit, stopped, which := m.Push("abc", true); emit != "abc" || stopped || which != -1 {
 		t.Errorf("without stops: %q %t %d", emit, stopped, which)
 	}
-	m = NewStopMatcher([]string{"", "\n\n", "END"})
+	m = NewStopMatcher([]string{"", "\n\n", "END"}, false)
 	for i, step := range []struct {
 		push, emit string
 		stopped    bool

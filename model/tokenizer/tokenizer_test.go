@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -394,5 +395,22 @@ func TestMarkersAreNotPlainText(t *testing.T) {
 	}
 	if ids := tok.Encode(nil, "<tool>", false); len(ids) != 1 {
 		t.Errorf("the user-defined token <tool> became %v", ids)
+	}
+}
+
+// TestSpellings: a word is spelled at the beginning of a text and behind a blank, however many it has itself.
+func TestSpellings(t *testing.T) {
+	tok := smolLM2()
+	for word, texts := range map[string][]string{
+		"cat": {"cat", " cat"}, " cat": {"cat", " cat"}, "New York": {"New York", " New York"},
+		"  ": {"  ", "   "}, "<|im_end|>": {"<|im_end|>", " <|im_end|>"}, "\u20ac": {"\u20ac", " \u20ac"},
+	} {
+		var want [][]int32
+		for _, text := range texts {
+			want = append(want, tok.Encode(nil, text, true))
+		}
+		if got := tok.Spellings(word); !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: %v, want %v", word, got, want)
+		}
 	}
 }

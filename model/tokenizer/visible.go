@@ -14,11 +14,12 @@ type Visible struct {
 }
 
 // NewVisible returns the reading of a choice from its first token on. showSpecial spells control tokens
-// out; they are no text otherwise. After minTokens tokens a stop counts.
-func (t *Tokenizer) NewVisible(showSpecial bool, stops []string, minTokens int) *Visible {
+// out; they are no text otherwise. After minTokens tokens a stop counts. With keepStop it is the end of the
+// text, which otherwise ends before it.
+func (t *Tokenizer) NewVisible(showSpecial bool, stops []string, minTokens int, keepStop bool) *Visible {
 	v := &Visible{stream: t.NewStream(!showSpecial), free: minTokens}
 	if len(stops) > 0 {
-		v.stops = NewStopMatcher(stops)
+		v.stops = NewStopMatcher(stops, keepStop)
 	}
 	return v
 }

@@ -87,7 +87,7 @@ func addTable(b *device.Batch, table []kvcache.BlockID) int32 {
 func (p *planner) draw(st *step, s *sequence, row int) {
 	b := &p.batch
 	s.pending++
-	x := p.sample(s, row, s.computed, s.mask)
+	x := p.sample(s, row, s.computed, s.mask, nil)
 	if s.penalised {
 		x.HistoryStart = int32(len(b.History))
 		x.HistoryPrompt = x.HistoryStart + int32(s.prompt)
@@ -99,14 +99,23 @@ func (p *planner) draw(st *step, s *sequence, row int) {
 	st.draws = append(st.draws, draw{seq: s, logprobs: x.Logprobs})
 }
 
-// sample is how s draws its token at position, among those of mask if it is restricted, but for the
-// history.
-func (p *planner) sample(s *sequence, row, position int, mask []uint32) device.Sample {
+// sample is how s draws its token at position, behind drafts, among those of mask if it is restricted, but
+// for the history.
+func (p *planner) sample(s *sequence, row, position int, mask []uint32, drafts []int32) device.Sample {
 	b := &p.batch
 	x := s.sample
 	x.Row = int32(row)
 	x.Position = int32(position)
 	x.Choice = int32(s.choice)
+	if len(mask) > 0 {
+		at := len(b.Masks)
+		x.Mask = int32(at / len(mask))
+		b.Masks = append(b.Masks, mask...)
+		mask = b.Masks[at:]
+		if len(s.bad) > 0 {
+			s.forbid(mask, drafts, position-len(s.tokens)-len(drafts))
+		}
+	}
 	bias := s.bias
 	if position-s.prompt < s.min && !s.mustEnd(mask) {
 		bias = s.early
@@ -115,10 +124,6 @@ func (p *planner) sample(s *sequence, row, position int, mask []uint32) device.S
 		x.BiasStart = int32(len(b.Bias))
 		b.Bias = append(b.Bias, bias...)
 		x.BiasEnd = int32(len(b.Bias))
-	}
-	if len(mask) > 0 {
-		x.Mask = int32(len(b.Masks) / len(mask))
-		b.Masks = append(b.Masks, mask...)
 	}
 	return x
 }

@@ -83,7 +83,7 @@ func (m *real) tieredRig(t *testing.T, s Settings, tiers func(device.Pages) *Tie
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _, _ = runner.Close(), pages.Close() })
-	em := Model{Runner: runner, ContextLength: m.Context, Vocab: m.Config.Vocab, EOS: m.Tokenizer.EOGs(), Stops: TextStops(m.Tokenizer), Special: m.Tokenizer.SpecialID, Constrain: m.constrain}
+	em := Model{Runner: runner, ContextLength: m.Context, Vocab: m.Config.Vocab, EOS: m.Tokenizer.EOGs(), Stops: TextStops(m.Tokenizer), Special: m.Tokenizer.SpecialID, Spell: m.Tokenizer.Spellings, Constrain: m.constrain}
 	if tiers != nil {
 		em.Tiers = tiers(pages)
 	}

@@ -40,7 +40,7 @@ func run(t *testing.T, s Settings, edit ...func(*enginetest.Config, *Model)) *ru
 	s.Logger = quiet()
 	d := s.WithDefaults()
 	c := enginetest.Config{Pages: d.Blocks, BlockTokens: d.BlockTokens, Vocab: testVocab, Limits: d.Limits(), Gate: func(int) { time.Sleep(time.Millisecond) }}
-	m := Model{ContextLength: 1024, Vocab: testVocab, Stops: letters}
+	m := Model{ContextLength: 1024, Vocab: testVocab, Stops: letters, Spell: spelled}
 	for _, e := range edit {
 		e(&c, &m)
 	}
@@ -181,6 +181,8 @@ func TestAddRefuses(t *testing.T) {
 			{sampling(func(s *pb.SamplingParams) { s.StopTokenIds = []int32{-1} }), ErrInvalid, "stop_token_ids holds token -1, must be 0 to 100"},
 			{sampling(func(s *pb.SamplingParams) { s.AllowedTokenIds = []int32{-1} }), ErrInvalid, "allowed_token_ids holds token -1"},
 			{sampling(func(s *pb.SamplingParams) { s.AllowedTokenIds = make([]int32, 4097) }), ErrInvalid, "at most 4096"},
+			{sampling(func(s *pb.SamplingParams) { s.BadWords = []string{""} }), ErrInvalid, "bad_words has an entry of 0 bytes, must have 1 to 256"},
+			{sampling(func(s *pb.SamplingParams) { s.BadWords = make([]string, 129) }), ErrInvalid, "bad_words has 129 entries, at most 128 are allowed"},
 			{sampling(func(s *pb.SamplingParams) { s.LogitBias = map[int32]float32{5: 101} }), ErrInvalid, "logit_bias for token 5 is 101"},
 			{sampling(func(s *pb.SamplingParams) { s.Logprobs = &k }), ErrInvalid, "logprobs is 21, must be 0 to 20"},
 			{sampling(func(s *pb.SamplingParams) { s.PromptLogprobs = &k }), ErrInvalid, "prompt_logprobs is 21, must be 0 to 20"},

@@ -371,7 +371,7 @@ func (p *planner) fork(st *step) {
 		parent := c.choices[0]
 		switch {
 		case c.state != stateForking:
-		case c.constrained() && (c.pending > 0 || c.behind && parent.computed == c.computed):
+		case c.pending > 0 && (c.constrained() || c.undecided()), c.behind && parent.computed == c.computed:
 			kept = append(kept, c)
 		case len(c.tokens)+c.pending >= c.limit:
 			c.state = stateParked

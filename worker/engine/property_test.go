@@ -153,6 +153,10 @@ func drawRequest(t *rapid.T, i, context, vocab, window int) *pb.Request {
 		// a is in every vocabulary.
 		matching(rapid.SampledFrom([]string{"a{3,9}", "(a|b|cd)*", "[a-m]{0,20}aa"}).Draw(t, "expression"))(q)
 	}
+	if rapid.IntRange(0, 3).Draw(t, "bad words") == 0 {
+		word := rapid.StringMatching(fmt.Sprintf("[a-%c]{1,4}", 'a'+min(vocab, 26)-1))
+		sp.BadWords = rapid.SliceOfN(word, 1, 12).Draw(t, "words")
+	}
 	switch rapid.IntRange(0, 9).Draw(t, "kind") {
 	case 0:
 		sp.N = int32(rapid.IntRange(2, 5).Draw(t, "n"))
@@ -183,7 +187,7 @@ func drawRequest(t *rapid.T, i, context, vocab, window int) *pb.Request {
 	case 8:
 		// Generated elsewhere: a prefix of what it would give.
 		sp.N = int32(rapid.IntRange(1, 3).Draw(t, "n"))
-		m := Model{EOS: endings(vocab), Stops: letters, Vocab: vocab, Window: window, Constrain: Grammars(letterTokens{vocab, endings(vocab)}, vocab)}
+		m := Model{EOS: endings(vocab), Stops: letters, Spell: spelled, Vocab: vocab, Window: window, Constrain: Grammars(letterTokens{vocab, endings(vocab)}, vocab)}
 		for c := range int(sp.N) {
 			out, _ := undisturbed(q, c, &m, context)
 			out = out[:rapid.IntRange(0, len(out)).Draw(t, "given")]

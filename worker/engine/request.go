@@ -20,6 +20,8 @@ const (
 	maxStopTokens   = 64
 	maxBias         = 1024
 	maxAllowed      = 4096
+	maxBadWords     = 128
+	maxBadBytes     = 256
 	maxLogprobs     = 20
 	maxIDBytes      = 256
 	tokenCapReserve = 4096
@@ -48,6 +50,7 @@ type request struct {
 	eos       []int32
 	stopIDs   []int32
 	spelled   map[int32]string // those of stopIDs that a stop string spells
+	bad       [][]int32        // bad words, short ones first
 	spec      *grammar.Spec    // what the output must be, nil for anything
 	// leave ends when nobody wants the request any more, by left; both are nil without a spec.
 	leave context.Context
@@ -171,7 +174,7 @@ func (s *sequence) generated() int { return len(s.tokens) - s.prompt }
 // its pages are under way, or the result of a step in flight must say first which token is next.
 func (s *sequence) want() int {
 	n := len(s.tokens) + s.pending
-	if n >= s.limit || s.loading() || s.constrained() && (s.pending > 0 || s.behind) {
+	if n >= s.limit || s.loading() || s.constrained() && (s.pending > 0 || s.behind) || s.undecided() {
 		return 0
 	}
 	return n - s.computed
@@ -265,6 +268,10 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		return nil, invalid("allowed_token_ids has %d entries, at most %d are allowed", len(sp.AllowedTokenIds), maxAllowed)
 	case len(sp.AllowedTokenIds) > 0 && sp.Constraint != nil:
 		return nil, invalid("allowed_token_ids together with a constraint")
+	case len(sp.BadWords) > maxBadWords:
+		return nil, invalid("bad_words has %d entries, at most %d are allowed", len(sp.BadWords), maxBadWords)
+	case len(sp.BadWords) > 0 && m.Spell == nil:
+		return nil, invalid("bad_words need a tokenizer, and the model has none")
 	case len(sp.LogitBias) > maxBias:
 		return nil, invalid("logit_bias has %d entries, at most %d are allowed", len(sp.LogitBias), maxBias)
 	case logprobs(sp.Logprobs) < -1 || logprobs(sp.Logprobs) > maxLogprobs:
@@ -279,6 +286,11 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 	for _, s := range sp.Stop {
 		if s == "" || len(s) > maxStopBytes {
 			return nil, invalid("stop has an entry of %d bytes, must have 1 to %d", len(s), maxStopBytes)
+		}
+	}
+	for _, w := range sp.BadWords {
+		if w == "" || len(w) > maxBadBytes {
+			return nil, invalid("bad_words has an entry of %d bytes, must have 1 to %d", len(w), maxBadBytes)
 		}
 	}
 	for token, bias := range sp.LogitBias {
@@ -349,11 +361,9 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		q.early = biases(sp.LogitBias, slices.Concat(q.eos, q.stopIDs))
 	}
 	var allowed []uint32
-	if len(sp.AllowedTokenIds) > 0 {
-		allowed = make([]uint32, (m.Vocab+31)/32)
-		for _, t := range sp.AllowedTokenIds {
-			allowed[t>>5] |= 1 << (t & 31)
-		}
+	if len(sp.AllowedTokenIds)+len(sp.BadWords) > 0 {
+		q.bad = badWords(sp.BadWords, m.Spell)
+		allowed = maskOf(sp.AllowedTokenIds, m.Vocab)
 	}
 	for c := range n {
 		s := &sequence{request: q, choice: int32(c), mask: allowed}

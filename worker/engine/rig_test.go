@@ -82,7 +82,7 @@ func newRig(t tb, s Settings, edit ...func(*enginetest.Config, *Model)) *rig {
 		t.Fatal(err)
 	}
 	c := enginetest.Config{Pages: s.Blocks, BlockTokens: s.BlockTokens, Vocab: testVocab, Limits: s.Limits()}
-	m := Model{ContextLength: 4096, Vocab: testVocab, Stops: letters}
+	m := Model{ContextLength: 4096, Vocab: testVocab, Stops: letters, Spell: spelled}
 	for _, e := range edit {
 		e(&c, &m)
 	}
@@ -112,6 +112,16 @@ func (r *rig) drive(p *planner) {
 
 // letters finds stop strings in a text in which every token is a letter.
 func letters(p *pb.SamplingParams) StopFinder { return &letterStops{p: p} }
+
+// spelled are the sequences of the tokens 0 to 25 that are a word's letters, and of those behind a blank, which
+// is the token 1.
+func spelled(word string) [][]int32 {
+	ids := []int32{1}
+	for i := range len(word) {
+		ids = append(ids, int32(word[i]-'a'))
+	}
+	return [][]int32{ids[1:], ids}
+}
 
 type letterStops struct {
 	p    *pb.SamplingParams
@@ -466,6 +476,7 @@ func undisturbed(q *pb.Request, c int, m *Model, context int) (out []int32, fini
 			}
 			mask[t/32] |= 1 << (t % 32)
 		}
+		mask = withoutBadWords(q, tokens, mask, m.Vocab)
 		ends := slices.Concat(eos, sp.StopTokenIds)
 		if len(tokens)-len(q.Prompt) < int(sp.MinTokens) && !(mask != nil && only(mask, ends)) {
 			b = slices.Clone(b)
@@ -483,6 +494,35 @@ func undisturbed(q *pb.Request, c int, m *Model, context int) (out []int32, fini
 			return tokens[len(q.Prompt)+given:], f
 		}
 	}
+}
+
+// withoutBadWords is the definition of what bad words leave of mask, of what may follow tokens: all tokens
+// that do not complete a word among the generated ones, unless there are none.
+func withoutBadWords(q *pb.Request, tokens []int32, mask []uint32, vocab int) []uint32 {
+	if len(q.Sampling.BadWords) == 0 {
+		return mask
+	}
+	out, some := make([]uint32, (vocab+31)/32), false
+	for t := range int32(vocab) {
+		if mask != nil && mask[t/32]>>(t%32)&1 == 0 {
+			continue
+		}
+		generated := fmt.Sprint(append(slices.Clone(tokens[len(q.Prompt):]), t))
+		bad := slices.ContainsFunc(q.Sampling.BadWords, func(word string) bool {
+			return slices.ContainsFunc(spelled(word), func(ids []int32) bool {
+				list := strings.Trim(fmt.Sprint(ids), "[]")
+				return strings.HasSuffix(generated, " "+list+"]") || generated == "["+list+"]"
+			})
+		})
+		if !bad {
+			out[t/32] |= 1 << (t % 32)
+			some = true
+		}
+	}
+	if !some {
+		return mask
+	}
+	return out
 }
 
 // only reports whether mask holds no token but those of allowed.

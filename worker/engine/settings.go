@@ -78,6 +78,9 @@ type Model struct {
 	// Special finds the control token that a stop string spells, which then ends a choice by its id. nil:
 	// there are none.
 	Special func(spelling string) (token int32, ok bool)
+	// Spell lists the sequences of tokens that spell a bad word, each of 1 and up. Without it, requests with
+	// bad words are refused.
+	Spell func(word string) [][]int32
 	// Constrain compiles what an output must be, for masks of Vocab bits. It is called beside the
 	// loop, from several goroutines. Without it, constrained requests are refused.
 	Constrain func(context.Context, grammar.Spec) (*grammar.Grammar, error)

@@ -78,7 +78,7 @@ func (p *planner) guess(s *sequence, odds *ladder) {
 	switch {
 	case k <= 0 || s.start < s.prompt:
 		return
-	case s.penalised && unknown > 0:
+	case (s.penalised || s.recalls()) && unknown > 0:
 		return // the drafts' history would lack it
 	}
 	s.lookup.learn(s.tokens, s.prompt)
@@ -148,7 +148,7 @@ func (p *planner) drawDrafts(st *step, s *sequence, row int) {
 		if s.constrained() {
 			mask = s.masks[i-1]
 		}
-		x := p.sample(s, row+i, s.computed+i, mask)
+		x := p.sample(s, row+i, s.computed+i, mask, s.drafts[:i])
 		if s.penalised {
 			x.HistoryStart, x.HistoryPrompt, x.HistoryEnd = from, prompt, to+int32(i)
 		}

@@ -8,7 +8,7 @@ import (
 // TextStops finds stop strings in the text that t gives a choice's tokens, as its client reads it.
 func TextStops(t *tokenizer.Tokenizer) func(p *pb.SamplingParams) StopFinder {
 	return func(p *pb.SamplingParams) StopFinder {
-		return &textStops{text: t.NewVisible(p.ShowSpecialTokens, p.Stop, int(p.MinTokens)), stops: p.Stop}
+		return &textStops{text: t.NewVisible(p.ShowSpecialTokens, p.Stop, int(p.MinTokens), p.IncludeStop), stops: p.Stop}
 	}
 }
 

@@ -118,7 +118,7 @@ type SamplingParams struct {
 	MaxTokens int32 `protobuf:"varint,9,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
 	// Tokens to generate before a stop condition counts.
 	MinTokens int32 `protobuf:"varint,10,opt,name=min_tokens,json=minTokens,proto3" json:"min_tokens,omitempty"`
-	// Ends the choice when one appears; it is not part of the text. At most 16, each at most 256 bytes.
+	// Ends the choice when one appears; it is not part of the text unless include_stop says so. At most 16, each at most 256 bytes.
 	Stop []string `protobuf:"bytes,11,rep,name=stop,proto3" json:"stop,omitempty"`
 	// Ends the choice when one is drawn. At most 64.
 	StopTokenIds []int32 `protobuf:"varint,12,rep,packed,name=stop_token_ids,json=stopTokenIds,proto3" json:"stop_token_ids,omitempty"`
@@ -139,8 +139,15 @@ type SamplingParams struct {
 	// No other tokens are drawn, nor those that end a choice. Empty: all. At most 4096, and not with a
 	// constraint.
 	AllowedTokenIds []int32 `protobuf:"varint,20,rep,packed,name=allowed_token_ids,json=allowedTokenIds,proto3" json:"allowed_token_ids,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Texts that a choice must not hold, in the tokens that spell them at the beginning of a text and behind a
+	// blank: the last of these is not drawn where the others have just been. A constraint, or allowed tokens,
+	// that leave nothing else to draw go first. At most 128, each of 1 to 256 bytes.
+	BadWords []string `protobuf:"bytes,21,rep,name=bad_words,json=badWords,proto3" json:"bad_words,omitempty"`
+	// What ends a choice is part of its answer: the stop string in text, or the token in token_ids, and in text
+	// if it is visible. Default: the text ends before it.
+	IncludeStop   bool `protobuf:"varint,22,opt,name=include_stop,json=includeStop,proto3" json:"include_stop,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SamplingParams) Reset() {
@@ -311,6 +318,20 @@ func (x *SamplingParams) GetAllowedTokenIds() []int32 {
 		return x.AllowedTokenIds
 	}
 	return nil
+}
+
+func (x *SamplingParams) GetBadWords() []string {
+	if x != nil {
+		return x.BadWords
+	}
+	return nil
+}
+
+func (x *SamplingParams) GetIncludeStop() bool {
+	if x != nil {
+		return x.IncludeStop
+	}
+	return false
 }
 
 // Constraint restricts a choice's whole text, so that what ends with a stop is complete and valid.
@@ -1461,7 +1482,7 @@ var File_quire_v1_inference_proto protoreflect.FileDescriptor
 
 const file_quire_v1_inference_proto_rawDesc = "" +
 	"\n" +
-	"\x18quire/v1/inference.proto\x12\bquire.v1\"\x87\a\n" +
+	"\x18quire/v1/inference.proto\x12\bquire.v1\"\xc7\a\n" +
 	"\x0eSamplingParams\x12%\n" +
 	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x13\n" +
 	"\x05top_k\x18\x02 \x01(\x05R\x04topK\x12\x18\n" +
@@ -1489,7 +1510,9 @@ const file_quire_v1_inference_proto_rawDesc = "" +
 	"constraint\x18\x12 \x01(\v2\x14.quire.v1.ConstraintR\n" +
 	"constraint\x12.\n" +
 	"\x13show_special_tokens\x18\x13 \x01(\bR\x11showSpecialTokens\x12*\n" +
-	"\x11allowed_token_ids\x18\x14 \x03(\x05R\x0fallowedTokenIds\x1a<\n" +
+	"\x11allowed_token_ids\x18\x14 \x03(\x05R\x0fallowedTokenIds\x12\x1b\n" +
+	"\tbad_words\x18\x15 \x03(\tR\bbadWords\x12!\n" +
+	"\finclude_stop\x18\x16 \x01(\bR\vincludeStop\x1a<\n" +
 	"\x0eLogitBiasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x05R\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01B\x0e\n" +
