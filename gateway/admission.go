@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"crypto/sha256"
-	"fmt"
 	"net/http"
 	"slices"
 	"sync"
@@ -35,10 +34,7 @@ func (g *Gateway) start(ctx context.Context, c *call) (*answer, *apiError) {
 	ids := make([]string, len(c.prompts))
 	held := 0
 	for i := range ids {
-		ids[i] = c.key()
-		if i > 0 {
-			ids[i] = fmt.Sprintf("%s.%d", c.key(), i)
-		}
+		ids[i] = c.part(i)
 		if g.lives.lingers(ids[i]) {
 			held++ // it has a place for its client
 		}
@@ -50,11 +46,22 @@ func (g *Gateway) start(ctx context.Context, c *call) (*answer, *apiError) {
 	a.places = len(ids)
 	for i, id := range ids {
 		request := g.request(id, c, &c.prompts[i])
-		e := g.enter(a, id, c.digest, func() *live {
+		create := func() *live {
 			l := newLive(request, c.model, c.named, g.Now())
 			l.digest = c.digest
 			return l
-		})
+		}
+		e := g.enter(a, id, c.digest, create)
+		for e.undecided != nil {
+			// Whether the other body has the id is not known yet: it may be the one that is refused.
+			select {
+			case <-e.undecided:
+				e = g.enter(a, id, c.digest, create)
+			case <-ctx.Done():
+				a.close(ctx)
+				return nil, cancelled(reasonGone)
+			}
+		}
 		switch {
 		case e.other:
 			a.close(ctx)

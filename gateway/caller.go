@@ -74,6 +74,14 @@ func (c caller) key() string {
 	return c.tenant + "/" + c.id
 }
 
+// part is the name of the i-th prompt of a tenant's request: no key reads so, because keys have no spaces.
+func (c caller) part(i int) string {
+	if i == 0 {
+		return c.key()
+	}
+	return c.key() + " " + strconv.Itoa(i)
+}
+
 // digestOf names what a client sent.
 func digestOf(body []byte) []byte {
 	sum := sha256.Sum256(body)

@@ -307,7 +307,12 @@ func (t *table) enter(id string, r *reader, named bool, digest []byte, create fu
 		defer l.mu.Unlock()
 		bodiless := l.digest == nil
 		if l.failure == nil && digest != nil && !bodiless && !bytes.Equal(l.digest, digest) {
-			return entry{other: true}
+			select {
+			case <-l.admitted:
+				return entry{other: true}
+			default:
+				return entry{undecided: l.admitted}
+			}
 		}
 		e.lingered = !l.lingers.IsZero()
 		l.lingers = time.Time{}
@@ -340,6 +345,8 @@ type entry struct {
 	lingered bool
 	// other: the id belongs to another body.
 	other bool
+	// undecided: another body asks for the id, and this is closed once it has it or is refused.
+	undecided <-chan struct{}
 	// replaced gave way and has readers that must be told.
 	replaced *live
 }

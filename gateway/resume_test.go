@@ -3,6 +3,7 @@ package gateway_test
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -210,6 +211,75 @@ func TestOneBodyWinsAKey(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// TestKeysNeverNameParts: a request of several prompts takes no id that another client's key could be.
+func TestKeysNeverNameParts(t *testing.T) {
+	d := open(t, gatewaytest.Options{})
+	const body = `{"model":"test","max_tokens":9,"seed":3,"prompt":%s}`
+	if r := d.post(textPath, fmt.Sprintf(body, `["A","B","C"]`), "Idempotency-Key", "k"); r.status != 200 {
+		t.Fatalf("%d %s", r.status, r.body)
+	}
+	parts := d.State().Requests
+	for _, r := range parts {
+		id := r.Id
+		if id == "k" {
+			continue
+		}
+		if r := d.post(textPath, fmt.Sprintf(body, `"D"`), "Idempotency-Key", id); r.status != 400 {
+			t.Errorf("%q is a part's id, and as a key gets %d %s", id, r.status, r.body)
+		}
+	}
+	if len(parts) != 3 {
+		t.Errorf("admitted are %v", parts)
+	}
+	for _, key := range []string{"k.1", "k.2", "k-1", "k/1", "k:1", "k#1", "/k"} {
+		if r := d.post(textPath, fmt.Sprintf(body, `"D"`), "Idempotency-Key", key); r.status != 200 || decode[chunk](t, r.body).Choices[0].Text != babble("D", 3, 9) {
+			t.Errorf("key %q: %d %s", key, r.status, r.body)
+		}
+	}
+}
+
+// places is how many prompts the gateway is serving.
+func (d *door) places() string {
+	d.t.Helper()
+	_, rest, _ := strings.Cut(d.do(http.MethodGet, "/metrics", "").body, "\nquire_gateway_requests ")
+	n, _, _ := strings.Cut(rest, "\n")
+	return n
+}
+
+// TestABodyWaitsForTheDecision: a body that has its key from another gateway is not refused here because
+// another one, which will be refused, asked first here.
+func TestABodyWaitsForTheDecision(t *testing.T) {
+	o := gatewaytest.Options{}
+	here := open(t, o)
+	there := join(t, here.Cluster, o, "node-2")
+	const body = `{"model":"test","max_tokens":9,"seed":3,"prompt":%s}`
+	first, second := fmt.Sprintf(body, `["A","B"]`), fmt.Sprintf(body, `["A","C"]`)
+	for i := range 3 {
+		key := []string{"Idempotency-Key", fmt.Sprint("k", i)}
+		want := there.post(textPath, first, key...)
+		here.Elect(-1)
+		var other, same reply
+		var both sync.WaitGroup
+		both.Go(func() { other = here.post(textPath, second, key...) })
+		await(t, func() bool { return here.places() == "2" })
+		answered := make(chan struct{})
+		both.Go(func() { defer close(answered); same = here.post(textPath, first, key...) })
+		await(t, func() bool {
+			select {
+			case <-answered:
+				return true
+			default:
+				return here.places() == "4"
+			}
+		})
+		here.Elect(0)
+		both.Wait()
+		if other.status != 409 || same.status != 200 || same.body != want.body {
+			t.Errorf("the other body: %d %s\nthe same: %d %s\nwant %s", other.status, other.body, same.status, same.body, want.body)
 		}
 	}
 }
