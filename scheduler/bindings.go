@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -83,7 +84,7 @@ func (s *Scheduler) ListBindings(ctx context.Context, _ *pb.ListBindingsRequest)
 		return nil, err
 	}
 	if err := s.barrier(ctx); err != nil {
-		return nil, status.Error(codes.Unavailable, fmt.Sprintf("the leader could not make sure that it still leads: %v", err))
+		return nil, rpc.Unsure(err)
 	}
 	out := &pb.ListBindingsResponse{}
 	l.mu.Lock()

@@ -28,7 +28,7 @@ func (m machine) Apply(index, term uint64, data []byte) (any, error) {
 	before := m.s.store.View().TimeMS()
 	results, err := m.s.store.Apply(index, term, data)
 	if err == nil {
-		m.s.hashes.add(index, m.s.store.View().ChainHash())
+		m.s.members.Applied(index, m.s.store.View().ChainHash())
 	}
 	if after := m.s.store.View().TimeMS(); after != before {
 		now := m.s.settings.now()
@@ -40,7 +40,7 @@ func (m machine) Apply(index, term uint64, data []byte) (any, error) {
 func (m machine) Snapshot() io.WriterTo { return m.s.store.View() }
 
 func (m machine) Restore(r io.Reader) error {
-	m.s.hashes.forget()
+	m.s.members.Restored()
 	err := m.s.store.Restore(r)
 	m.s.clock.Store(&clock{m.s.settings.now(), m.s.store.View().TimeMS()})
 	return err

@@ -3,9 +3,10 @@
 //
 // A Scheduler is one node. It serves pb.Control while it leads; otherwise it answers
 // FAILED_PRECONDITION with the leader's address in the quire-leader trailer. What the log means is
-// in scheduler/state, who gets what in scheduler/batch, how nodes agree in scheduler/consensus; here
-// is the shell around them: calls, streams, timers, and the loop that makes one log entry of all
-// that an instant brought. DESIGN.md follows a request through it.
+// in scheduler/state, who gets what in scheduler/batch, how nodes agree in scheduler/consensus, which
+// nodes there are in scheduler/membership. Here is the shell around them: calls, streams, timers, and
+// the loop that makes one log entry of all that an instant brought. DESIGN.md follows a request
+// through it.
 //
 // Invariants:
 //

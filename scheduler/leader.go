@@ -146,7 +146,7 @@ func (s *Scheduler) lead(ctx context.Context) error {
 	s.leader.Store(l)
 	defer s.leader.Store(nil)
 	defer l.close()
-	defer s.members.lead(ctx)()
+	defer s.members.Lead(ctx)()
 	return l.run(ctx)
 }
 

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -170,7 +171,7 @@ func (s *Scheduler) ListWorkers(ctx context.Context, _ *pb.ListWorkersRequest) (
 		return nil, err
 	}
 	if err := s.barrier(ctx); err != nil {
-		return nil, status.Error(codes.Unavailable, fmt.Sprintf("the leader could not make sure that it still leads: %v", err))
+		return nil, rpc.Unsure(err)
 	}
 	return l.listWorkers(s.store.View(), s.settings.now()), nil
 }

@@ -6,15 +6,20 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/batch"
 	"github.com/quire-serve/quire/scheduler/consensus"
+	"github.com/quire-serve/quire/scheduler/membership"
 	"github.com/quire-serve/quire/scheduler/state"
 	"github.com/quire-serve/quire/transport"
 )
@@ -26,13 +31,9 @@ type Scheduler struct {
 	settings Settings
 	store    *state.Store
 	node     *consensus.Node
-	identity *identity
-	members  *membership
-	hashes   hashes
+	members  *membership.Members
 	// taking has a place for each request that is being checked and hashed.
 	taking chan struct{}
-	// unique says that no other node has this one's id, as far as the others knew when it started.
-	unique atomic.Bool
 	// leader is what this node does as the leader; nil while it is not.
 	leader atomic.Pointer[leader]
 	// clock is the node's idea of the log's time.
@@ -63,16 +64,15 @@ func New(settings Settings) (*Scheduler, error) {
 	}
 	s := &Scheduler{settings: settings, store: state.New(), taking: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	s.clock.Store(&clock{began: settings.now()})
+	s.members = membership.New(membership.Settings{
+		NodeID: settings.NodeID, ControlAdvertise: settings.ControlAdvertise, Version: settings.Version,
+		Join: settings.Join, BootstrapExpect: settings.BootstrapExpect, Peers: settings.Peers,
+		StableAfter: settings.StableAfter, DeadAfter: settings.DeadAfter, Dial: settings.DialNode,
+		Store: s.store, Leadership: leadership{s}, Fatal: settings.Fatal, Logger: settings.Logger,
+	})
 	peers := consensus.Settings{
 		NodeID: settings.NodeID, DataDir: settings.DataDir, Store: settings.Store, Fatal: settings.Fatal, Logger: settings.Logger,
-		Prepare: func(dir string, repaired bool) (err error) {
-			s.identity, err = openIdentity(dir, settings.NodeID, len(settings.Join) > 0, repaired)
-			return err
-		},
-		Newcomer: func() bool {
-			newcomer, _ := s.identity.standing()
-			return newcomer || len(settings.Join) > 0 && !s.unique.Load()
-		},
+		Prepare: s.members.OpenIdentity, Newcomer: s.members.Newcomer,
 	}
 	for _, p := range settings.Peers {
 		peers.Peers = append(peers.Peers, consensus.Server{ID: p.ID, Address: p.Raft})
@@ -93,14 +93,11 @@ func New(settings Settings) (*Scheduler, error) {
 		return nil, fmt.Errorf("scheduler: %w", err)
 	}
 	s.node = node
-	s.members = openMembership(s)
+	s.members.Attach(node)
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	s.owned.Go(func() { s.watchLeadership(ctx) })
-	if len(settings.Join) > 0 {
-		s.owned.Go(func() { s.members.run(ctx) })
-		s.owned.Go(func() { s.members.compare(ctx) })
-	}
+	s.owned.Go(func() { s.members.Run(ctx) })
 	return s, nil
 }
 
@@ -195,7 +192,7 @@ func (s *Scheduler) Stats() Stats {
 
 // OtherNodes lists where the Control services of the cluster's other nodes are, as far as this node
 // was told or knows.
-func (s *Scheduler) OtherNodes() []string { return s.members.addresses() }
+func (s *Scheduler) OtherNodes() []string { return s.members.Addresses() }
 
 // WatchLeader calls found with the address of each new leader's Control service, as soon as this node
 // learns of it, until ctx ends. One caller only.
@@ -205,7 +202,7 @@ func (s *Scheduler) WatchLeader(ctx context.Context, found func(address string))
 		if !ok {
 			return
 		}
-		if address := s.members.controlAddress(leader.ID); address != "" {
+		if address := s.members.ControlAddress(leader.ID); address != "" {
 			found(address)
 		}
 	}
@@ -218,11 +215,31 @@ func (s *Scheduler) ChainHash() (index, hash uint64) {
 }
 
 // Problem says why this node takes no part in its cluster any more; empty while it does.
-func (s *Scheduler) Problem() string {
-	if err := s.node.Problem(); err != nil {
-		return err.Error()
+func (s *Scheduler) Problem() string { return s.members.Problem() }
+
+// Register adds the services that nodes, gateways, workers and operators use to a server for the cluster,
+// and grpc.health.v1, which says that they are served here, whoever leads.
+func (s *Scheduler) Register(r grpc.ServiceRegistrar) {
+	pb.RegisterControlServer(r, s)
+	pb.RegisterOperatorServer(r, s)
+	pb.RegisterClusterServer(r, s.members)
+	alive := health.NewServer()
+	for _, service := range []string{pb.Control_ServiceDesc.ServiceName, pb.Operator_ServiceDesc.ServiceName, pb.Cluster_ServiceDesc.ServiceName} {
+		alive.SetServingStatus(service, healthpb.HealthCheckResponse_SERVING)
 	}
-	return ""
+	healthpb.RegisterHealthServer(r, alive)
+}
+
+// StepDown hands leadership over, if this node leads and another one can. It returns once the next
+// leader is known.
+func (s *Scheduler) StepDown(ctx context.Context) error {
+	if !s.node.Leads() || !slices.ContainsFunc(s.node.Members(), func(m consensus.Member) bool {
+		return m.Voter && m.ID != s.settings.NodeID
+	}) {
+		return nil
+	}
+	_, err := s.node.Transfer(ctx, "")
+	return err
 }
 
 // Close stops the node: streams end, entries on their way are committed if they can be, and the data
@@ -232,7 +249,7 @@ func (s *Scheduler) Close() error {
 	s.closeOnce.Do(func() {
 		s.cancel()
 		s.owned.Wait()
-		s.members.hangUp()
+		s.members.HangUp()
 		s.closeErr = s.node.Close()
 		ended := make(chan struct{})
 		go func() {

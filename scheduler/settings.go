@@ -12,7 +12,9 @@ import (
 
 	"github.com/quire-serve/quire/scheduler/batch"
 	"github.com/quire-serve/quire/scheduler/consensus"
+	"github.com/quire-serve/quire/scheduler/membership"
 	"github.com/quire-serve/quire/scheduler/prefix"
+	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/scheduler/state"
 	"github.com/quire-serve/quire/trust"
 )
@@ -99,11 +101,7 @@ type Settings struct {
 }
 
 // Peer is a member of a cluster in memory.
-type Peer struct {
-	ID string
-	// Raft is the address of its transport, Control where its gRPC services are.
-	Raft, Control string
-}
+type Peer = membership.Peer
 
 func (s *Settings) setDefaults() {
 	if s.Logger == nil {
@@ -193,7 +191,7 @@ const (
 	maxNodes = 32
 	// maxIDBytes bounds ids of workers, gateways, nodes and tenants, maxRequestIDBytes those of requests: a
 	// tenant's name, a client's key, and what tells the prompts of one call apart.
-	maxIDBytes        = 128
+	maxIDBytes        = rpc.MaxIDBytes
 	maxRequestIDBytes = 2 * maxIDBytes
 	// maxDigestBytes bounds what names a body.
 	maxDigestBytes = 32
@@ -202,7 +200,7 @@ const (
 	// maxChoices bounds a request's choices.
 	maxChoices = 128
 	// maxModelBytes bounds a model's name.
-	maxModelBytes = 256
+	maxModelBytes = rpc.MaxModelBytes
 	// maxErrorBytes bounds the text of an error in the log.
 	maxErrorBytes = 1024
 	// maxRequestBytes bounds a request's encoded size: what a gRPC message takes by default, less room

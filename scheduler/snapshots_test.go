@@ -3,6 +3,7 @@ package scheduler
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -14,8 +15,12 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/membership"
+	"github.com/quire-serve/quire/scheduler/snapshot"
+	"github.com/quire-serve/quire/scheduler/state"
 )
 
 // uploading is an operator's upload, without a network.
@@ -68,6 +73,33 @@ type endless struct{}
 
 func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
+// snapshotOf makes a snapshot file of a store with some requests, the first of them with a long prompt.
+func snapshotOf(t testing.TB, requests int) (file []byte, view *state.View) {
+	t.Helper()
+	store := state.New()
+	entry := &pb.Entry{TimeMs: 1}
+	for i := range requests {
+		r := request(fmt.Sprint("r", i))
+		if i == 0 {
+			r.Prompt = make([]int32, 100_000)
+		}
+		entry.Commands = append(entry.Commands, &pb.Command{Command: &pb.Command_Submit{Submit: &pb.SubmitCommand{Request: r, Digest: []byte("d")}}})
+	}
+	data, err := proto.Marshal(entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Apply(1, 1, data); err != nil {
+		t.Fatal(err)
+	}
+	view = store.View()
+	var out bytes.Buffer
+	if err := snapshot.Write(&out, &pb.SnapshotFileHeader{Index: view.Index(), ChainHash: view.ChainHash()}, view); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes(), view
+}
+
 // TestRestoreTakesNothingOnTrust uploads what is no snapshot, is damaged, of another version, too large, or
 // never ends: it is refused as soon as that shows, nothing of it is kept, and the state is what it was. What
 // is whole is restored, one at a time.
@@ -80,7 +112,7 @@ func TestRestoreTakesNothingOnTrust(t *testing.T) {
 		if _, err := s.CreatePool(t.Context(), &pb.CreatePoolRequest{Pool: &pb.Pool{Name: "before"}}); err != nil {
 			t.Fatal(err)
 		}
-		file, _ := backupOf(t, 3)
+		file, _ := snapshotOf(t, 3)
 		restore := func(u *uploading) error {
 			defer u.cancel()
 			return s.members.RestoreSnapshot(u)
@@ -90,11 +122,11 @@ func TestRestoreTakesNothingOnTrust(t *testing.T) {
 			other[at] ^= 4
 			return bytes.NewReader(other)
 		}
-		version := strings.LastIndexByte(backupMagic, ' ') + 1
+		version := bytes.IndexByte(file, '1') // The first line ends with it.
 		whole := func() io.Reader { return bytes.NewReader(file) }
-		forged, view := backupOf(t, 3)
+		forged, view := snapshotOf(t, 3)
 		var lie bytes.Buffer
-		if err := writeBackup(&lie, &pb.SnapshotFileHeader{Index: view.Index() + 1, ChainHash: view.ChainHash()}, view); err != nil {
+		if err := snapshot.Write(&lie, &pb.SnapshotFileHeader{Index: view.Index() + 1, ChainHash: view.ChainHash()}, view); err != nil {
 			t.Fatal(err)
 		}
 		for _, c := range []struct {
@@ -106,10 +138,10 @@ func TestRestoreTakesNothingOnTrust(t *testing.T) {
 			most int
 		}{
 			{"no size", newUploading(0, whole()), codes.InvalidArgument, "size: 0 bytes", 4 << 10},
-			{"too large", newUploading(maxBackupBytes+1, endless{}), codes.InvalidArgument, "a snapshot file has 1 to", 4 << 10},
+			{"too large", newUploading(membership.MaxUploadBytes+1, endless{}), codes.InvalidArgument, "a snapshot file has 1 to", 4 << 10},
 			{"more than it said", newUploading(len(file)-1, whole()), codes.InvalidArgument, "more of it comes than size said", len(file)},
-			{"no snapshot", newUploading(1<<30, endless{}), codes.InvalidArgument, "it does not begin with", 2 * backupPiece},
-			{"another version", newUploading(len(file), changed(version)), codes.InvalidArgument, "of another version", 2 * backupPiece},
+			{"no snapshot", newUploading(1<<30, endless{}), codes.InvalidArgument, "it does not begin with", 2 * snapshot.PieceBytes},
+			{"another version", newUploading(len(file), changed(version)), codes.InvalidArgument, "of another version", 2 * snapshot.PieceBytes},
 			{"damaged", newUploading(len(file), changed(len(file)/2)), codes.InvalidArgument, "damaged", len(file)},
 			{"cut off", newUploading(len(file), bytes.NewReader(file[:len(file)-1])), codes.InvalidArgument, "damaged", len(file)},
 			{"something follows", newUploading(2*len(file), bytes.NewReader(append(bytes.Clone(file), 7))), codes.InvalidArgument, "something follows", len(file) + 1},
@@ -133,7 +165,7 @@ func TestRestoreTakesNothingOnTrust(t *testing.T) {
 		if err := restore(newUploading(len(file), whole())); status.Code(err) != codes.Aborted {
 			t.Errorf("beside another upload: %v", err)
 		}
-		if err := <-ended; status.Code(err) != codes.DeadlineExceeded || time.Since(began) != uploadSilence {
+		if err := <-ended; status.Code(err) != codes.DeadlineExceeded || time.Since(began) != membership.UploadSilence {
 			t.Errorf("an upload that says nothing more ends after %v with %v", time.Since(began), err)
 		}
 

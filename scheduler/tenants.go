@@ -2,13 +2,13 @@ package scheduler
 
 import (
 	"context"
-	"fmt"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -147,7 +147,7 @@ func (s *Scheduler) ListTenants(ctx context.Context, in *pb.ListTenantsRequest) 
 			return nil, err
 		}
 		if err := s.barrier(ctx); err != nil {
-			return nil, status.Error(codes.Unavailable, fmt.Sprintf("the leader could not make sure that it still leads: %v", err))
+			return nil, rpc.Unsure(err)
 		}
 	}
 	out := &pb.ListTenantsResponse{}

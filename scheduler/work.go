@@ -224,7 +224,7 @@ func (s *Scheduler) checkReachable(ctx context.Context, address string) error {
 	if p, ok := peer.FromContext(ctx); ok && p.Addr.Network() == "tcp" {
 		from = p.Addr.String()
 	}
-	self := s.members.self.GetControlAddress()
+	self := s.settings.ControlAdvertise
 	switch {
 	case transport.Unspecified(address):
 		return invalid("hello.worker.address", "%q is an address to listen on, not one to reach a worker by; start it with --advertise", address)

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
-	"github.com/quire-serve/quire/scheduler"
+	"github.com/quire-serve/quire/scheduler/snapshot"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -48,7 +48,7 @@ type snapshotInfo struct {
 	Members   []peer    `json:"members"`
 }
 
-func newSnapshotInfo(b *scheduler.Backup) snapshotInfo {
+func newSnapshotInfo(b *snapshot.File) snapshotInfo {
 	h := b.Header
 	info := snapshotInfo{
 		Taken: time.UnixMilli(h.GetTakenUnixMs()), Node: h.GetNodeId(), Version: h.GetVersion(),
@@ -90,13 +90,13 @@ func (s snapshotInfo) table(w io.Writer) {
 }
 
 // readSnapshot reads a file and checks all of it.
-func readSnapshot(path string) (*scheduler.Backup, error) {
+func readSnapshot(path string) (*snapshot.File, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := scheduler.ReadBackup(f)
+	b, err := snapshot.Read(f)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -142,7 +142,7 @@ func newSnapshotSave(o *operator) *cobra.Command {
 }
 
 // save puts a snapshot in path's place once it is there whole.
-func (o *operator) save(ctx context.Context, path string) (b *scheduler.Backup, err error) {
+func (o *operator) save(ctx context.Context, path string) (b *snapshot.File, err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
 	if err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-package scheduler
+package snapshot
 
 import (
 	"bufio"
@@ -18,19 +18,19 @@ import (
 )
 
 const (
-	// backupMagic begins every snapshot file; the digit is the format's version.
-	backupMagic = "quire snapshot 1\n"
-	// backupPiece is how large the pieces of the state are, and the most that a reader accepts.
-	backupPiece = 64 << 10
-	// maxBackupHeader bounds the header.
-	maxBackupHeader = 1 << 20
+	// magic begins every snapshot file; the digit is the format's version.
+	magic = "quire snapshot 1\n"
+	// PieceBytes is how large the pieces of the state are, and the most that a reader accepts.
+	PieceBytes = 64 << 10
+	// maxHeaderBytes bounds the header.
+	maxHeaderBytes = 1 << 20
 )
 
-// ErrDamagedSnapshot means that a snapshot file is not what was saved.
-var ErrDamagedSnapshot = errors.New("the snapshot file is damaged")
+// ErrDamaged means that a snapshot file is not what was saved.
+var ErrDamaged = errors.New("the snapshot file is damaged")
 
-// Backup is a snapshot file that was read and found whole.
-type Backup struct {
+// File is a snapshot file that was read and found whole.
+type File struct {
 	Header *pb.SnapshotFileHeader
 	// View is the state in it.
 	View *state.View
@@ -38,11 +38,11 @@ type Backup struct {
 	Bytes int64
 }
 
-// writeBackup writes a snapshot file.
-func writeBackup(w io.Writer, header *pb.SnapshotFileHeader, view *state.View) error {
+// Write writes a snapshot file.
+func Write(w io.Writer, header *pb.SnapshotFileHeader, view *state.View) error {
 	sum := sha256.New()
-	out := bufio.NewWriterSize(io.MultiWriter(w, sum), backupPiece)
-	if _, err := out.WriteString(backupMagic); err != nil {
+	out := bufio.NewWriterSize(io.MultiWriter(w, sum), PieceBytes)
+	if _, err := out.WriteString(magic); err != nil {
 		return err
 	}
 	if _, err := protodelim.MarshalTo(out, header); err != nil {
@@ -66,7 +66,7 @@ type pieceWriter struct{ to *bufio.Writer }
 
 func (p pieceWriter) Write(data []byte) (n int, err error) {
 	for len(data) > 0 {
-		piece := data[:min(len(data), backupPiece)]
+		piece := data[:min(len(data), PieceBytes)]
 		if _, err := p.to.Write(binary.AppendUvarint(nil, uint64(len(piece)))); err != nil {
 			return n, err
 		}
@@ -80,51 +80,52 @@ func (p pieceWriter) Write(data []byte) (n int, err error) {
 	return n, nil
 }
 
-// ReadBackup reads a snapshot file to its end and checks all of it: the checksum, that the state
+// Read reads a snapshot file to its end and checks all of it: the checksum, that the state
 // decodes, and that it is the one that the header names.
-func ReadBackup(r io.Reader) (*Backup, error) {
+func Read(r io.Reader) (*File, error) {
 	state := state.New()
-	b := &Backup{}
-	if err := readBackup(r, b, state.Restore); err != nil {
+	f := &File{}
+	if err := ReadState(r, f, state.Restore); err != nil {
 		return nil, err
 	}
-	b.View = state.View()
-	if b.View.Index() != b.Header.GetIndex() || b.View.ChainHash() != b.Header.GetChainHash() {
-		return nil, fmt.Errorf("%w: the header names entry %d with hash %016x, the state is of entry %d with hash %016x", ErrDamagedSnapshot,
-			b.Header.GetIndex(), b.Header.GetChainHash(), b.View.Index(), b.View.ChainHash())
+	f.View = state.View()
+	if f.View.Index() != f.Header.GetIndex() || f.View.ChainHash() != f.Header.GetChainHash() {
+		return nil, fmt.Errorf("%w: the header names entry %d with hash %016x, the state is of entry %d with hash %016x", ErrDamaged,
+			f.Header.GetIndex(), f.Header.GetChainHash(), f.View.Index(), f.View.ChainHash())
 	}
-	return b, nil
+	return f, nil
 }
 
-// readBackup hands the state of a file to take, which must read it to its end.
-func readBackup(r io.Reader, b *Backup, take func(io.Reader) error) error {
-	in := &hashingReader{from: bufio.NewReaderSize(r, backupPiece), sum: sha256.New()}
-	magic := make([]byte, len(backupMagic))
-	if _, err := io.ReadFull(in, magic); err != nil || !bytes.Equal(magic, []byte(backupMagic)) {
-		if name := backupMagic[:strings.LastIndexByte(backupMagic, ' ')+1]; bytes.HasPrefix(magic, []byte(name)) {
-			return fmt.Errorf("%w: its format is of another version than this program reads: it begins with %q, not %q", ErrDamagedSnapshot, magic, backupMagic)
+// ReadState hands the state of a file to take, which must read it to its end, and fills in what the file
+// says of itself. Whether the state is the one that the header names is not checked here.
+func ReadState(r io.Reader, f *File, take func(io.Reader) error) error {
+	in := &hashingReader{from: bufio.NewReaderSize(r, PieceBytes), sum: sha256.New()}
+	begins := make([]byte, len(magic))
+	if _, err := io.ReadFull(in, begins); err != nil || !bytes.Equal(begins, []byte(magic)) {
+		if name := magic[:strings.LastIndexByte(magic, ' ')+1]; bytes.HasPrefix(begins, []byte(name)) {
+			return fmt.Errorf("%w: its format is of another version than this program reads: it begins with %q, not %q", ErrDamaged, begins, magic)
 		}
-		return fmt.Errorf("%w: it does not begin with %q", ErrDamagedSnapshot, backupMagic)
+		return fmt.Errorf("%w: it does not begin with %q", ErrDamaged, magic)
 	}
-	b.Header = &pb.SnapshotFileHeader{}
-	if err := (protodelim.UnmarshalOptions{MaxSize: maxBackupHeader}).UnmarshalFrom(in, b.Header); err != nil {
-		return fmt.Errorf("%w: its header: %w", ErrDamagedSnapshot, err)
+	f.Header = &pb.SnapshotFileHeader{}
+	if err := (protodelim.UnmarshalOptions{MaxSize: maxHeaderBytes}).UnmarshalFrom(in, f.Header); err != nil {
+		return fmt.Errorf("%w: its header: %w", ErrDamaged, err)
 	}
 	pieces := &pieceReader{from: in}
 	taken := take(pieces)
 	// Only the checksum tells whether the file or what made it is at fault.
 	if _, err := io.Copy(io.Discard, pieces); err != nil {
-		return fmt.Errorf("%w: %w", ErrDamagedSnapshot, err)
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	want := in.sum.Sum(nil)
 	sum := make([]byte, sha256.Size)
 	if _, err := io.ReadFull(in.from, sum); err != nil || !bytes.Equal(sum, want) {
-		return fmt.Errorf("%w: its checksum is wrong", ErrDamagedSnapshot)
+		return fmt.Errorf("%w: its checksum is wrong", ErrDamaged)
 	}
 	if _, err := in.from.ReadByte(); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: something follows its end", ErrDamagedSnapshot)
+		return fmt.Errorf("%w: something follows its end", ErrDamaged)
 	}
-	b.Bytes = pieces.total
+	f.Bytes = pieces.total
 	return taken
 }
 
@@ -165,8 +166,8 @@ func (p *pieceReader) Read(data []byte) (int, error) {
 		switch {
 		case err != nil:
 			return 0, noEnd(err)
-		case length > backupPiece:
-			return 0, fmt.Errorf("a piece of %d bytes; the limit is %d", length, backupPiece)
+		case length > PieceBytes:
+			return 0, fmt.Errorf("a piece of %d bytes; the limit is %d", length, PieceBytes)
 		case length == 0:
 			p.ended = true
 			return 0, io.EOF

@@ -1,9 +1,8 @@
-package scheduler
+package membership
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"time"
 
@@ -12,22 +11,31 @@ import (
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/consensus"
+	"github.com/quire-serve/quire/scheduler/rpc"
 )
 
+// Problem says why this node takes no part in its cluster any more; empty while it does.
+func (m *Members) Problem() string {
+	if err := m.node.Problem(); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
 // Describe says who this node is and what it knows.
-func (m *membership) Describe(_ context.Context, in *pb.DescribeRequest) (*pb.DescribeResponse, error) {
-	progress := m.s.node.Progress()
-	view := m.s.store.View()
-	leader := m.s.node.Leader()
+func (m *Members) Describe(_ context.Context, in *pb.DescribeRequest) (*pb.DescribeResponse, error) {
+	progress := m.node.Progress()
+	view := m.settings.Store.View()
+	leader := m.node.Leader()
 	out := &pb.DescribeResponse{
 		Node: m.self, Instance: m.instance,
-		LeaderId: leader.ID, LeaderAddress: m.controlAddress(leader.ID),
+		LeaderId: leader.ID, LeaderAddress: m.ControlAddress(leader.ID),
 		Term: progress.Term, LastTerm: progress.LastTerm, LastIndex: progress.LastIndex,
 		AppliedIndex: view.Index(), ChainHash: view.ChainHash(),
-		LastContactMs: sinceMS(progress.LastContact), Problem: m.s.Problem(), ChainHashAt: m.s.hashes.at(in.GetAtIndex()),
+		LastContactMs: sinceMS(progress.LastContact), Problem: m.Problem(), ChainHashAt: m.hashes.at(in.GetAtIndex()),
 	}
 	_, out.Repairing = m.identity.standing()
-	for _, member := range m.s.node.Members() {
+	for _, member := range m.node.Members() {
 		out.Member = true
 		out.Members = append(out.Members, m.member(member, leader.ID))
 	}
@@ -45,24 +53,24 @@ func sinceMS(t time.Time) int64 {
 	return max(0, time.Since(t).Milliseconds())
 }
 
-func (m *membership) member(member consensus.Member, leader string) *pb.Member {
+func (m *Members) member(member consensus.Member, leader string) *pb.Member {
 	suffrage := pb.Suffrage_SUFFRAGE_NON_VOTER
 	if member.Voter {
 		suffrage = pb.Suffrage_SUFFRAGE_VOTER
 	}
 	return &pb.Member{
-		Id: member.ID, RaftAddress: member.Address, ControlAddress: m.controlAddress(member.ID),
-		Suffrage: suffrage, Leader: member.ID == leader, Version: m.s.store.View().Node(member.ID).GetVersion(),
+		Id: member.ID, RaftAddress: member.Address, ControlAddress: m.ControlAddress(member.ID),
+		Suffrage: suffrage, Leader: member.ID == leader, Version: m.settings.Store.View().Node(member.ID).GetVersion(),
 	}
 }
 
 // Join takes a node in, or takes up what has changed about it.
-func (m *membership) Join(ctx context.Context, in *pb.JoinRequest) (*pb.JoinResponse, error) {
+func (m *Members) Join(ctx context.Context, in *pb.JoinRequest) (*pb.JoinResponse, error) {
 	node := in.GetNode()
 	if err := checkNode(node); err != nil {
 		return nil, err
 	}
-	if _, err := m.s.leading(unaryTrailer(ctx)); err != nil {
+	if err := m.settings.Leadership.Leading(rpc.Trailer(ctx)); err != nil {
 		return nil, err
 	}
 	if m.self.GetRaftAddress() == "" {
@@ -80,17 +88,17 @@ func (m *membership) Join(ctx context.Context, in *pb.JoinRequest) (*pb.JoinResp
 func checkNode(n *pb.Node) error {
 	switch {
 	case n == nil:
-		return invalid("node", "is missing")
-	case n.GetId() == "" || len(n.GetId()) > maxIDBytes:
-		return invalid("node.id", "%d bytes; it must have 1 to %d", len(n.GetId()), maxIDBytes)
-	case n.GetStoreId() == "" || len(n.GetStoreId()) > maxIDBytes:
-		return invalid("node.store_id", "%d bytes; it must have 1 to %d", len(n.GetStoreId()), maxIDBytes)
-	case len(n.GetVersion()) > maxIDBytes:
-		return invalid("node.version", "%d bytes; the limit is %d", len(n.GetVersion()), maxIDBytes)
+		return rpc.Invalid("node", "is missing")
+	case n.GetId() == "" || len(n.GetId()) > rpc.MaxIDBytes:
+		return rpc.Invalid("node.id", "%d bytes; it must have 1 to %d", len(n.GetId()), rpc.MaxIDBytes)
+	case n.GetStoreId() == "" || len(n.GetStoreId()) > rpc.MaxIDBytes:
+		return rpc.Invalid("node.store_id", "%d bytes; it must have 1 to %d", len(n.GetStoreId()), rpc.MaxIDBytes)
+	case len(n.GetVersion()) > rpc.MaxIDBytes:
+		return rpc.Invalid("node.version", "%d bytes; the limit is %d", len(n.GetVersion()), rpc.MaxIDBytes)
 	}
 	for field, address := range map[string]string{"node.raft_address": n.GetRaftAddress(), "node.control_address": n.GetControlAddress()} {
-		if _, _, err := net.SplitHostPort(address); err != nil || len(address) > maxModelBytes {
-			return invalid(field, "%q is not host:port of at most %d bytes", cut(address, maxModelBytes), maxModelBytes)
+		if _, _, err := net.SplitHostPort(address); err != nil || len(address) > rpc.MaxModelBytes {
+			return rpc.Invalid(field, "%.*q is not host:port of at most %d bytes", rpc.MaxModelBytes, address, rpc.MaxModelBytes)
 		}
 	}
 	return nil
@@ -98,8 +106,8 @@ func checkNode(n *pb.Node) error {
 
 // stillElsewhere refuses a node whose id another one uses that answers: one with a log of its own, or with
 // a copy of the same. instance is the caller's process.
-func (m *membership) stillElsewhere(ctx context.Context, node *pb.Node, instance string) error {
-	known := m.s.store.View().Node(node.GetId())
+func (m *Members) stillElsewhere(ctx context.Context, node *pb.Node, instance string) error {
+	known := m.settings.Store.View().Node(node.GetId())
 	if node.GetId() == m.self.GetId() && instance != m.instance {
 		return errIDInUse(node.GetId(), m.self.GetControlAddress())
 	}
@@ -124,7 +132,7 @@ func changeError(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, consensus.ErrNotLeader), errors.Is(err, consensus.ErrUnknownOutcome):
-		return errNotLeading("the members were being changed")
+		return rpc.NotLeading("the members were being changed")
 	case errors.Is(err, consensus.ErrTransferring):
 		return status.Error(codes.Aborted, err.Error())
 	case errors.Is(err, consensus.ErrNoSuchMember):
@@ -136,17 +144,17 @@ func changeError(err error) error {
 }
 
 // Members lists the members with their health.
-func (m *membership) Members(ctx context.Context, _ *pb.MembersRequest) (*pb.MembersResponse, error) {
-	if _, err := m.s.leading(unaryTrailer(ctx)); err != nil {
+func (m *Members) Members(ctx context.Context, _ *pb.MembersRequest) (*pb.MembersResponse, error) {
+	if err := m.settings.Leadership.Leading(rpc.Trailer(ctx)); err != nil {
 		return nil, err
 	}
-	members := m.s.node.Members()
+	members := m.node.Members()
 	// The newest change may not be committed yet, and then it may come to nothing.
-	if err := m.s.barrier(ctx); err != nil {
-		return nil, status.Error(codes.Unavailable, fmt.Sprintf("the leader could not make sure that it still leads: %v", err))
+	if err := m.settings.Leadership.Barrier(ctx); err != nil {
+		return nil, rpc.Unsure(err)
 	}
 	answers := m.describe(ctx, members, &pb.DescribeRequest{})
-	progress := m.s.node.Progress()
+	progress := m.node.Progress()
 	out := &pb.MembersResponse{Healthy: true, Term: progress.Term, CommitIndex: progress.Commit}
 	pilot := m.pilot.Load()
 	if pilot != nil {
@@ -177,8 +185,8 @@ func (m *membership) Members(ctx context.Context, _ *pb.MembersRequest) (*pb.Mem
 }
 
 // Transfer hands leadership over.
-func (m *membership) Transfer(ctx context.Context, in *pb.TransferRequest) (*pb.TransferResponse, error) {
-	if _, err := m.s.leading(unaryTrailer(ctx)); err != nil {
+func (m *Members) Transfer(ctx context.Context, in *pb.TransferRequest) (*pb.TransferResponse, error) {
+	if err := m.settings.Leadership.Leading(rpc.Trailer(ctx)); err != nil {
 		return nil, err
 	}
 	if in.GetTo() == m.self.GetId() {
@@ -186,7 +194,7 @@ func (m *membership) Transfer(ctx context.Context, in *pb.TransferRequest) (*pb.
 	}
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
-	next, err := m.s.node.Transfer(ctx, in.GetTo())
+	next, err := m.node.Transfer(ctx, in.GetTo())
 	if err != nil {
 		return nil, changeError(err)
 	}
@@ -195,8 +203,8 @@ func (m *membership) Transfer(ctx context.Context, in *pb.TransferRequest) (*pb.
 
 // Remove takes a member out. One that still runs would come back by itself, so it must be stopped
 // first.
-func (m *membership) Remove(ctx context.Context, in *pb.RemoveRequest) (*pb.RemoveResponse, error) {
-	if _, err := m.s.leading(unaryTrailer(ctx)); err != nil {
+func (m *Members) Remove(ctx context.Context, in *pb.RemoveRequest) (*pb.RemoveResponse, error) {
+	if err := m.settings.Leadership.Leading(rpc.Trailer(ctx)); err != nil {
 		return nil, err
 	}
 	// What is found here must still be so when the member goes: a Join may be under way.
@@ -205,9 +213,9 @@ func (m *membership) Remove(ctx context.Context, in *pb.RemoveRequest) (*pb.Remo
 	}
 	defer m.changed()
 	id := in.GetId()
-	member, ok := m.s.node.Member(id)
+	member, ok := m.node.Member(id)
 	switch {
-	case !ok && m.s.store.View().Node(id) == nil:
+	case !ok && m.settings.Store.View().Node(id) == nil:
 		return nil, status.Errorf(codes.NotFound, "id: no member is called %q", id)
 	case id == m.self.GetId():
 		return nil, status.Errorf(codes.FailedPrecondition, "id: %q is the leader; stop it first", id)
@@ -215,7 +223,7 @@ func (m *membership) Remove(ctx context.Context, in *pb.RemoveRequest) (*pb.Remo
 		return nil, status.Errorf(codes.FailedPrecondition, "id: %q still runs and would come back; stop it first", id)
 	}
 	if ok {
-		if err := m.s.node.Remove(id); err != nil {
+		if err := m.node.Remove(id); err != nil {
 			return nil, changeError(err)
 		}
 	}

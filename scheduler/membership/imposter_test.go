@@ -1,7 +1,8 @@
-package scheduler
+package membership
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"testing"
@@ -54,7 +55,7 @@ func TestNodesAnswerForThemselves(t *testing.T) {
 		return l.Addr().String()
 	}
 	self := certificates("n")
-	s := start(t, Settings{DialNode: func(address string) (grpc.ClientConnInterface, func() error, error) {
+	m := New(Settings{Logger: slog.New(slog.DiscardHandler), Dial: func(address string) (grpc.ClientConnInterface, func() error, error) {
 		conn, err := transport.Dial(self, address, transport.Expected{Role: trust.Node})
 		if err != nil {
 			return nil, nil, err
@@ -62,7 +63,7 @@ func TestNodesAnswerForThemselves(t *testing.T) {
 		return conn, conn.Close, nil
 	}})
 	honest, imposter := serve(certificates("n2"), "n2"), serve(certificates("n3"), "n2")
-	answers := s.members.ask(t.Context(), []string{honest, imposter}, &pb.DescribeRequest{})
+	answers := m.ask(t.Context(), []string{honest, imposter}, &pb.DescribeRequest{})
 	if len(answers) != 1 || answers[0].address != honest || answers[0].GetNode().GetId() != "n2" {
 		t.Errorf("answers are %v", answers)
 	}

@@ -1,4 +1,4 @@
-package scheduler
+package membership
 
 import (
 	"crypto/rand"

@@ -1,4 +1,4 @@
-package scheduler
+package snapshot
 
 import (
 	"bytes"
@@ -13,12 +13,12 @@ import (
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
-// backupOf makes a snapshot file of a store with some requests, the first of them with a long prompt.
-func backupOf(t testing.TB, requests int) (file []byte, view *state.View) {
+// fileOf makes a snapshot file of a store with some requests, the first of them with a long prompt.
+func fileOf(t testing.TB, requests int) (file []byte, view *state.View) {
 	t.Helper()
 	store := state.New()
 	for i := range requests {
-		r := request(fmt.Sprint("r", i))
+		r := &pb.Request{Id: fmt.Sprint("r", i), Model: "m", Prompt: []int32{1, 2, 3}}
 		if i == 0 {
 			r.Prompt = make([]int32, 100_000)
 		}
@@ -34,15 +34,15 @@ func backupOf(t testing.TB, requests int) (file []byte, view *state.View) {
 	}
 	view = store.View()
 	var out bytes.Buffer
-	if err := writeBackup(&out, &pb.SnapshotFileHeader{NodeId: "n", Index: view.Index(), ChainHash: view.ChainHash()}, view); err != nil {
+	if err := Write(&out, &pb.SnapshotFileHeader{NodeId: "n", Index: view.Index(), ChainHash: view.ChainHash()}, view); err != nil {
 		t.Fatal(err)
 	}
 	return out.Bytes(), view
 }
 
-func TestBackupsComeBackWhole(t *testing.T) {
-	file, view := backupOf(t, 5)
-	b, err := ReadBackup(bytes.NewReader(file))
+func TestFilesComeBackWhole(t *testing.T) {
+	file, view := fileOf(t, 5)
+	b, err := Read(bytes.NewReader(file))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,14 +58,14 @@ func TestBackupsComeBackWhole(t *testing.T) {
 	}
 }
 
-// TestDamagedBackupsAreRefused cuts and changes a file everywhere.
-func TestDamagedBackupsAreRefused(t *testing.T) {
-	whole, _ := backupOf(t, 0)
-	long, view := backupOf(t, 2)
+// TestDamagedFilesAreRefused cuts and changes a file everywhere.
+func TestDamagedFilesAreRefused(t *testing.T) {
+	whole, _ := fileOf(t, 0)
+	long, view := fileOf(t, 2)
 	whole = append(whole[:0:0], whole...)
 	refuse := func(what string, file []byte) {
 		t.Helper()
-		if _, err := ReadBackup(bytes.NewReader(file)); !errors.Is(err, ErrDamagedSnapshot) {
+		if _, err := Read(bytes.NewReader(file)); !errors.Is(err, ErrDamaged) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -83,21 +83,21 @@ func TestDamagedBackupsAreRefused(t *testing.T) {
 	refuse("with something after it", append(slices.Clone(whole), 0))
 	refuse("empty", nil)
 	var other bytes.Buffer
-	if err := writeBackup(&other, &pb.SnapshotFileHeader{Index: view.Index(), ChainHash: view.ChainHash() + 1}, view); err != nil {
+	if err := Write(&other, &pb.SnapshotFileHeader{Index: view.Index(), ChainHash: view.ChainHash() + 1}, view); err != nil {
 		t.Fatal(err)
 	}
 	refuse("with another state than its header says", other.Bytes())
 }
 
-// FuzzReadBackup: whatever a file holds, reading it ends without harm.
-func FuzzReadBackup(f *testing.F) {
-	file, _ := backupOf(f, 1)
-	small, _ := backupOf(f, 0)
+// FuzzRead: whatever a file holds, reading it ends without harm.
+func FuzzRead(f *testing.F) {
+	file, _ := fileOf(f, 1)
+	small, _ := fileOf(f, 0)
 	f.Add(file)
 	f.Add(small)
-	f.Add([]byte(backupMagic))
+	f.Add([]byte(magic))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		b, err := ReadBackup(bytes.NewReader(data))
+		b, err := Read(bytes.NewReader(data))
 		if err == nil && b.View.Index() != b.Header.GetIndex() {
 			t.Fatal("a file with another state than its header says was accepted")
 		}

@@ -1,4 +1,4 @@
-package scheduler
+package membership
 
 import (
 	"context"
@@ -11,8 +11,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/health"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -22,7 +20,7 @@ import (
 	"github.com/quire-serve/quire/transport"
 )
 
-// membership is how this node finds the others, becomes a member, and stays one. There is no gossip:
+// Members is how this node finds the others, becomes a member, and stays one. There is no gossip:
 // nodes ask each other's Cluster service.
 //
 //	           a founder is named in founders
@@ -35,13 +33,17 @@ import (
 // down who they are, and says so in Describe; each of them starts with the same members when it reads
 // that. A node whose disk was replaced, or whose log was damaged, has another store id, so it is no
 // founder any more and joins as a newcomer, without a vote.
-type membership struct {
+type Members struct {
 	pb.UnimplementedClusterServer
-	s    *Scheduler
-	self *pb.Node
+	settings Settings
+	node     *consensus.Node
+	self     *pb.Node
 	// instance tells this process from others that may use the same id.
 	instance string
 	identity *identity
+	hashes   hashes
+	// unique says that no other node has this one's id, as far as the others knew when it started.
+	unique atomic.Bool
 
 	// changing has one place, held while members change: one change at a time.
 	changing chan struct{}
@@ -50,7 +52,7 @@ type membership struct {
 	// pilot looks after the members; nil while this node does not lead.
 	pilot atomic.Pointer[consensus.Pilot]
 
-	// opened says that this node began the first election; only run touches it.
+	// opened says that this node began the first election; only search touches it.
 	opened bool
 
 	mu    sync.Mutex
@@ -58,6 +60,8 @@ type membership struct {
 	// complaint is the last thing that kept this node from its cluster, so that it is logged once.
 	complaint string
 }
+
+var _ pb.ClusterServer = (*Members)(nil)
 
 type nodeConn struct {
 	client pb.ClusterClient
@@ -73,35 +77,66 @@ const (
 	changeTimeout = 15 * time.Second
 )
 
-// openMembership prepares what the node says about itself.
-func openMembership(s *Scheduler) *membership {
-	return &membership{
-		s: s, instance: randomID(), changing: make(chan struct{}, 1), restoring: make(chan struct{}, 1), conns: map[string]*nodeConn{}, identity: s.identity,
-		self: &pb.Node{
-			Id: s.settings.NodeID, RaftAddress: s.node.Address(), ControlAddress: s.settings.ControlAdvertise,
-			Version: s.settings.Version, StoreId: s.identity.StoreID,
-		},
+// New prepares a node's membership. [Members.OpenIdentity], [Members.Newcomer], [Members.Applied] and
+// [Members.Restored] are for the log, from when it opens; all else is usable after [Members.Attach].
+func New(settings Settings) *Members {
+	return &Members{
+		settings: settings, instance: randomID(),
+		changing: make(chan struct{}, 1), restoring: make(chan struct{}, 1), conns: map[string]*nodeConn{},
 	}
 }
 
-// run makes sure that this node is the only one of its id, and then searches until it is a settled member,
-// again whenever it is not.
-func (m *membership) run(ctx context.Context) {
-	if err := m.twin(m.ask(ctx, m.addresses(), &pb.DescribeRequest{})); err != nil {
-		m.s.settings.Fatal(err)
+// OpenIdentity reads or makes what the data folder knows about its node; see [consensus.Settings].
+func (m *Members) OpenIdentity(dir string, repaired bool) (err error) {
+	m.identity, err = openIdentity(dir, m.settings.NodeID, len(m.settings.Join) > 0, repaired)
+	return err
+}
+
+// Newcomer says whether this node must not vote yet; see [consensus.Settings].
+func (m *Members) Newcomer() bool {
+	newcomer, _ := m.identity.standing()
+	return newcomer || len(m.settings.Join) > 0 && !m.unique.Load()
+}
+
+// Attach says through which node of the log's cluster this one takes part.
+func (m *Members) Attach(node *consensus.Node) {
+	m.node = node
+	m.self = &pb.Node{
+		Id: m.settings.NodeID, RaftAddress: node.Address(), ControlAddress: m.settings.ControlAdvertise,
+		Version: m.settings.Version, StoreId: m.identity.StoreID,
+	}
+}
+
+// Run keeps this node a member of its cluster, and compares it with the others, until ctx ends. A node that
+// is a cluster by itself has nothing to run.
+func (m *Members) Run(ctx context.Context) {
+	if len(m.settings.Join) == 0 {
 		return
 	}
-	m.s.unique.Store(true)
+	var running sync.WaitGroup
+	running.Go(func() { m.stayMember(ctx) })
+	running.Go(func() { m.compare(ctx) })
+	running.Wait()
+}
+
+// stayMember makes sure that this node is the only one of its id, and then searches until it is a settled member,
+// again whenever it is not.
+func (m *Members) stayMember(ctx context.Context) {
+	if err := m.twin(m.ask(ctx, m.Addresses(), &pb.DescribeRequest{})); err != nil {
+		m.settings.Fatal(err)
+		return
+	}
+	m.unique.Store(true)
 	tick := time.NewTicker(searchEvery)
 	defer tick.Stop()
 	for {
-		if m.s.node.Problem() != nil {
+		if m.node.Problem() != nil {
 			return
 		}
 		if !m.settled() {
 			err := m.search(ctx)
 			if status.Code(err) == codes.AlreadyExists {
-				m.s.settings.Fatal(err)
+				m.settings.Fatal(err)
 				return
 			}
 			if err != nil && ctx.Err() == nil {
@@ -119,24 +154,24 @@ func (m *membership) run(ctx context.Context) {
 }
 
 // settled says that the cluster has a leader and knows this node as it is. A leader settles itself.
-func (m *membership) settled() bool {
-	if m.s.node.Leads() {
+func (m *Members) settled() bool {
+	if m.node.Leads() {
 		return true
 	}
-	member, ok := m.s.node.Member(m.self.GetId())
-	return ok && member.Address == m.self.GetRaftAddress() && m.s.node.Leader().ID != "" &&
-		proto.Equal(m.s.store.View().Node(m.self.GetId()), m.self)
+	member, ok := m.node.Member(m.self.GetId())
+	return ok && member.Address == m.self.GetRaftAddress() && m.node.Leader().ID != "" &&
+		proto.Equal(m.settings.Store.View().Node(m.self.GetId()), m.self)
 }
 
 // takenIn notes that the cluster knows this node as it is, and when one that was damaged votes again. What
 // it applied includes that it was taken in, and so all that it may have acknowledged before.
-func (m *membership) takenIn() error {
+func (m *Members) takenIn() error {
 	newcomer, repairing := m.identity.standing()
 	if newcomer {
 		return m.identity.settle(repairing)
 	}
-	if member, _ := m.s.node.Member(m.self.GetId()); repairing && member.Voter {
-		m.s.settings.Logger.Warn("this node, whose log was damaged, has caught up and votes again")
+	if member, _ := m.node.Member(m.self.GetId()); repairing && member.Voter {
+		m.settings.Logger.Warn("this node, whose log was damaged, has caught up and votes again")
 		return m.identity.settle(false)
 	}
 	return nil
@@ -149,8 +184,8 @@ type answer struct {
 }
 
 // search asks all known addresses and does the next step that the answers allow.
-func (m *membership) search(ctx context.Context) error {
-	answers := m.ask(ctx, m.addresses(), &pb.DescribeRequest{})
+func (m *Members) search(ctx context.Context) error {
+	answers := m.ask(ctx, m.Addresses(), &pb.DescribeRequest{})
 	if err := m.twin(answers); err != nil {
 		return err // The other one has just been started, and ends.
 	}
@@ -162,7 +197,7 @@ func (m *membership) search(ctx context.Context) error {
 			return err
 		})
 	}
-	if len(m.s.node.Members()) > 0 {
+	if len(m.node.Members()) > 0 {
 		m.openElection(answers)
 		return nil // An election will come to an end.
 	}
@@ -174,7 +209,7 @@ func (m *membership) search(ctx context.Context) error {
 
 // twin says that another node has this one's id. It may have a copy of its folder too, and then each would
 // vote for the same member.
-func (m *membership) twin(answers []answer) error {
+func (m *Members) twin(answers []answer) error {
 	for _, a := range answers {
 		if a.GetNode().GetId() == m.self.GetId() && a.GetInstance() != m.instance {
 			return errIDInUse(m.self.GetId(), a.address)
@@ -183,11 +218,11 @@ func (m *membership) twin(answers []answer) error {
 	return nil
 }
 
-// addresses are those to ask: the ones given, and those that the log knows, also of a node that has this
-// one's id elsewhere.
-func (m *membership) addresses() []string {
-	addresses := slices.Clone(m.s.settings.Join)
-	for n := range m.s.store.View().Nodes() {
+// Addresses are where the services of the cluster's other nodes are, as far as this node was told or knows,
+// also of a node that has this one's id elsewhere.
+func (m *Members) Addresses() []string {
+	addresses := slices.Clone(m.settings.Join)
+	for n := range m.settings.Store.View().Nodes() {
 		if address := n.GetControlAddress(); address != "" && address != m.self.GetControlAddress() {
 			addresses = append(addresses, n.GetControlAddress())
 		}
@@ -208,7 +243,7 @@ func leaderOf(answers []answer) (address string) {
 }
 
 // named returns the founders of a cluster, if this node is one of them.
-func (m *membership) named(answers []answer) []*pb.Node {
+func (m *Members) named(answers []answer) []*pb.Node {
 	for _, a := range answers {
 		if slices.ContainsFunc(a.GetFounders(), func(n *pb.Node) bool {
 			return n.GetId() == m.self.GetId() && n.GetStoreId() == m.self.GetStoreId()
@@ -221,8 +256,8 @@ func (m *membership) named(answers []answer) []*pb.Node {
 
 // form starts a cluster if it is this node's part and there are enough nodes. It comes after a
 // restart too, if the node had written down the founders and no more.
-func (m *membership) form(answers []answer) error {
-	first := slices.Min(m.s.settings.Join)
+func (m *Members) form(answers []answer) error {
+	first := slices.Min(m.settings.Join)
 	if !slices.ContainsFunc(answers, func(a answer) bool { return a.address == first && a.GetInstance() == m.instance }) {
 		return nil
 	}
@@ -242,8 +277,8 @@ func (m *membership) form(answers []answer) error {
 	}
 	founders := m.identity.founders()
 	if founders == nil {
-		if len(nodes) < m.s.settings.BootstrapExpect {
-			return fmt.Errorf("%d of %d nodes are there to form a cluster", len(nodes), m.s.settings.BootstrapExpect)
+		if len(nodes) < m.settings.BootstrapExpect {
+			return fmt.Errorf("%d of %d nodes are there to form a cluster", len(nodes), m.settings.BootstrapExpect)
 		}
 		for _, n := range nodes {
 			founders = append(founders, n)
@@ -256,28 +291,28 @@ func (m *membership) form(answers []answer) error {
 	return m.found(founders)
 }
 
-func (m *membership) found(founders []*pb.Node) error {
+func (m *Members) found(founders []*pb.Node) error {
 	var peers []consensus.Server
 	for _, n := range founders {
 		peers = append(peers, consensus.Server{ID: n.GetId(), Address: n.GetRaftAddress()})
 	}
-	m.s.settings.Logger.Info("forming a cluster", "nodes", len(peers))
+	m.settings.Logger.Info("forming a cluster", "nodes", len(peers))
 	if err := m.identity.settle(false); err != nil {
 		return err
 	}
-	return m.s.node.Found(peers)
+	return m.node.Found(peers)
 }
 
 // openElection begins the first election where nobody need be waited for: once all founders are ready,
 // by the one that formed the cluster, or on a node whose vote alone decides.
-func (m *membership) openElection(answers []answer) {
+func (m *Members) openElection(answers []answer) {
 	if m.opened {
 		return
 	}
 	voters := m.identity.founders()
-	if m.s.node.Term() > 1 || voters == nil {
+	if m.node.Term() > 1 || voters == nil {
 		voters = []*pb.Node{m.self}
-		if members := m.s.node.Members(); len(members) != 1 || members[0].ID != m.self.GetId() {
+		if members := m.node.Members(); len(members) != 1 || members[0].ID != m.self.GetId() {
 			return
 		}
 	}
@@ -287,21 +322,21 @@ func (m *membership) openElection(answers []answer) {
 		}
 	}
 	m.opened = true
-	m.s.node.CallElection()
+	m.node.CallElection()
 }
 
 // complain logs an error that is not the last one again.
-func (m *membership) complain(err error) {
+func (m *Members) complain(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if text := err.Error(); text != m.complaint {
 		m.complaint = text
-		m.s.settings.Logger.Warn("not a member of the cluster yet", "node", m.self.GetId(), "error", err)
+		m.settings.Logger.Warn("not a member of the cluster yet", "node", m.self.GetId(), "error", err)
 	}
 }
 
-// lead is a leader's part: it enters itself and looks after the others until stop is called.
-func (m *membership) lead(ctx context.Context) (stop func()) {
+// Lead is a leader's part: it enters itself and looks after the others until stop is called.
+func (m *Members) Lead(ctx context.Context) (stop func()) {
 	if m.self.GetControlAddress() == "" {
 		return func() {}
 	}
@@ -315,12 +350,12 @@ func (m *membership) lead(ctx context.Context) (stop func()) {
 			case <-time.After(searchEvery):
 			}
 		}
-		pilot := m.s.node.StartPilot(ctx, consensus.PilotSettings{
-			Stable: m.s.settings.StableAfter, DeadAfter: m.s.settings.DeadAfter, MinVoters: max(3, m.s.settings.BootstrapExpect),
+		pilot := m.node.StartPilot(ctx, consensus.PilotSettings{
+			Stable: m.settings.StableAfter, DeadAfter: m.settings.DeadAfter, MinVoters: max(3, m.settings.BootstrapExpect),
 			Ask: m.vitals,
 			Removed: func(id string) {
 				if err := m.record(ctx, &pb.NodeCommand{Node: &pb.Node{Id: id}, Removed: true}); err != nil {
-					m.s.settings.Logger.Warn("a removed node is still in the table", "node", id, "error", err)
+					m.settings.Logger.Warn("a removed node is still in the table", "node", id, "error", err)
 				}
 			},
 		})
@@ -336,7 +371,7 @@ func (m *membership) lead(ctx context.Context) (stop func()) {
 }
 
 // change waits until no other change of the members is under way; changed ends the caller's.
-func (m *membership) change(ctx context.Context) error {
+func (m *Members) change(ctx context.Context) error {
 	select {
 	case m.changing <- struct{}{}:
 		return nil
@@ -345,26 +380,26 @@ func (m *membership) change(ctx context.Context) error {
 	}
 }
 
-func (m *membership) changed() { <-m.changing }
+func (m *Members) changed() { <-m.changing }
 
 // enter makes a node a member as it is now.
-func (m *membership) enter(ctx context.Context, node *pb.Node) error {
+func (m *Members) enter(ctx context.Context, node *pb.Node) error {
 	if err := m.change(ctx); err != nil {
 		return err
 	}
 	defer m.changed()
-	known := m.s.store.View().Node(node.GetId())
-	member, isMember := m.s.node.Member(node.GetId())
+	known := m.settings.Store.View().Node(node.GetId())
+	member, isMember := m.node.Member(node.GetId())
 	if known.GetStoreId() != "" && known.GetStoreId() != node.GetStoreId() && isMember && member.Voter {
 		// Its log is gone, and with it the votes that it gave: it starts over without one.
-		m.s.settings.Logger.Warn("a node came back without its log; it has no vote until it has caught up", "node", node.GetId())
-		if err := m.s.node.Demote(node.GetId()); err != nil {
+		m.settings.Logger.Warn("a node came back without its log; it has no vote until it has caught up", "node", node.GetId())
+		if err := m.node.Demote(node.GetId()); err != nil {
 			return err
 		}
 	}
 	// A leader without a port for peers is alone and stays what it is.
 	if node.GetRaftAddress() != "" && (!isMember || member.Address != node.GetRaftAddress()) {
-		if err := m.s.node.Add(node.GetId(), node.GetRaftAddress()); err != nil {
+		if err := m.node.Add(node.GetId(), node.GetRaftAddress()); err != nil {
 			return err
 		}
 	}
@@ -375,14 +410,14 @@ func (m *membership) enter(ctx context.Context, node *pb.Node) error {
 }
 
 // record writes a change of the table of nodes to the log.
-func (m *membership) record(ctx context.Context, c *pb.NodeCommand) error {
+func (m *Members) record(ctx context.Context, c *pb.NodeCommand) error {
 	data, err := proto.Marshal(&pb.Entry{
 		Commands: []*pb.Command{{Command: &pb.Command_Node{Node: c}}},
 	})
 	if err != nil {
 		return fmt.Errorf("encode a log entry: %w", err)
 	}
-	proposal, err := m.s.node.Propose(ctx, data)
+	proposal, err := m.node.Propose(ctx, data)
 	if err != nil {
 		return err
 	}
@@ -391,7 +426,7 @@ func (m *membership) record(ctx context.Context, c *pb.NodeCommand) error {
 }
 
 // vitals asks members how they are.
-func (m *membership) vitals(ctx context.Context, members []consensus.Member) map[string]consensus.Vitals {
+func (m *Members) vitals(ctx context.Context, members []consensus.Member) map[string]consensus.Vitals {
 	out := map[string]consensus.Vitals{}
 	for id, a := range m.describe(ctx, members, &pb.DescribeRequest{}) {
 		out[id] = consensus.Vitals{
@@ -404,8 +439,8 @@ func (m *membership) vitals(ctx context.Context, members []consensus.Member) map
 
 // describe asks members who they are. Those that do not answer, or whose address another node has
 // now, are missing.
-func (m *membership) describe(ctx context.Context, members []consensus.Member, in *pb.DescribeRequest) map[string]*pb.DescribeResponse {
-	view := m.s.store.View()
+func (m *Members) describe(ctx context.Context, members []consensus.Member, in *pb.DescribeRequest) map[string]*pb.DescribeResponse {
+	view := m.settings.Store.View()
 	var addresses []string
 	for _, member := range members {
 		if a := view.Node(member.ID).GetControlAddress(); a != "" {
@@ -422,7 +457,7 @@ func (m *membership) describe(ctx context.Context, members []consensus.Member, i
 }
 
 // ask calls Describe at all addresses at once and returns the answers in their order.
-func (m *membership) ask(ctx context.Context, addresses []string, in *pb.DescribeRequest) []answer {
+func (m *Members) ask(ctx context.Context, addresses []string, in *pb.DescribeRequest) []answer {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	responses := make([]*pb.DescribeResponse, len(addresses))
@@ -459,11 +494,11 @@ func (m *membership) ask(ctx context.Context, addresses []string, in *pb.Describ
 
 // call uses the connection to an address. After an error the next call dials anew, so that the kept
 // connections are those of nodes that answer.
-func (m *membership) call(address string, f func(pb.ClusterClient) error) error {
+func (m *Members) call(address string, f func(pb.ClusterClient) error) error {
 	m.mu.Lock()
 	conn := m.conns[address]
 	if conn == nil {
-		cc, closeConn, err := m.s.settings.DialNode(address)
+		cc, closeConn, err := m.settings.Dial(address)
 		if err != nil {
 			m.mu.Unlock()
 			return fmt.Errorf("dial %s: %w", address, err)
@@ -484,7 +519,8 @@ func (m *membership) call(address string, f func(pb.ClusterClient) error) error 
 	return err
 }
 
-func (m *membership) hangUp() {
+// HangUp closes the connections to other nodes.
+func (m *Members) HangUp() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for address, conn := range m.conns {
@@ -493,43 +529,18 @@ func (m *membership) hangUp() {
 	}
 }
 
-// controlAddress is where a node's gRPC services are reached; empty if that is not known.
-func (m *membership) controlAddress(id string) string {
+// ControlAddress is where a node's gRPC services are reached; empty if that is not known.
+func (m *Members) ControlAddress(id string) string {
 	if id == m.self.GetId() {
 		return m.self.GetControlAddress()
 	}
-	if n := m.s.store.View().Node(id); n.GetControlAddress() != "" {
+	if n := m.settings.Store.View().Node(id); n.GetControlAddress() != "" {
 		return n.GetControlAddress()
 	}
-	for _, p := range m.s.settings.Peers {
+	for _, p := range m.settings.Peers {
 		if p.ID == id {
 			return p.Control
 		}
 	}
 	return ""
-}
-
-// Register adds the services that nodes, gateways, workers and operators use to a server for the cluster,
-// and grpc.health.v1, which says that they are served here, whoever leads.
-func (s *Scheduler) Register(r grpc.ServiceRegistrar) {
-	pb.RegisterControlServer(r, s)
-	pb.RegisterOperatorServer(r, s)
-	pb.RegisterClusterServer(r, s.members)
-	alive := health.NewServer()
-	for _, service := range []string{pb.Control_ServiceDesc.ServiceName, pb.Operator_ServiceDesc.ServiceName, pb.Cluster_ServiceDesc.ServiceName} {
-		alive.SetServingStatus(service, healthpb.HealthCheckResponse_SERVING)
-	}
-	healthpb.RegisterHealthServer(r, alive)
-}
-
-// StepDown hands leadership over, if this node leads and another one can. It returns once the next
-// leader is known.
-func (s *Scheduler) StepDown(ctx context.Context) error {
-	if !s.node.Leads() || !slices.ContainsFunc(s.node.Members(), func(m consensus.Member) bool {
-		return m.Voter && m.ID != s.settings.NodeID
-	}) {
-		return nil
-	}
-	_, err := s.node.Transfer(ctx, "")
-	return err
 }

@@ -1,4 +1,4 @@
-package scheduler
+package membership
 
 import (
 	"bufio"
@@ -13,37 +13,39 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/rpc"
+	"github.com/quire-serve/quire/scheduler/snapshot"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
 const (
-	// maxBackupBytes bounds an uploaded snapshot file.
-	maxBackupBytes = 4 << 30
-	// uploadSilence is how long one that is being uploaded may bring nothing.
-	uploadSilence = 30 * time.Second
+	// MaxUploadBytes bounds a snapshot file that is uploaded.
+	MaxUploadBytes = 4 << 30
+	// UploadSilence is how long one that is being uploaded may bring nothing.
+	UploadSilence = 30 * time.Second
 )
 
 var errRestored = errors.New("a snapshot was restored")
 
 // SaveSnapshot streams a snapshot file of all that was admitted before the call.
-func (m *membership) SaveSnapshot(_ *pb.SaveSnapshotRequest, stream pb.Cluster_SaveSnapshotServer) error {
-	if _, err := m.s.leading(stream.SetTrailer); err != nil {
+func (m *Members) SaveSnapshot(_ *pb.SaveSnapshotRequest, stream pb.Cluster_SaveSnapshotServer) error {
+	if err := m.settings.Leadership.Leading(stream.SetTrailer); err != nil {
 		return err
 	}
 	// Whoever leads now applied everything.
-	if err := m.s.barrier(stream.Context()); err != nil {
+	if err := m.settings.Leadership.Barrier(stream.Context()); err != nil {
 		return changeError(err)
 	}
-	view := m.s.store.View()
+	view := m.settings.Store.View()
 	header := &pb.SnapshotFileHeader{
 		TakenUnixMs: time.Now().UnixMilli(), NodeId: m.self.GetId(), Version: m.self.GetVersion(),
-		Term: m.s.node.Term(), Index: view.Index(), ChainHash: view.ChainHash(),
+		Term: m.node.Term(), Index: view.Index(), ChainHash: view.ChainHash(),
 	}
-	for _, member := range m.s.node.Members() {
+	for _, member := range m.node.Members() {
 		header.Members = append(header.Members, m.member(member, m.self.GetId()))
 	}
-	out := bufio.NewWriterSize(sendWriter{stream}, backupPiece)
-	if err := writeBackup(out, header, view); err != nil {
+	out := bufio.NewWriterSize(sendWriter{stream}, snapshot.PieceBytes)
+	if err := snapshot.Write(out, header, view); err != nil {
 		return err
 	}
 	return out.Flush()
@@ -61,8 +63,8 @@ func (w sendWriter) Write(data []byte) (int, error) {
 // RestoreSnapshot makes a snapshot file's state the state of all nodes. Who the nodes are stays as it
 // is: the file may be another cluster's. The file is checked as it comes, so that what is none is not kept,
 // and all of it again before anything changes.
-func (m *membership) RestoreSnapshot(stream pb.Cluster_RestoreSnapshotServer) error {
-	if _, err := m.s.leading(stream.SetTrailer); err != nil {
+func (m *Members) RestoreSnapshot(stream pb.Cluster_RestoreSnapshotServer) error {
+	if err := m.settings.Leadership.Leading(stream.SetTrailer); err != nil {
 		return err
 	}
 	select {
@@ -84,7 +86,7 @@ func (m *membership) RestoreSnapshot(stream pb.Cluster_RestoreSnapshotServer) er
 		_ = spool.Close()
 		_ = os.Remove(spool.Name()) // It is in the folder for what may be removed at any time.
 	}()
-	err = readBackup(io.TeeReader(up, spool), &Backup{}, func(state io.Reader) error {
+	err = snapshot.ReadState(io.TeeReader(up, spool), &snapshot.File{}, func(state io.Reader) error {
 		_, err := io.Copy(io.Discard, state)
 		return err
 	})
@@ -99,7 +101,7 @@ func (m *membership) RestoreSnapshot(stream pb.Cluster_RestoreSnapshotServer) er
 	if _, err := spool.Seek(0, io.SeekStart); err != nil {
 		return status.Errorf(codes.Internal, "read the file: %v", err)
 	}
-	backup, err := ReadBackup(spool)
+	backup, err := snapshot.Read(spool)
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
@@ -109,7 +111,7 @@ func (m *membership) RestoreSnapshot(stream pb.Cluster_RestoreSnapshotServer) er
 	if err := m.restore(stream.Context(), spool, backup); err != nil {
 		return changeError(err)
 	}
-	view := m.s.store.View()
+	view := m.settings.Store.View()
 	return stream.SendAndClose(&pb.RestoreSnapshotResponse{Index: view.Index(), ChainHash: view.ChainHash()})
 }
 
@@ -158,24 +160,24 @@ func openUpload(stream pb.Cluster_RestoreSnapshotServer) (*upload, error) {
 	first, err := u.next()
 	switch {
 	case errors.Is(err, io.EOF):
-		return nil, invalid("size", "is missing; the first message says how large the file is")
+		return nil, rpc.Invalid("size", "is missing; the first message says how large the file is")
 	case err != nil:
 		return nil, err
-	case first.GetSize() < 1 || first.GetSize() > maxBackupBytes:
-		return nil, invalid("size", "%d bytes; a snapshot file has 1 to %d", first.GetSize(), int64(maxBackupBytes))
+	case first.GetSize() < 1 || first.GetSize() > MaxUploadBytes:
+		return nil, rpc.Invalid("size", "%d bytes; a snapshot file has 1 to %d", first.GetSize(), int64(MaxUploadBytes))
 	}
 	u.left, u.rest = first.GetSize(), first.GetData()
 	return u, nil
 }
 
 func (u *upload) next() (*pb.RestoreSnapshotRequest, error) {
-	patience := time.NewTimer(uploadSilence)
+	patience := time.NewTimer(UploadSilence)
 	defer patience.Stop()
 	select {
 	case p := <-u.pieces:
 		return p.RestoreSnapshotRequest, p.err
 	case <-patience.C:
-		return nil, status.Errorf(codes.DeadlineExceeded, "nothing of the file came for %v", uploadSilence)
+		return nil, status.Errorf(codes.DeadlineExceeded, "nothing of the file came for %v", UploadSilence)
 	}
 }
 
@@ -188,7 +190,7 @@ func (u *upload) Read(p []byte) (int, error) {
 		u.rest, u.err = in.GetData(), err
 	}
 	if u.err == nil && int64(len(u.rest)) > u.left {
-		u.err = invalid("data", "more of it comes than size said")
+		u.err = rpc.Invalid("data", "more of it comes than size said")
 	}
 	if u.err != nil {
 		return 0, u.err
@@ -199,7 +201,7 @@ func (u *upload) Read(p []byte) (int, error) {
 }
 
 // restore replaces the state. What the leader holds in memory is of the old one, so it begins anew.
-func (m *membership) restore(ctx context.Context, file io.Reader, b *Backup) error {
+func (m *Members) restore(ctx context.Context, file io.Reader, b *snapshot.File) error {
 	if err := m.change(ctx); err != nil {
 		return err
 	}
@@ -207,29 +209,23 @@ func (m *membership) restore(ctx context.Context, file io.Reader, b *Backup) err
 	// Once begun it goes to its end, whether or not the caller is still there.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()
-	before := m.s.store.View()
-	m.dropLeader()
-	err := readBackup(file, b, func(data io.Reader) error {
-		return m.s.node.Restore(b.Header.GetIndex(), b.Bytes, data)
+	before := m.settings.Store.View()
+	m.settings.Leadership.Restart(errRestored)
+	err := snapshot.ReadState(file, b, func(data io.Reader) error {
+		return m.node.Restore(b.Header.GetIndex(), b.Bytes, data)
 	})
-	m.dropLeader()
+	m.settings.Leadership.Restart(errRestored)
 	if err != nil {
 		return err
 	}
-	m.s.settings.Logger.Warn("a snapshot was restored", "taken", time.UnixMilli(b.Header.GetTakenUnixMs()), "index", b.Header.GetIndex())
+	m.settings.Logger.Warn("a snapshot was restored", "taken", time.UnixMilli(b.Header.GetTakenUnixMs()), "index", b.Header.GetIndex())
 	return m.keepNodes(ctx, before)
 }
 
-func (m *membership) dropLeader() {
-	if l := m.s.leader.Load(); l != nil {
-		l.fail(errRestored)
-	}
-}
-
 // keepNodes writes the nodes of before into the restored state.
-func (m *membership) keepNodes(ctx context.Context, before *state.View) error {
+func (m *Members) keepNodes(ctx context.Context, before *state.View) error {
 	var commands []*pb.NodeCommand
-	for n := range m.s.store.View().Nodes() {
+	for n := range m.settings.Store.View().Nodes() {
 		if before.Node(n.GetId()) == nil {
 			commands = append(commands, &pb.NodeCommand{Node: n, Removed: true})
 		}

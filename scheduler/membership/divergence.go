@@ -1,4 +1,4 @@
-package scheduler
+package membership
 
 import (
 	"context"
@@ -60,6 +60,12 @@ func (h *hashes) forget() {
 	h.ring = [hashesKept]hashAt{}
 }
 
+// Applied notes the chain hash after an entry that this node applied.
+func (m *Members) Applied(index, hash uint64) { m.hashes.add(index, hash) }
+
+// Restored forgets what was noted of a state that another one has replaced.
+func (m *Members) Restored() { m.hashes.forget() }
+
 // opinion is what voters say about the chain hash at one entry.
 type opinion struct {
 	self, leader string
@@ -87,7 +93,7 @@ func (o opinion) verdict() (wrong, pending bool) {
 }
 
 // compare compares this node with the others until ctx ends or the node is found to be wrong.
-func (m *membership) compare(ctx context.Context) {
+func (m *Members) compare(ctx context.Context) {
 	tick := time.NewTicker(compareEvery)
 	defer tick.Stop()
 	var last hashAt
@@ -98,28 +104,28 @@ func (m *membership) compare(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if last.index != 0 && m.s.hashes.at(last.index) == last.hash { // Nobody restored another state since.
+		if last.index != 0 && m.hashes.at(last.index) == last.hash { // Nobody restored another state since.
 			o := m.opinion(ctx, last)
 			switch wrong, pending := o.verdict(); {
 			case wrong && pending && patience > 0:
 				patience--
 			case wrong:
-				m.s.node.Quarantine(fmt.Errorf("after entry %d the state of this node has the chain hash %016x, other nodes have %s; it serves, leads and votes no more, and repairs itself when it is started again", last.index, last.hash, o.listed()))
+				m.node.Quarantine(fmt.Errorf("after entry %d the state of this node has the chain hash %016x, other nodes have %s; it serves, leads and votes no more, and repairs itself when it is started again", last.index, last.hash, o.listed()))
 				return
 			default:
 				patience = comparePatience
 			}
 		}
-		view := m.s.store.View()
+		view := m.settings.Store.View()
 		last = hashAt{view.Index(), view.ChainHash()}
 	}
 }
 
 // opinion asks the other voters about an entry.
-func (m *membership) opinion(ctx context.Context, at hashAt) opinion {
-	o := opinion{self: m.self.GetId(), leader: m.s.node.Leader().ID, own: at.hash, others: map[string]uint64{}}
+func (m *Members) opinion(ctx context.Context, at hashAt) opinion {
+	o := opinion{self: m.self.GetId(), leader: m.node.Leader().ID, own: at.hash, others: map[string]uint64{}}
 	var others []consensus.Member
-	for _, member := range m.s.node.Members() {
+	for _, member := range m.node.Members() {
 		if member.Voter {
 			o.voters++
 			if member.ID != o.self {
