@@ -9,13 +9,13 @@
 // back says what it has and gets the rest, as long as the outbox keeps it; what has ended is kept for
 // a while and within bounds.
 //
-// The leader is told the tokens as well (briefing.go), at every checkpoint those of what runs and with
+// The leader is told the tokens as well (reports.go), at every checkpoint those of what runs and with
 // an end the rest, so that a request can go on elsewhere when the worker is lost, and its answer be
 // read again. Without a leader everything runs and streams on; the next one hears all of it.
 //
-// A worker that drains hands what it does not finish back, and stays for a while to lend the KV cache of
-// these requests (lend.go) to the workers that go on with them (peers.go). The leader's dispatch names the
-// lender, whoever goes on asks it once for each request, and when all were asked for, or after
+// A worker that drains hands what it does not finish back, and stays for a while to serve the KV cache of
+// these requests (blocks.go) to the workers that go on with them (peers.go). The leader's dispatch names the
+// worker that does, whoever goes on asks it once for each request, and when all were asked for, or after
 // HandOverTimeout, it ends. Pages travel with the name of their layout and a checksum; whatever is not
 // there, late or damaged is computed instead, and no client hears of it.
 //
@@ -28,7 +28,7 @@
 //   - A leader's session hears each token since the dispatch once, in order and before or with the end.
 //   - A request streams to one gateway; what is revoked is heard of by none.
 //   - What is handed back comes with every token that was generated.
-//   - Blocks are lent only by an engine that has stopped, so that all that it names is final.
+//   - Blocks are served only by an engine that has stopped, so that all that it names is final.
 //   - A slow or absent gateway delays no one.
 //
 // The package knows no gateway and no Raft: it imports engine, model, device, transport and the wire API.

@@ -242,13 +242,13 @@ func TestGoesOnWithoutTheKVCache(t *testing.T) {
 	type stream = grpc.ServerStreamingServer[pb.FetchBlocksResponse]
 	for name, source := range map[string]string{
 		"it is gone": gone.Addr().String(),
-		"it dies": newLends(t, func(_ *pb.FetchBlocksRequest, s stream) error {
+		"it dies": newPeer(t, func(_ *pb.FetchBlocksRequest, s stream) error {
 			return errors.Join(s.Send(&pb.FetchBlocksResponse{Piece: make([]byte, 100)}), errStopped)
 		}),
-		"it sends something else": newLends(t, func(_ *pb.FetchBlocksRequest, s stream) error {
+		"it sends something else": newPeer(t, func(_ *pb.FetchBlocksRequest, s stream) error {
 			return s.Send(&pb.FetchBlocksResponse{Piece: make([]byte, h.model.Config.KVLayout(1, 16, device.F16).PageBytes()), Checksum: 1})
 		}),
-		"it lends nothing": h.start(t, "busy", s).Address(),
+		"it serves nothing": h.start(t, "busy", s).Address(),
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := h.start(t, "next", s)

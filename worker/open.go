@@ -68,10 +68,10 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 		return nil, err
 	}
 	i := dev.Info()
-	var lender *lender
+	var blockServer *blockServer
 	var peers *peers
-	if tiers != nil && s.lends() {
-		lender = newLender(digest, int(layout.PageBytes()))
+	if tiers != nil && s.servesBlocks() {
+		blockServer = newBlockServer(digest, int(layout.PageBytes()))
 		peers = newPeers(digest, int(layout.PageBytes()), s.Certificates, s.Logger.With(slog.String("worker", s.ID)))
 		tiers.Peers = peers
 	}
@@ -94,7 +94,7 @@ func New(s Settings, dev device.Device, m *model.Model) (*Worker, error) {
 		return nil, err
 	}
 	w.closers = []func() error{runner.Close, pages.Close}
-	w.lender, w.peers = lender, peers
+	w.blockServer, w.peers = blockServer, peers
 	if tiers != nil {
 		w.disk, w.costs = disk, tiers.Costs
 		w.closers = append(w.closers, func() error { tiers.Cache.Close(); return nil })

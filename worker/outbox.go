@@ -21,7 +21,7 @@ type outbox struct {
 	ended    []*output // in the order in which they ended
 	held     int64     // bytes, estimated
 	sessions map[string]*session
-	leader   briefing
+	leader   reports
 }
 
 // output is one request's generation so far.
@@ -67,7 +67,7 @@ func newOutbox(s Settings, evict func(id string)) *outbox {
 	return &outbox{
 		keep: s.KeepEnded, requests: s.OutboxRequests, bytes: s.OutboxBytes, evict: evict,
 		outputs: map[string]*output{}, sessions: map[string]*session{},
-		leader: briefing{wake: make(chan struct{}, 1)},
+		leader: reports{wake: make(chan struct{}, 1)},
 	}
 }
 

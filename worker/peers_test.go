@@ -23,24 +23,24 @@ import (
 	"github.com/quire-serve/quire/worker/engine/enginetest"
 )
 
-// lends is a worker that answers fetches as a test wants.
-type lends struct {
+// fakePeer is a worker that answers fetches as a test wants.
+type fakePeer struct {
 	pb.UnimplementedWorkerServer
 	answer func(*pb.FetchBlocksRequest, grpc.ServerStreamingServer[pb.FetchBlocksResponse]) error
 }
 
-func (l *lends) FetchBlocks(in *pb.FetchBlocksRequest, s grpc.ServerStreamingServer[pb.FetchBlocksResponse]) error {
+func (l *fakePeer) FetchBlocks(in *pb.FetchBlocksRequest, s grpc.ServerStreamingServer[pb.FetchBlocksResponse]) error {
 	return l.answer(in, s)
 }
 
-func newLends(t testing.TB, answer func(*pb.FetchBlocksRequest, grpc.ServerStreamingServer[pb.FetchBlocksResponse]) error) string {
+func newPeer(t testing.TB, answer func(*pb.FetchBlocksRequest, grpc.ServerStreamingServer[pb.FetchBlocksResponse]) error) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := grpc.NewServer()
-	pb.RegisterWorkerServer(server, &lends{answer: answer})
+	pb.RegisterWorkerServer(server, &fakePeer{answer: answer})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -112,7 +112,7 @@ func TestFetch(t *testing.T) {
 		}, "100", true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			address := newLends(t, func(in *pb.FetchBlocksRequest, s stream) error {
+			address := newPeer(t, func(in *pb.FetchBlocksRequest, s stream) error {
 				if in.RequestId != "a" || string(in.Layout) != string(layout[:]) || len(in.Hashes) != 48 || in.Hashes[16] != 2 {
 					return status.Errorf(codes.InvalidArgument, "asked for %v", in)
 				}
@@ -157,7 +157,7 @@ func TestFetchFromNobody(t *testing.T) {
 		t.Errorf("%v after %v", whole, time.Since(began))
 	}
 	reached := make(chan struct{})
-	f.Source = newLends(t, func(_ *pb.FetchBlocksRequest, s grpc.ServerStreamingServer[pb.FetchBlocksResponse]) error {
+	f.Source = newPeer(t, func(_ *pb.FetchBlocksRequest, s grpc.ServerStreamingServer[pb.FetchBlocksResponse]) error {
 		close(reached)
 		<-s.Context().Done()
 		return s.Context().Err()
@@ -170,8 +170,8 @@ func TestFetchFromNobody(t *testing.T) {
 	}
 }
 
-// startLender is start with an engine whose blocks can be lent.
-func startLender(t *testing.T, s Settings, layout tier.Layout, control string) *node {
+// startBlockServer is start with an engine whose blocks can be fetched.
+func startBlockServer(t *testing.T, s Settings, layout tier.Layout, control string) *node {
 	t.Helper()
 	s.ID, s.Control, s.Logger = "w1", []string{control}, slog.New(slog.DiscardHandler)
 	s.Engine = engine.Settings{Blocks: 64, MaxSequences: 8, MaxBatchTokens: 64, PrefixCache: true}.WithDefaults()
@@ -189,7 +189,7 @@ func startLender(t *testing.T, s Settings, layout tier.Layout, control string) *
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.lender, w.peers = newLender(layout, 64), peers
+	w.blockServer, w.peers = newBlockServer(layout, 64), peers
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &node{Worker: w, cancel: cancel, ended: make(chan error, 1), gate: g, runner: runner}
 	done := make(chan struct{})
@@ -245,12 +245,12 @@ func fetchFrom(t *testing.T, w *node, in *pb.FetchBlocksRequest) (blocks []int32
 	}
 }
 
-// TestLends: a worker lends nothing while it computes and nothing of another layout; once it has handed
+// TestServesBlocks: a worker serves nothing while it computes and nothing of another layout; once it has handed
 // over it stays until each request was asked for, or its time is over.
-func TestLends(t *testing.T) {
+func TestServesBlocks(t *testing.T) {
 	layout := tier.Layout{9}
 	l := newLeader(t, 1)
-	w := startLender(t, Settings{DrainTimeout: time.Hour, HandOverTimeout: time.Hour}, layout, l.address)
+	w := startBlockServer(t, Settings{DrainTimeout: time.Hour, HandOverTimeout: time.Hour}, layout, l.address)
 	s := next(t, l.sessions, "session")
 	g := attach(t, w)
 	a, b := random("a", 40, 300), random("b", 50, 300)
@@ -299,7 +299,7 @@ func TestLends(t *testing.T) {
 	default:
 	}
 	if !w.Stats().InSession {
-		t.Error("it left the leader while it lends")
+		t.Error("it left the leader while it serves blocks")
 	}
 	if _, err := fetchFrom(t, w, of("b", layout)); err.Error() != "EOF" {
 		t.Error(err)
@@ -309,12 +309,12 @@ func TestLends(t *testing.T) {
 	}
 }
 
-// TestRefusedFetchEndsLending: a worker that cannot use the blocks of a request, because its pages mean
+// TestRefusedFetchEndsServing: a worker that cannot use the blocks of a request, because its pages mean
 // something else, is the one that has the request now: nobody is waited for any more.
-func TestRefusedFetchEndsLending(t *testing.T) {
+func TestRefusedFetchEndsServing(t *testing.T) {
 	layout := tier.Layout{9}
 	l := newLeader(t, 1)
-	w := startLender(t, Settings{DrainTimeout: time.Hour, HandOverTimeout: time.Hour}, layout, l.address)
+	w := startBlockServer(t, Settings{DrainTimeout: time.Hour, HandOverTimeout: time.Hour}, layout, l.address)
 	s := next(t, l.sessions, "session")
 	g := attach(t, w)
 	a := random("a", 40, 300)
@@ -334,11 +334,11 @@ func TestRefusedFetchEndsLending(t *testing.T) {
 	}
 }
 
-// TestLendsForAWhile: a worker that nobody asks ends all the same.
-func TestLendsForAWhile(t *testing.T) {
+// TestServesBlocksForAWhile: a worker that nobody asks ends all the same.
+func TestServesBlocksForAWhile(t *testing.T) {
 	layout := tier.Layout{9}
 	l := newLeader(t, 1)
-	w := startLender(t, Settings{DrainTimeout: -1, HandOverTimeout: 50 * time.Millisecond}, layout, l.address)
+	w := startBlockServer(t, Settings{DrainTimeout: -1, HandOverTimeout: 50 * time.Millisecond}, layout, l.address)
 	s := next(t, l.sessions, "session")
 	g := attach(t, w)
 	s.dispatch(t, 1, 1, random("a", 40, 400))
@@ -356,7 +356,7 @@ func TestLendsForAWhile(t *testing.T) {
 func BenchmarkFetch(b *testing.B) {
 	const pages, pageBytes = 94, 368640
 	page := make([]byte, pageBytes)
-	address := newLends(b, func(in *pb.FetchBlocksRequest, s grpc.ServerStreamingServer[pb.FetchBlocksResponse]) error {
+	address := newPeer(b, func(in *pb.FetchBlocksRequest, s grpc.ServerStreamingServer[pb.FetchBlocksResponse]) error {
 		for i := range int32(len(in.Hashes) / 16) {
 			if err := sendPage(s, i, page); err != nil {
 				return err

@@ -45,7 +45,7 @@ func (w *Worker) session(ctx context.Context, client pb.ControlClient) (welcomed
 		return false, "", err
 	}
 	s := &workStream{BidiStreamingClient: stream, obeyed: make(chan struct{}, 1), ended: make(chan struct{}), cache: make(chan engine.CacheNews, 1)}
-	hello := &pb.Hello{Worker: w.info, Running: w.outbox.brief(time.Now()), Rebind: w.settings.Rebind}
+	hello := &pb.Hello{Worker: w.info, Running: w.outbox.resync(time.Now()), Rebind: w.settings.Rebind}
 	if err := s.Send(&pb.WorkRequest{Message: &pb.WorkRequest_Hello{Hello: hello}}); err != nil {
 		_, err = s.Recv() // the status says more than "EOF"
 		return false, s.leader(), err

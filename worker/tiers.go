@@ -20,7 +20,7 @@ const kvNumbers = 1
 // there is no tier in host memory, blocks of other workers still come by way of it.
 func openTiers(s Settings, layout tier.Layout, m *model.Model, pages device.Pages, runner device.Runner) (*engine.Tiers, *tier.Disk, error) {
 	room := s.HostKVBytes
-	if room == 0 && s.lends() {
+	if room == 0 && s.servesBlocks() {
 		room = s.FetchKVBytes
 	}
 	shape := pages.Layout()
@@ -66,8 +66,8 @@ func openTiers(s Settings, layout tier.Layout, m *model.Model, pages device.Page
 	return &engine.Tiers{Cache: cache, Transit: s.HostKVBytes == 0, Pages: pages, Costs: costs}, disk, nil
 }
 
-// lends reports whether blocks may move from worker to worker.
-func (s Settings) lends() bool { return s.Engine.PrefixCache && s.FetchKVBytes > 0 }
+// servesBlocks reports whether blocks may move from worker to worker.
+func (s Settings) servesBlocks() bool { return s.Engine.PrefixCache && s.FetchKVBytes > 0 }
 
 // layoutDigest tells apart pages of the same tokens whose bytes are not the same: of other weights, another
 // shape, another order of bytes, or another rounding. Which device holds them, and which kernels computed

@@ -24,20 +24,20 @@ import (
 type Worker struct {
 	pb.UnimplementedWorkerServer
 
-	settings Settings
-	log      *slog.Logger
-	info     *pb.WorkerInfo
-	engine   *engine.Engine
-	outbox   *outbox
-	devices  devices
-	listener net.Listener
-	server   *grpc.Server
-	health   *health.Server
-	closers  []func() error // of the device's parts, in order
-	disk     *tier.Disk     // below the KV cache, or nil
-	costs    engine.Costs
-	lender   *lender // nil without blocks to lend
-	peers    *peers  // nil as well
+	settings    Settings
+	log         *slog.Logger
+	info        *pb.WorkerInfo
+	engine      *engine.Engine
+	outbox      *outbox
+	devices     devices
+	listener    net.Listener
+	server      *grpc.Server
+	health      *health.Server
+	closers     []func() error // of the device's parts, in order
+	disk        *tier.Disk     // below the KV cache, or nil
+	costs       engine.Costs
+	blockServer *blockServer // nil if it serves no blocks
+	peers       *peers       // nil as well
 
 	term      atomic.Uint64 // newest seen
 	index     atomic.Uint64 // newest dispatch taken
@@ -208,8 +208,8 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 		stop()
 	}
 	w.drain()
-	if err == nil && w.lender != nil && w.settings.HandOverTimeout > 0 {
-		w.lend(computing)
+	if err == nil && w.blockServer != nil && w.settings.HandOverTimeout > 0 {
+		w.serveBlocks(computing)
 	}
 	halt()
 	err = errors.Join(err, <-computed) // its last step is in the outbox now

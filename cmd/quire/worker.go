@@ -334,6 +334,6 @@ func newWorker() *cobra.Command {
 	f.DurationVar(&drain, "drain-timeout", 30*time.Second, "how long running requests may take to finish on shutdown; 0 hands them over to other workers at once")
 	f.DurationVar(&w.handOver, "hand-over-timeout", 5*time.Second, "how long a worker that handed requests over stays for others to fetch their KV cache; 0 ends at once")
 	f.BoolVar(&w.rebind, "rebind", false, "the model's name may stand for this worker's weights from now on, if no other worker and no unfinished request has it")
-	f.Int64Var(&w.kvFetchBytes, "kv-fetch-bytes", 1<<30, "most host memory for KV cache on its way from a worker that handed requests over; --kv-host-bytes takes its place; 0: compute it again, and lend none")
+	f.Int64Var(&w.kvFetchBytes, "kv-fetch-bytes", 1<<30, "most host memory for KV cache on its way from a worker that handed requests over; --kv-host-bytes takes its place; 0: compute it again, and serve none")
 	return cmd
 }

@@ -46,7 +46,7 @@ type Cache struct {
 
 	mu       sync.Mutex
 	work     sync.Cond
-	shelf    shelf
+	lru      lru
 	spare    [][]byte
 	made     int     // pages whose memory is allocated
 	reads    []*item // to be read from disk, in order
@@ -79,7 +79,7 @@ func New(s Settings) (*Cache, error) {
 	}
 	c := &Cache{
 		s: s, ahead: max(min(max(1, s.Pages/8), 256), s.Reads),
-		shelf: newShelf(s.TenantPages, min(s.Pages, 4096)), // a passage between workers is mostly empty
+		lru:   newLRU(s.TenantPages, min(s.Pages, 4096)), // a passage between workers is mostly empty
 		done:  make(chan struct{}),
 		ready: make(chan struct{}, 1),
 	}
@@ -119,8 +119,8 @@ func (c *Cache) Receive(h, parent kvcache.Hash, tenant int) []byte {
 func (c *Cache) expect(h, parent kvcache.Hash, tenant int, from origin) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if it := c.shelf.items[h]; it != nil {
-		c.shelf.touch(it)
+	if it := c.lru.items[h]; it != nil {
+		c.lru.touch(it)
 		return nil
 	}
 	it := c.reserve(h, parent, tenant)
@@ -138,12 +138,12 @@ func (c *Cache) reserve(h, parent kvcache.Hash, tenant int) *item {
 	switch {
 	case c.closing:
 		return nil
-	case c.shelf.full(tenant):
-		if victim = c.shelf.oldestOf(tenant); victim == nil {
+	case c.lru.full(tenant):
+		if victim = c.lru.oldestOf(tenant); victim == nil {
 			return nil
 		}
 	case c.room() == 0:
-		if victim = c.shelf.oldest(); victim == nil {
+		if victim = c.lru.oldest(); victim == nil {
 			return nil
 		}
 	}
@@ -161,7 +161,7 @@ func (c *Cache) reserve(h, parent kvcache.Hash, tenant int) *item {
 		it.page = make([]byte, c.s.PageBytes)
 		c.made++
 	}
-	c.shelf.add(it)
+	c.lru.add(it)
 	return it
 }
 
@@ -170,7 +170,7 @@ func (c *Cache) room() int { return len(c.spare) + c.s.Pages - c.made }
 
 // drop takes an item out and keeps its memory.
 func (c *Cache) drop(it *item) {
-	c.shelf.remove(it)
+	c.lru.remove(it)
 	c.spare = append(c.spare, it.page)
 	it.page = nil
 	if !it.filling {
@@ -183,7 +183,7 @@ func (c *Cache) Commit(h kvcache.Hash, ok bool) {
 	onDisk := ok && c.s.Disk != nil && c.s.Disk.Has(h)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	it := c.shelf.items[h]
+	it := c.lru.items[h]
 	if it == nil || !it.filling {
 		panic("tier: Commit without Reserve")
 	}
@@ -209,7 +209,7 @@ func (c *Cache) Match(hashes []kvcache.Hash) (host, total int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, h := range hashes {
-		it := c.shelf.items[h]
+		it := c.lru.items[h]
 		ready := it != nil && !it.filling
 		if !ready && (it == nil && (c.s.Disk == nil || !c.s.Disk.Has(h))) {
 			break
@@ -230,9 +230,9 @@ func (c *Cache) Prefetch(hashes []kvcache.Hash, tenant int) (begun int, coming b
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, h := range hashes {
-		if it := c.shelf.items[h]; it != nil {
+		if it := c.lru.items[h]; it != nil {
 			coming = coming || it.filling
-			c.shelf.touch(it)
+			c.lru.touch(it)
 			continue
 		}
 		if c.s.Disk == nil || !c.s.Disk.Has(h) {
@@ -259,7 +259,7 @@ func (c *Cache) Prefetch(hashes []kvcache.Hash, tenant int) (begun int, coming b
 func (c *Cache) Pin(h kvcache.Hash) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	it := c.shelf.items[h]
+	it := c.lru.items[h]
 	if it == nil || it.filling {
 		c.stats.Misses++
 		return nil
@@ -272,7 +272,7 @@ func (c *Cache) Pin(h kvcache.Hash) []byte {
 		c.stats.FromPeer++
 	}
 	it.from = fromDevice
-	c.shelf.touch(it)
+	c.lru.touch(it)
 	it.pins++
 	return it.page
 }
@@ -281,7 +281,7 @@ func (c *Cache) Pin(h kvcache.Hash) []byte {
 func (c *Cache) Pinned() (n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, it := range c.shelf.items {
+	for _, it := range c.lru.items {
 		if it.pins > 0 {
 			n++
 		}
@@ -293,7 +293,7 @@ func (c *Cache) Pinned() (n int) {
 func (c *Cache) Unpin(h kvcache.Hash) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	it := c.shelf.items[h]
+	it := c.lru.items[h]
 	if it == nil || it.pins == 0 {
 		panic("tier: Unpin without Pin")
 	}
@@ -304,7 +304,7 @@ func (c *Cache) Unpin(h kvcache.Hash) {
 func (c *Cache) Release(h kvcache.Hash) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	it := c.shelf.items[h]
+	it := c.lru.items[h]
 	if it == nil || it.pins == 0 {
 		panic("tier: Release without Pin")
 	}
@@ -320,7 +320,7 @@ func (c *Cache) Release(h kvcache.Hash) {
 func (c *Cache) Copy(h kvcache.Hash, dst []byte) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	it := c.shelf.items[h]
+	it := c.lru.items[h]
 	if it == nil || it.filling {
 		return false
 	}
@@ -333,7 +333,7 @@ func (c *Cache) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.stats
-	s.Pages = len(c.shelf.items)
+	s.Pages = len(c.lru.items)
 	return s
 }
 
@@ -361,7 +361,7 @@ func (c *Cache) Contents(dst []Change) []Change {
 }
 
 func (c *Cache) contents(dst []Change) []Change {
-	for _, it := range c.shelf.items {
+	for _, it := range c.lru.items {
 		if !it.filling {
 			dst = append(dst, Change{kvcache.Stored, kvcache.Host, it.hash, it.parent})
 		}
@@ -415,8 +415,8 @@ func (c *Cache) unwritten() *item {
 	if c.closing {
 		return c.rest()
 	}
-	for tenant, q := range c.shelf.tenants {
-		if c.room() > c.ahead && !c.shelf.nearlyFull(tenant, c.ahead) {
+	for tenant, q := range c.lru.tenants {
+		if c.room() > c.ahead && !c.lru.nearlyFull(tenant, c.ahead) {
 			continue
 		}
 		looked := 0
@@ -442,7 +442,7 @@ func (c *Cache) rest() *item {
 				return it
 			}
 		}
-		for _, q := range c.shelf.tenants {
+		for _, q := range c.lru.tenants {
 			for it := q.head; it != nil; it = it.next {
 				if c.looked++; it.dirty {
 					c.last = append(c.last, it)

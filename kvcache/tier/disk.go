@@ -44,7 +44,7 @@ type Disk struct {
 	s DiskSettings
 
 	mu    sync.Mutex
-	shelf shelf
+	lru   lru
 	max   int // pages
 	stats DiskStats
 }
@@ -69,7 +69,7 @@ func OpenDisk(s DiskSettings) (*Disk, error) {
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("tier: %w", err)
 	}
-	d := &Disk{s: s, max: int(min(s.MaxBytes/file, 1<<31)), shelf: newShelf(limits, 0)}
+	d := &Disk{s: s, max: int(min(s.MaxBytes/file, 1<<31)), lru: newLRU(limits, 0)}
 	if err := d.scan(); err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func (d *Disk) path(h kvcache.Hash) string {
 	return filepath.Join(d.s.Dir, name[:2], name+suffix)
 }
 
-// scan fills the shelf with what a former process left.
+// scan fills the list with what a former process left.
 func (d *Disk) scan() error {
 	type found struct {
 		it      *item
@@ -132,7 +132,7 @@ func (d *Disk) scan() error {
 		for _, old := range d.makeRoom(f.it.tenant) {
 			d.discard(old)
 		}
-		d.shelf.add(f.it)
+		d.lru.add(f.it)
 	}
 	return nil
 }
@@ -159,7 +159,7 @@ func readHeader(path string) (h header, size, written int64, err error) {
 func (d *Disk) Has(h kvcache.Hash) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.shelf.items[h] != nil
+	return d.lru.items[h] != nil
 }
 
 // Put writes a page and returns the hashes that had to go for it. One that is there already stays.
@@ -168,9 +168,9 @@ func (d *Disk) Put(h, parent kvcache.Hash, tenant int, page []byte) (evicted []k
 		return nil, fmt.Errorf("tier: page of %d bytes, want %d", len(page), d.s.PageBytes)
 	}
 	d.mu.Lock()
-	it := d.shelf.items[h]
+	it := d.lru.items[h]
 	if it != nil {
-		d.shelf.touch(it)
+		d.lru.touch(it)
 		d.mu.Unlock()
 		return nil, nil
 	}
@@ -188,8 +188,8 @@ func (d *Disk) Put(h, parent kvcache.Hash, tenant int, page []byte) (evicted []k
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.shelf.items[h] == nil {
-		d.shelf.add(&item{hash: h, parent: parent, tenant: tenant})
+	if d.lru.items[h] == nil {
+		d.lru.add(&item{hash: h, parent: parent, tenant: tenant})
 	}
 	return evicted, nil
 }
@@ -237,9 +237,9 @@ func (d *Disk) discard(h kvcache.Hash) {
 // removed, is reported as not found.
 func (d *Disk) Get(h kvcache.Hash, dst []byte) (parent kvcache.Hash, found bool) {
 	d.mu.Lock()
-	it := d.shelf.items[h]
+	it := d.lru.items[h]
 	if it != nil {
-		d.shelf.touch(it)
+		d.lru.touch(it)
 	}
 	d.mu.Unlock()
 	if it == nil {
@@ -247,8 +247,8 @@ func (d *Disk) Get(h kvcache.Hash, dst []byte) (parent kvcache.Hash, found bool)
 	}
 	if err := d.read(h, dst); err != nil {
 		d.mu.Lock()
-		if d.shelf.items[h] == it {
-			d.shelf.remove(it)
+		if d.lru.items[h] == it {
+			d.lru.remove(it)
 		}
 		d.stats.Damaged++
 		d.mu.Unlock()
@@ -295,12 +295,12 @@ func readPage(r io.Reader, want kvcache.Hash, layout Layout, dst []byte) error {
 // makeRoom takes pages out of the index until one more of tenant fits; the caller removes their
 // files. The lock is held, or not needed yet.
 func (d *Disk) makeRoom(tenant int) (evicted []kvcache.Hash) {
-	for d.shelf.full(tenant) || len(d.shelf.items) >= d.max {
-		it := d.shelf.oldest()
-		if d.shelf.full(tenant) {
-			it = d.shelf.oldestOf(tenant)
+	for d.lru.full(tenant) || len(d.lru.items) >= d.max {
+		it := d.lru.oldest()
+		if d.lru.full(tenant) {
+			it = d.lru.oldestOf(tenant)
 		}
-		d.shelf.remove(it)
+		d.lru.remove(it)
 		d.stats.Evictions++
 		evicted = append(evicted, it.hash)
 	}
@@ -312,7 +312,7 @@ func (d *Disk) Stats() DiskStats {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s := d.stats
-	s.Pages = len(d.shelf.items)
+	s.Pages = len(d.lru.items)
 	s.Bytes = int64(s.Pages) * (int64(d.s.PageBytes) + headerBytes)
 	return s
 }
@@ -321,7 +321,7 @@ func (d *Disk) Stats() DiskStats {
 func (d *Disk) each(f func(h, parent kvcache.Hash)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, it := range d.shelf.items {
+	for _, it := range d.lru.items {
 		f(it.hash, it.parent)
 	}
 }

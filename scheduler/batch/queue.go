@@ -144,14 +144,14 @@ type flow struct {
 
 // lane holds those of a flow's requests that have one shape.
 type lane struct {
-	flow  *flow
-	shelf *shelf
-	items tree[*item]
-	node  node[*lane]
+	flow   *flow
+	bucket *bucket
+	items  tree[*item]
+	node   node[*lane]
 }
 
-// shelf holds a class's lanes of one shape.
-type shelf struct {
+// bucket holds a class's lanes of one shape.
+type bucket struct {
 	shape shape
 	lanes tree[*lane]
 }
@@ -160,7 +160,7 @@ type shelf struct {
 type class struct {
 	number  int
 	flows   map[string]*flow
-	shelves []*shelf
+	buckets []*bucket
 	resumed tree[*item]
 	// len counts what waits, with a worker reserved or without.
 	len int
@@ -258,10 +258,10 @@ func (q *queue) push(i *item) {
 	l := i.flow.lane(i.need.shape())
 	i.lane = l
 	l.items.insert(i, i.need)
-	if !l.shelf.lanes.has(l) {
-		l.shelf.lanes.insert(l, l.items.root.least)
+	if !l.bucket.lanes.has(l) {
+		l.bucket.lanes.insert(l, l.items.root.least)
 	} else {
-		l.shelf.lanes.update(l, l.items.root.least)
+		l.bucket.lanes.update(l, l.items.root.least)
 	}
 }
 
@@ -275,44 +275,44 @@ func (q *queue) remove(i *item) {
 	l.items.remove(i)
 	i.lane = nil
 	if l.items.len() > 0 {
-		l.shelf.lanes.update(l, l.items.root.least)
+		l.bucket.lanes.update(l, l.items.root.least)
 		return
 	}
-	l.shelf.lanes.remove(l)
+	l.bucket.lanes.remove(l)
 	l.flow.drop(l)
 }
 
 func (f *flow) lane(s shape) *lane {
 	for _, l := range f.lanes {
-		if l.shelf.shape == s {
+		if l.bucket.shape == s {
 			return l
 		}
 	}
-	l := &lane{flow: f, shelf: f.class.shelf(s), items: tree[*item]{less: before, at: func(i *item) *node[*item] { return &i.node }}}
+	l := &lane{flow: f, bucket: f.class.bucket(s), items: tree[*item]{less: before, at: func(i *item) *node[*item] { return &i.node }}}
 	f.lanes = append(f.lanes, l)
 	return l
 }
 
 func (f *flow) drop(l *lane) {
 	f.lanes = without(f.lanes, l)
-	if l.shelf.lanes.len() == 0 {
-		f.class.shelves = without(f.class.shelves, l.shelf)
+	if l.bucket.lanes.len() == 0 {
+		f.class.buckets = without(f.class.buckets, l.bucket)
 	}
 }
 
-func (c *class) shelf(s shape) *shelf {
-	for _, have := range c.shelves {
+func (c *class) bucket(s shape) *bucket {
+	for _, have := range c.buckets {
 		if have.shape == s {
 			return have
 		}
 	}
-	out := &shelf{shape: s, lanes: tree[*lane]{
+	out := &bucket{shape: s, lanes: tree[*lane]{
 		less: func(a, b *lane) bool {
 			return cmp.Or(cmp.Compare(a.flow.served, b.flow.served), cmp.Compare(a.flow.name, b.flow.name)) < 0
 		},
 		at: func(l *lane) *node[*lane] { return &l.node },
 	}}
-	c.shelves = append(c.shelves, out)
+	c.buckets = append(c.buckets, out)
 	return out
 }
 
@@ -334,7 +334,7 @@ func without[T comparable](list []T, x T) []T {
 func (f *flow) charge(tokens int64) {
 	f.served += tokens * accountScale / f.weight
 	for _, l := range f.lanes {
-		l.shelf.lanes.update(l, l.items.root.least)
+		l.bucket.lanes.update(l, l.items.root.least)
 	}
 }
 
@@ -439,7 +439,7 @@ func (c *class) next(may func(shape, *need) bool, wanted func(*item) bool) *item
 		}
 	}
 	var best *item
-	for _, s := range c.shelves {
+	for _, s := range c.buckets {
 		of := func(n *need) bool { return may(s.shape, n) }
 		var found *item
 		_, ok := s.lanes.first(of, func(l *lane) bool {
@@ -456,7 +456,7 @@ func (c *class) next(may func(shape, *need) bool, wanted func(*item) bool) *item
 // sooner says which of two requests of a class is first.
 func (i *item) sooner(than *item) bool {
 	if i.flow != than.flow {
-		return i.lane.shelf.lanes.less(i.lane, than.lane)
+		return i.lane.bucket.lanes.less(i.lane, than.lane)
 	}
 	return before(i, than)
 }

@@ -101,13 +101,13 @@ func (t *tree[T]) insert(x T, own need) {
 	}
 	*at = n
 	for n.parent != nil && n.rank > n.parent.rank {
-		t.lift(n)
+		t.rotate(n)
 	}
 	n.parent.sumUp()
 }
 
-// lift turns a node and its parent around.
-func (t *tree[T]) lift(n *node[T]) {
+// rotate turns a node and its parent around.
+func (t *tree[T]) rotate(n *node[T]) {
 	p, above := n.parent, n.parent.parent
 	if p.left == n {
 		p.left = n.right
@@ -145,9 +145,9 @@ func (t *tree[T]) remove(x T) {
 	n := t.at(x)
 	for n.left != nil && n.right != nil {
 		if n.left.rank > n.right.rank {
-			t.lift(n.left)
+			t.rotate(n.left)
 		} else {
-			t.lift(n.right)
+			t.rotate(n.right)
 		}
 	}
 	child := n.left

@@ -46,8 +46,8 @@ type hardRecord struct {
 	// One of the two must reach as far when the node starts again.
 	Log      uint64 `json:"log"`
 	Snapshot uint64 `json:"snapshot"`
-	// Condemned is why the folder must not be used again, found out while the node ran.
-	Condemned string `json:"condemned,omitempty"`
+	// Unusable is why the folder must not be used again, found out while the node ran.
+	Unusable string `json:"unusable,omitempty"`
 }
 
 const (
@@ -87,8 +87,8 @@ func openHardState(dir string) (*hardState, error) {
 			return nil, Damaged(path, "it is empty, but %s is there", found)
 		}
 	}
-	if h.rec.Condemned != "" {
-		return nil, Damaged("the log", "%s", h.rec.Condemned)
+	if h.rec.Unusable != "" {
+		return nil, Damaged("the log", "%s", h.rec.Unusable)
 	}
 	if h.file, err = os.OpenFile(path, os.O_WRONLY|unix.O_DSYNC, 0o600); err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)

@@ -303,7 +303,7 @@ func (n *Node) checkMembership(id string, alone bool) error {
 // damaged stops the node over damage that it has found while running. Before raft starts the next time
 // the folder is looked through, and put aside; that is noted, for damage that can't be seen then.
 func (n *Node) damaged(err error) {
-	if noting := n.condemn(fmt.Errorf("found when it was used: %w", err)); noting != nil {
+	if noting := n.markUnusable(fmt.Errorf("found when it was used: %w", err)); noting != nil {
 		err = errors.Join(err, noting)
 	}
 	n.settings.Fatal(fmt.Errorf("the log of this node is damaged, and it stops before it applies or sends any of that: %w", err))

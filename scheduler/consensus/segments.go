@@ -24,7 +24,7 @@ var (
 // Load reads the table; there is none where there are no segments.
 func (t *segmentTable) Load(dir string) (state types.PersistentState, err error) {
 	t.path = filepath.Join(dir, segmentTableFile)
-	err = ReadSealed(t.path, &state)
+	err = ReadChecked(t.path, &state)
 	if errors.Is(err, fs.ErrNotExist) {
 		if found, _ := filepath.Glob(filepath.Join(dir, "*.wal")); len(found) > 0 { // The pattern is right.
 			return state, Damaged(t.path, "it is not there, but %s is", found[0])
@@ -36,7 +36,7 @@ func (t *segmentTable) Load(dir string) (state types.PersistentState, err error)
 
 // CommitState writes the table.
 func (t *segmentTable) CommitState(state types.PersistentState) error {
-	return WriteSealed(t.path, state)
+	return WriteChecked(t.path, state)
 }
 
 // GetStable is not used.

@@ -36,20 +36,20 @@ func (n *Node) Quarantine(reason error) {
 		return
 	}
 	n.settings.Logger.Error("this node takes no part in its cluster any more", "node", n.id, "error", reason)
-	if err := n.condemn(reason); err != nil {
+	if err := n.markUnusable(reason); err != nil {
 		n.settings.Logger.Error("that could not be written down, and is forgotten when the node starts again", "error", err)
 	}
 	n.standingChanged()
 	n.shutdown()
 }
 
-// condemn notes that the folder must not be used again, if the node can be repaired from others.
-func (n *Node) condemn(reason error) error {
+// markUnusable notes that the folder must not be used again, if the node can be repaired from others.
+func (n *Node) markUnusable(reason error) error {
 	if !n.settings.Await || n.files.hard == nil {
 		return nil
 	}
 	why := reason.Error()
-	return n.files.hard.change(func(r *hardRecord) { r.Condemned = why[:min(len(why), maxReasonBytes)] })
+	return n.files.hard.change(func(r *hardRecord) { r.Unusable = why[:min(len(why), maxReasonBytes)] })
 }
 
 // mayVote says whether this node answers requests for its vote.

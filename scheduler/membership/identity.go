@@ -49,7 +49,7 @@ func openIdentity(dir, id string, newcomer, repaired bool) (*identity, error) {
 	}
 	i.path = filepath.Join(dir, "node.json")
 	found := &identity{path: i.path}
-	err := consensus.ReadSealed(i.path, found)
+	err := consensus.ReadChecked(i.path, found)
 	if errors.Is(err, fs.ErrNotExist) {
 		if consensus.InUse(dir) {
 			return nil, consensus.Damaged(i.path, "it is not there, but a log is")
@@ -70,7 +70,7 @@ func (i *identity) write() error {
 	if i.path == "" {
 		return nil
 	}
-	if err := consensus.WriteSealed(i.path, i); err != nil {
+	if err := consensus.WriteChecked(i.path, i); err != nil {
 		return fmt.Errorf("write who the data folder belongs to: %w", err)
 	}
 	return nil

@@ -17,62 +17,62 @@ import (
 )
 
 const (
-	// lendStreams is how many workers' fetches are served at once; the others wait.
-	lendStreams = 8
+	// fetchesServed is how many workers' fetches are served at once; the others wait.
+	fetchesServed = 8
 	// pieceBytes is the most of a page that goes into one message.
 	pieceBytes = 1 << 20
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// lender knows which of the requests that were handed over nobody has fetched the blocks of yet.
-type lender struct {
+// blockServer knows which of the requests that were handed over nobody has fetched the blocks of yet.
+type blockServer struct {
 	layout    tier.Layout
 	pageBytes int
 	slots     chan struct{}
 
 	mu   sync.Mutex
-	ctx  context.Context // of lending; nil before
+	ctx  context.Context // of serving; nil before
 	left map[string]struct{}
 	done chan struct{} // closed when none is left
 }
 
-func newLender(layout tier.Layout, pageBytes int) *lender {
-	return &lender{layout: layout, pageBytes: pageBytes, slots: make(chan struct{}, lendStreams), done: make(chan struct{})}
+func newBlockServer(layout tier.Layout, pageBytes int) *blockServer {
+	return &blockServer{layout: layout, pageBytes: pageBytes, slots: make(chan struct{}, fetchesServed), done: make(chan struct{})}
 }
 
-// open begins lending for requests, until ctx ends.
-func (l *lender) open(ctx context.Context, requests []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.ctx, l.left = ctx, make(map[string]struct{}, len(requests))
+// open begins to serve the blocks of requests, until ctx ends.
+func (b *blockServer) open(ctx context.Context, requests []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ctx, b.left = ctx, make(map[string]struct{}, len(requests))
 	for _, id := range requests {
-		l.left[id] = struct{}{}
+		b.left[id] = struct{}{}
 	}
 }
 
 // served is called when a request's blocks were fetched, or tried to be.
-func (l *lender) served(id string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if _, ok := l.left[id]; !ok {
+func (b *blockServer) served(id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := b.left[id]; !ok {
 		return
 	}
-	if delete(l.left, id); len(l.left) == 0 {
-		close(l.done)
+	if delete(b.left, id); len(b.left) == 0 {
+		close(b.done)
 	}
 }
 
-// lending returns the context of lending, nil before it.
-func (l *lender) lending() context.Context {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.ctx
+// serving returns the context of serving, nil before it.
+func (b *blockServer) serving() context.Context {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.ctx
 }
 
-// lend hands over what runs and stays until the blocks of all of it were fetched, for
+// serveBlocks hands over what runs and stays until the blocks of all of it were fetched, for
 // Settings.HandOverTimeout at most. ctx ends with the engine.
-func (w *Worker) lend(ctx context.Context) {
+func (w *Worker) serveBlocks(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, w.settings.HandOverTimeout)
 	defer cancel()
 	if err := w.engine.Freeze(ctx); err != nil {
@@ -83,19 +83,19 @@ func (w *Worker) lend(ctx context.Context) {
 	if len(requests) == 0 {
 		return
 	}
-	w.lender.open(ctx, requests)
+	w.blockServer.open(ctx, requests)
 	w.giveBack()
 	select {
-	case <-w.lender.done:
+	case <-w.blockServer.done:
 	case <-ctx.Done():
 	}
 }
 
 // FetchBlocks sends blocks of requests that were handed over; see the service's definition.
 func (w *Worker) FetchBlocks(in *pb.FetchBlocksRequest, stream grpc.ServerStreamingServer[pb.FetchBlocksResponse]) error {
-	l := w.lender
+	l := w.blockServer
 	if l == nil {
-		return status.Error(codes.FailedPrecondition, "this worker lends no blocks")
+		return status.Error(codes.FailedPrecondition, "this worker serves no blocks")
 	}
 	defer l.served(in.GetRequestId()) // one that is refused will not come back
 	switch {
@@ -104,13 +104,13 @@ func (w *Worker) FetchBlocks(in *pb.FetchBlocksRequest, stream grpc.ServerStream
 	case string(in.GetLayout()) != string(l.layout[:]):
 		return status.Errorf(codes.FailedPrecondition, "layout: %x, this worker's is %x: the model, the shape of the KV cache, or the kernels are others", in.GetLayout(), l.layout)
 	}
-	lending := l.lending()
-	if lending == nil {
+	serving := l.serving()
+	if serving == nil {
 		return status.Error(codes.FailedPrecondition, "this worker has handed nothing over")
 	}
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
-	defer context.AfterFunc(lending, cancel)()
+	defer context.AfterFunc(serving, cancel)()
 	select {
 	case l.slots <- struct{}{}:
 		defer func() { <-l.slots }()

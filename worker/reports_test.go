@@ -156,7 +156,7 @@ func TestEveryTokenIsToldOnce(t *testing.T) {
 			"ends":       func(*rapid.T) { hear(o.finished(now)) },
 			"checkpoint": func(*rapid.T) { p, _ := o.checkpoint(); hear(nil, p) },
 			"new leader": func(*rapid.T) {
-				listed := o.brief(now)
+				listed := o.resync(now)
 				for id, x := range runs {
 					if !slices.Contains(listed, id) {
 						rt.Fatalf("the hello names %v and not %s", listed, id)

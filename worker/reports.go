@@ -20,10 +20,10 @@ const (
 	tokenBytes, choiceBytes, requestBytes = 4, 24, 192
 )
 
-// briefing is what the leader must hear: at every checkpoint what running requests have generated,
+// reports is what the leader must hear: at every checkpoint what running requests have generated,
 // and at once what ended, with the rest of its tokens. Each token is said once a session; a new
 // session's leader may know nothing, so everything is said again.
-type briefing struct {
+type reports struct {
 	ends []*end // to be said
 	said []*end // within endAgain
 	news []*output
@@ -43,7 +43,7 @@ type end struct {
 }
 
 // poke makes the session say what there is, and send a heartbeat.
-func (b *briefing) poke() {
+func (b *reports) poke() {
 	select {
 	case b.wake <- struct{}{}:
 	default:
@@ -79,9 +79,9 @@ func (o *outbox) turnAway(id string, term, index uint64) {
 	o.tellEnd(&end{id: id, term: term, index: index, returned: true})
 }
 
-// brief begins a session with a leader: all that runs, and all that ended and may not have been heard,
+// resync begins a session with a leader: all that runs, and all that ended and may not have been heard,
 // is news again. It returns the ids of both.
-func (o *outbox) brief(now time.Time) (ids []string) {
+func (o *outbox) resync(now time.Time) (ids []string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	b := &o.leader

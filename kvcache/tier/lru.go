@@ -6,7 +6,7 @@ import "github.com/quire-serve/quire/kvcache"
 type item struct {
 	hash, parent kvcache.Hash
 	tenant       int
-	used         uint64 // the shelf's count of uses when this one was used last
+	used         uint64 // the lru's count of uses when this one was used last
 	prev, next   *item  // neighbours of the same tenant
 
 	// In host memory only.
@@ -26,8 +26,8 @@ const (
 	fromPeer
 )
 
-// shelf knows the pages of one tier: by hash, and by tenant in order of use.
-type shelf struct {
+// lru knows the pages of one tier: by hash, and by tenant in order of use.
+type lru struct {
 	items   map[kvcache.Hash]*item
 	tenants map[int]*queue
 	limits  []int // pages of each tenant; 0, or past the end, is no limit
@@ -40,11 +40,11 @@ type queue struct {
 	n          int
 }
 
-func newShelf(limits []int, pages int) shelf {
-	return shelf{items: make(map[kvcache.Hash]*item, pages), tenants: map[int]*queue{}, limits: limits}
+func newLRU(limits []int, pages int) lru {
+	return lru{items: make(map[kvcache.Hash]*item, pages), tenants: map[int]*queue{}, limits: limits}
 }
 
-func (s *shelf) add(it *item) {
+func (s *lru) add(it *item) {
 	s.items[it.hash] = it
 	q := s.tenants[it.tenant]
 	if q == nil {
@@ -63,7 +63,7 @@ func (s *shelf) add(it *item) {
 	q.n++
 }
 
-func (s *shelf) remove(it *item) {
+func (s *lru) remove(it *item) {
 	delete(s.items, it.hash)
 	q := s.tenants[it.tenant]
 	if it.prev == nil {
@@ -82,16 +82,16 @@ func (s *shelf) remove(it *item) {
 	}
 }
 
-func (s *shelf) touch(it *item) {
+func (s *lru) touch(it *item) {
 	s.remove(it)
 	s.add(it)
 }
 
 // full reports whether tenant holds as many pages as it may.
-func (s *shelf) full(tenant int) bool { return s.nearlyFull(tenant, 0) }
+func (s *lru) full(tenant int) bool { return s.nearlyFull(tenant, 0) }
 
 // nearlyFull reports whether tenant may hold no more than slack pages besides its own.
-func (s *shelf) nearlyFull(tenant, slack int) bool {
+func (s *lru) nearlyFull(tenant, slack int) bool {
 	if tenant >= len(s.limits) || s.limits[tenant] == 0 {
 		return false
 	}
@@ -100,7 +100,7 @@ func (s *shelf) nearlyFull(tenant, slack int) bool {
 }
 
 // oldestOf returns tenant's least recently used page that may go, or nil.
-func (s *shelf) oldestOf(tenant int) *item {
+func (s *lru) oldestOf(tenant int) *item {
 	q := s.tenants[tenant]
 	if q == nil {
 		return nil
@@ -114,7 +114,7 @@ func (s *shelf) oldestOf(tenant int) *item {
 }
 
 // oldest returns the least recently used page of all that may go, or nil.
-func (s *shelf) oldest() *item {
+func (s *lru) oldest() *item {
 	var best *item
 	for tenant := range s.tenants {
 		if it := s.oldestOf(tenant); it != nil && (best == nil || it.used < best.used) {

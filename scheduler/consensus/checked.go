@@ -12,28 +12,28 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-// sealed is a small file of JSON that knows whether it is as it was written.
-type sealed struct {
+// checked is a small file of JSON that knows whether it is as it was written.
+type checked struct {
 	Checksum string          `json:"checksum"`
 	Content  json.RawMessage `json:"content"`
 }
 
-// WriteSealed replaces a file, as a whole or not at all, with v as JSON under a checksum.
-func WriteSealed(path string, v any) error {
+// WriteChecked replaces a file, as a whole or not at all, with v as JSON under a checksum.
+func WriteChecked(path string, v any) error {
 	content, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	data, err := json.MarshalIndent(sealed{seal(content), content}, "", "  ")
+	data, err := json.MarshalIndent(checked{checksum(content), content}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
 	return writeFileSync(path, append(data, '\n'))
 }
 
-// ReadSealed reads what WriteSealed wrote. A file that is not there is fs.ErrNotExist, one that is not
+// ReadChecked reads what WriteChecked wrote. A file that is not there is fs.ErrNotExist, one that is not
 // as it was written a *Damage.
-func ReadSealed(path string, v any) error {
+func ReadChecked(path string, v any) error {
 	data, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -41,12 +41,12 @@ func ReadSealed(path string, v any) error {
 	case err != nil:
 		return &Damage{What: path, Err: err}
 	}
-	var s sealed
+	var s checked
 	var content bytes.Buffer
 	if err := json.Unmarshal(data, &s); err != nil {
 		return Damaged(path, "it is no JSON any more: %w", err)
 	}
-	if err := json.Compact(&content, s.Content); err != nil || seal(content.Bytes()) != s.Checksum {
+	if err := json.Compact(&content, s.Content); err != nil || checksum(content.Bytes()) != s.Checksum {
 		return Damaged(path, "its checksum is wrong")
 	}
 	if err := json.Unmarshal(content.Bytes(), v); err != nil {
@@ -55,7 +55,7 @@ func ReadSealed(path string, v any) error {
 	return nil
 }
 
-func seal(content []byte) string { return fmt.Sprintf("%016x", xxhash.Sum64(content)) }
+func checksum(content []byte) string { return fmt.Sprintf("%016x", xxhash.Sum64(content)) }
 
 // writeFileSync writes a file beside path, syncs it and puts it in path's place.
 func writeFileSync(path string, data []byte) (err error) {
