@@ -120,6 +120,9 @@ func TestPureFolders(t *testing.T) {
 			continue
 		}
 		for _, dep := range p.Deps {
+			if within(dep, "google.golang.org/protobuf") && p.folder() != "scheduler/state" {
+				t.Errorf("%s depends on %s: what decides has types of its own, so that neither the wire API nor the log's format is its concern", p.folder(), dep)
+			}
 			// The generated proto package is data and its service stubs; only direct use is barred.
 			if dep == "google.golang.org/grpc" && slices.Contains(p.Imports, dep) || dep == "runtime/cgo" && p.folder() != "scheduler/state" && p.folder() != "scheduler/batch" && p.folder() != "roster" {
 				t.Errorf("%s depends on %s: it must run the same in a simulation, without network or C", p.folder(), dep)
