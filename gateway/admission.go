@@ -35,15 +35,18 @@ func (g *Gateway) start(ctx context.Context, c *call) (*answer, *apiError) {
 	held := 0
 	for i := range ids {
 		ids[i] = c.part(i)
-		if g.lives.lingers(ids[i]) {
+		if i >= c.places && g.lives.lingers(ids[i]) {
 			held++ // it has a place for its client
 		}
 	}
-	if e := g.acquire(len(ids) - held); e != nil {
+	if len(ids) > g.MaxRequests {
+		return nil, invalid("prompt", "prompt holds %d prompts; the gateway serves %d at once", len(ids), g.MaxRequests)
+	}
+	if e := g.acquire(len(ids) - c.places - held); e != nil {
 		return nil, e
 	}
 	g.inUse.Add(int64(held))
-	a.places = len(ids)
+	a.places, c.places = len(ids), 0
 	for i, id := range ids {
 		request := g.request(id, c, &c.prompts[i])
 		create := func() *live {
@@ -89,15 +92,18 @@ func (g *Gateway) start(ctx context.Context, c *call) (*answer, *apiError) {
 
 // awaitWorker waits for a stream to some worker of a model. Where there is none at all, or none can be
 // reached, it refuses.
-func (g *Gateway) awaitWorker(ctx context.Context, m *served) *apiError {
+func (g *Gateway) awaitWorker(parent context.Context, m *served) *apiError {
 	if g.serving(m).ready > 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, workerWait)
+	ctx, cancel := context.WithTimeout(parent, workerWait)
 	defer cancel()
 	tick := time.NewTicker(workerPoll)
 	defer tick.Stop()
 	for {
+		if parent.Err() != nil {
+			return gone()
+		}
 		known := slices.ContainsFunc(g.workers.list(), func(a *attachment) bool { return a.info.Model == m.ID })
 		if g.serving(m).ready > 0 {
 			return nil
@@ -252,7 +258,7 @@ func (a *answer) await(ctx context.Context) *apiError {
 		select {
 		case <-l.admitted:
 		case <-ctx.Done():
-			return cancelled(reasonGone)
+			return gone()
 		}
 	}
 	for _, l := range a.lives {

@@ -28,6 +28,8 @@ type call struct {
 	tokenIDs, usageSoFar bool
 	// marks are where the client has read the choices to; none is from the start.
 	marks marks
+	// places are what the call has of the gateway's until its answer has them.
+	places int
 }
 
 // choices is how many choices an answer to the call has, all prompts together.
@@ -112,7 +114,10 @@ func (a *answer) created() time.Time {
 
 // next waits for news and returns it, at least one piece; nil when all choices have ended. The pieces
 // are valid until the next call.
-func (a *answer) next(ctx context.Context) ([]piece, *apiError) {
+func (a *answer) next(ctx context.Context) ([]piece, *apiError) { return a.nextUntil(ctx, nil) }
+
+// nextUntil is next, but returns without any when there are no news and tick has something.
+func (a *answer) nextUntil(ctx context.Context, tick <-chan time.Time) ([]piece, *apiError) {
 	for {
 		pieces, e := a.look()
 		if e != nil || len(pieces) > 0 || a.ended() {
@@ -120,7 +125,9 @@ func (a *answer) next(ctx context.Context) ([]piece, *apiError) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, cancelled(reasonGone)
+			return nil, gone()
+		case <-tick:
+			return nil, nil
 		case <-a.wake:
 		}
 	}

@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"encoding/json"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,26 +14,6 @@ import (
 
 // maxMessages bounds one conversation.
 const maxMessages = 4096
-
-// serveChat answers POST /v1/chat/completions.
-func (g *Gateway) serveChat(w http.ResponseWriter, r *http.Request) {
-	who, e := identify(w, r)
-	if e != nil {
-		e.write(w)
-		return
-	}
-	f, e := g.body(w, r)
-	if e != nil {
-		e.write(w)
-		return
-	}
-	c, open, e := g.chatCall(r.Context(), f, who)
-	if e != nil {
-		e.write(w)
-		return
-	}
-	g.respond(w, r, c, open)
-}
 
 // chatCall reads the body of a chat request.
 func (g *Gateway) chatCall(ctx context.Context, f *fields, who caller) (*call, opener, *apiError) {

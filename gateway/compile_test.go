@@ -49,7 +49,7 @@ func TestCompilesAreQueued(t *testing.T) {
 			t.Errorf("over the bound: %+v", e)
 		}
 		leave(errors.New("gone"))
-		if e := <-ended; e == nil || e.name != "request_cancelled" {
+		if e := <-ended; e == nil || e.status != statusGone {
 			t.Errorf("who has left: %+v", e)
 		}
 		go func() { ended <- check(t.Context(), "second") }()

@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"encoding/json"
-	"net/http"
 	"strconv"
 	"time"
 
@@ -12,26 +11,6 @@ import (
 
 // defaultCompletionTokens is max_tokens of a plain completion that does not say.
 const defaultCompletionTokens = 16
-
-// serveCompletions answers POST /v1/completions.
-func (g *Gateway) serveCompletions(w http.ResponseWriter, r *http.Request) {
-	who, e := identify(w, r)
-	if e != nil {
-		e.write(w)
-		return
-	}
-	f, e := g.body(w, r)
-	if e != nil {
-		e.write(w)
-		return
-	}
-	c, open, e := g.completionCall(r.Context(), f, who)
-	if e != nil {
-		e.write(w)
-		return
-	}
-	g.respond(w, r, c, open)
-}
 
 // completionCall reads the body of a plain completion.
 func (g *Gateway) completionCall(ctx context.Context, f *fields, who caller) (*call, opener, *apiError) {

@@ -87,7 +87,7 @@ func (m *served) checkConstraint(ctx context.Context, c *pb.Constraint, param st
 		e.reason = "compiles"
 		return e
 	case ctx.Err() != nil:
-		return cancelled(reasonGone)
+		return gone()
 	}
 	return invalid(param, "%s: %v", param, err)
 }

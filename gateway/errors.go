@@ -33,7 +33,7 @@ type apiError struct {
 	message string
 	// retryAfter, if positive, tells the client when to come back.
 	retryAfter time.Duration
-	// noRetry tells clients that would retry this status by habit not to.
+	// noRetry: the same request ends the same way again, although its status says otherwise.
 	noRetry bool
 	// reason, if set, says in a word why a request was not taken: what the leader calls it.
 	reason string
@@ -154,6 +154,19 @@ func failed(reason pb.FinishReason, message string) *apiError {
 	return internal("generation failed: %s", message)
 }
 
+// statusGone is what the metrics and the log call the end of a request whose client has hung up; nobody is
+// there to read it.
+const statusGone = 499
+
+func gone() *apiError {
+	return &apiError{status: statusGone, code: codes.Canceled, kind: typeInvalid, name: "client_closed_request", message: reasonGone, noRetry: true}
+}
+
+func tooLarge(limit int64) *apiError {
+	return &apiError{status: http.StatusRequestEntityTooLarge, code: codes.InvalidArgument, kind: typeInvalid, name: "request_too_large",
+		message: fmt.Sprintf("the body is larger than %d bytes", limit)}
+}
+
 // cancelled ends a request that someone else than its client cancelled.
 func cancelled(reason string) *apiError {
 	message := "the request was cancelled"
@@ -220,12 +233,13 @@ func fromControl(err error) *apiError {
 	case codes.AlreadyExists:
 		return conflict("request_id_in_use", "%s", s.Message())
 	case codes.Unavailable, codes.FailedPrecondition, codes.Aborted:
+		e := unavailable("the control plane does not answer: %s", s.Message())
 		if reason != "" {
-			e := unavailable("%s", s.Message())
+			e = unavailable("%s", s.Message())
 			e.reason = reason
-			return e
 		}
-		return unavailable("the control plane does not answer: %s", s.Message())
+		e.retryAfter = cmp.Or(after, e.retryAfter)
+		return e
 	default:
 		return internal("admission failed: %s", s.Message())
 	}
@@ -261,6 +275,11 @@ func appendNullable(b []byte, s string) []byte {
 	return appendString(b, s)
 }
 
+// retryable reports whether the same request may have another end later on.
+func (e *apiError) retryable() bool {
+	return !e.noRetry && (e.retryAfter > 0 || e.status == http.StatusRequestTimeout || e.status >= http.StatusInternalServerError)
+}
+
 // write answers with the error. Clients of OpenAI retry 408, 409, 429 and 5xx unless x-should-retry
 // says otherwise, and prefer retry-after-ms to Retry-After.
 func (e *apiError) write(w http.ResponseWriter) {
@@ -275,11 +294,9 @@ func (e *apiError) write(w http.ResponseWriter) {
 		h.Set("Retry-After", strconv.FormatInt(int64(seconds), 10))
 		h.Set("Retry-After-Ms", strconv.FormatInt(e.retryAfter.Milliseconds(), 10))
 	}
-	switch {
-	case e.noRetry:
-		h.Set("X-Should-Retry", "false")
-	case e.retryAfter > 0:
-		h.Set("X-Should-Retry", "true")
+	h.Set("X-Should-Retry", strconv.FormatBool(e.retryable()))
+	if e.status == statusGone {
+		return // to nobody
 	}
 	w.WriteHeader(e.status)
 	// A failed write means that the client has gone: there is nobody left to tell.

@@ -257,6 +257,9 @@ func (g *Gateway) supervise(ctx context.Context) {
 		case <-tick.C:
 		}
 		now := g.Now()
+		for _, m := range g.order {
+			m.tell(g.refused(m), now)
+		}
 		for _, l := range g.lives.all() {
 			g.expire(ctx, l, now)
 			if !l.inquire(now, g.attached) {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"io"
 	"math"
 	"strconv"
 	"unicode/utf8"
@@ -270,14 +269,4 @@ func (f *fields) nested(name string, raw json.RawMessage) (*fields, bool) {
 		return nil, false
 	}
 	return inner, true
-}
-
-// readAll reads a body of at most limit bytes, sized from the start when the length is announced.
-func readAll(r io.Reader, announced, limit int64) ([]byte, error) {
-	var buf bytes.Buffer
-	if announced > 0 && announced <= limit {
-		buf.Grow(int(announced) + bytes.MinRead)
-	}
-	_, err := buf.ReadFrom(r)
-	return buf.Bytes(), err
 }

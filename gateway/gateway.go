@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,9 +25,13 @@ import (
 const (
 	// abortTimeout bounds how long a departing client's goroutine stays to tell the leader.
 	abortTimeout = 5 * time.Second
+	// settled is how long it must have been so that a model takes requests, or does not, to be news.
+	settled = 2 * time.Second
 	// Defaults of Settings.
 	defaultMaxBody       = 8 << 20
+	defaultMaxBodies     = 128 << 20
 	defaultMaxRequests   = 1024
+	defaultKeepAlive     = 5 * time.Second
 	defaultSubmitTimeout = 30 * time.Second
 	defaultReadTimeout   = 30 * time.Second
 	defaultWriteTimeout  = 60 * time.Second
@@ -64,6 +70,8 @@ type Settings struct {
 	Version string
 	// MaxBodyBytes bounds an HTTP body; 8 MiB.
 	MaxBodyBytes int64
+	// MaxBodiesBytes bounds all HTTP bodies that are being read and parsed; what is above is refused with 429. 128 MiB.
+	MaxBodiesBytes int64
 	// MaxRequests bounds the prompts being served at once; more are refused with 429. 1024.
 	MaxRequests int
 	// SubmitTimeout bounds the wait for an admission's commit, an election included; 30 s.
@@ -78,6 +86,9 @@ type Settings struct {
 	ReadTimeout time.Duration
 	// WriteTimeout is how long a client may leave its connection full before it counts as gone; 60 s.
 	WriteTimeout time.Duration
+	// KeepAlive is how often a streamed answer without news gets a comment, so that neither its client nor
+	// what lies between takes the connection for dead; 5 s.
+	KeepAlive time.Duration
 	// Now is the clock; time.Now.
 	Now func() time.Time
 	// Log is slog.Default if nil.
@@ -86,6 +97,8 @@ type Settings struct {
 
 func (s *Settings) setDefaults() {
 	s.MaxBodyBytes = orDefault(s.MaxBodyBytes, defaultMaxBody)
+	s.MaxBodiesBytes = orDefault(s.MaxBodiesBytes, defaultMaxBodies)
+	s.KeepAlive = orDefault(s.KeepAlive, defaultKeepAlive)
 	s.MaxRequests = orDefault(s.MaxRequests, defaultMaxRequests)
 	s.SubmitTimeout = orDefault(s.SubmitTimeout, defaultSubmitTimeout)
 	s.ReadTimeout = orDefault(s.ReadTimeout, defaultReadTimeout)
@@ -120,7 +133,7 @@ func (s *Settings) validate() error {
 		return errors.New("gateway: Dial is nil")
 	case len(s.Models) == 0:
 		return errors.New("gateway: Models is empty")
-	case s.MaxBodyBytes < 0 || s.MaxRequests < 0 || s.SubmitTimeout < 0 || s.ReadTimeout < 0 || s.WriteTimeout < 0 || s.RecoverTimeout < 0:
+	case s.MaxBodyBytes < 0 || s.MaxBodiesBytes < s.MaxBodyBytes || s.MaxRequests < 0 || s.KeepAlive < 0 || s.SubmitTimeout < 0 || s.ReadTimeout < 0 || s.WriteTimeout < 0 || s.RecoverTimeout < 0:
 		return errors.New("gateway: a limit is negative")
 	}
 	seen := make(map[string]bool)
@@ -143,6 +156,25 @@ type served struct {
 	fingerprint string
 	grammars    grammars
 	log         *slog.Logger
+	// said is why requests are refused, as the log has it; it may soon be now, which it has been since.
+	said, now string
+	since     time.Time
+}
+
+// tell logs why requests for the model are refused once that has been so for a while, and when they are not
+// any more. It belongs to one goroutine.
+func (m *served) tell(reason string, at time.Time) {
+	if reason != m.now {
+		m.now, m.since = reason, at
+	}
+	if m.now == m.said || at.Sub(m.since) < settled {
+		return
+	}
+	if m.said = m.now; reason == "" {
+		m.log.Info("a model takes requests", "model", m.ID)
+	} else {
+		m.log.Warn("a model takes no requests", "model", m.ID, "reason", reason)
+	}
 }
 
 // Gateway serves clients. Make one with New, keep Run running, and serve Handler over HTTP and
@@ -166,6 +198,7 @@ type Gateway struct {
 	// unserved are the models whose requests the leader refuses, as it said last.
 	unserved atomic.Pointer[pb.Unserved]
 	inUse    atomic.Int64
+	bodies   bodies
 	// sweeping: what nobody reads is being aborted.
 	sweeping atomic.Bool
 	answers  answers
@@ -196,6 +229,7 @@ func New(s Settings) (*Gateway, error) {
 		workers:  workers{byID: make(map[string]*attachment)},
 		health:   health.NewServer(),
 	}
+	g.bodies.most = s.MaxBodiesBytes
 	g.metrics = newMetrics(g)
 	compiles := newCompileGate()
 	for _, m := range s.Models {
@@ -261,18 +295,40 @@ func (g *Gateway) stopping() bool {
 // the leader does not refuse its requests.
 func (g *Gateway) Ready() bool { return g.ready.Load() }
 
+// notReady says why not; empty if it is.
+func (g *Gateway) notReady() string {
+	if g.Ready() {
+		return ""
+	}
+	var why []string
+	for _, m := range g.order {
+		why = append(why, fmt.Sprintf("model %q takes no requests: %s", m.ID, g.refused(m)))
+	}
+	return clip(strings.Join(why, "; "), 1024)
+}
+
+// refused says why requests for a model are refused; empty if they are not.
+func (g *Gateway) refused(m *served) string {
+	if g.serving(m).ready == 0 {
+		return noReadyWorker
+	}
+	for _, u := range g.unserved.Load().GetModels() {
+		if u.Name == m.ID {
+			return u.Reason
+		}
+	}
+	return ""
+}
+
+const noReadyWorker = "it has no ready worker"
+
 func (g *Gateway) updateReady() {
 	g.capacities.Lock()
 	defer g.capacities.Unlock()
 	serves := g.workers.capacities(g.models)
 	g.capacity.Store(&serves)
-	taken := len(serves)
-	for _, u := range g.unserved.Load().GetModels() {
-		if _, attached := serves[u.Name]; attached {
-			taken--
-		}
-	}
-	ready := taken > 0 && !g.stopping() && !g.answers.isDraining()
+	taken := slices.ContainsFunc(g.order, func(m *served) bool { return g.refused(m) == "" })
+	ready := taken && !g.stopping() && !g.answers.isDraining()
 	g.ready.Store(ready)
 	status := healthpb.HealthCheckResponse_NOT_SERVING
 	if ready {
@@ -292,7 +348,7 @@ func (g *Gateway) serving(m *served) capacity {
 
 // acquire takes places for n prompts, or reports that there are not so many.
 func (g *Gateway) acquire(n int) *apiError {
-	if now := g.inUse.Add(int64(n)); now > int64(g.MaxRequests) {
+	if now := g.inUse.Add(int64(n)); n > 0 && now > int64(g.MaxRequests) {
 		g.inUse.Add(-int64(n))
 		return overloaded(time.Second, "the gateway serves %d requests at once and has no place for %d more", g.MaxRequests, n)
 	}

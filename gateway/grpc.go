@@ -3,11 +3,14 @@ package gateway
 import (
 	"context"
 	"iter"
+	"log/slog"
 	"time"
 
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quire-serve/quire/model/chat"
@@ -24,11 +27,36 @@ func (g *Gateway) Register(s *grpc.Server) {
 
 // Generate streams the tokens of one prompt, a message a choice a step.
 func (g *Gateway) Generate(req *pb.GenerateRequest, stream grpc.ServerStreamingServer[pb.GenerateResponse]) error {
-	ctx := stream.Context()
+	return g.recorded(stream.Context(), pb.Inference_Generate_FullMethodName, func(ctx context.Context) error {
+		return g.generate(ctx, req, stream)
+	})
+}
+
+// recorded runs a call and has it logged and counted.
+func (g *Gateway) recorded(ctx context.Context, method string, run func(context.Context) error) error {
+	r := &record{began: g.Now()}
+	err := run(withRecord(ctx, r))
+	e, ours := err.(*apiError)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		err = status.FromContextError(ctx.Err()).Err()
+		r.fail(gone())
+	case ours:
+		r.fail(e)
+		g.metrics.refused(e)
+	}
+	code := status.Code(err).String()
+	g.metrics.grpc.WithLabelValues(method, code).Inc()
+	g.logRequest(ctx, r, "gRPC", method, slog.String("status", code))
+	return err
+}
+
+func (g *Gateway) generate(ctx context.Context, req *pb.GenerateRequest, stream grpc.ServerStreamingServer[pb.GenerateResponse]) error {
 	c, e := g.generateCall(ctx, req)
 	if e != nil {
 		return e
 	}
+	defer g.yield(c)
 	if e := g.answers.begin(); e != nil {
 		return e
 	}
@@ -38,12 +66,18 @@ func (g *Gateway) Generate(req *pb.GenerateRequest, stream grpc.ServerStreamingS
 		return e
 	}
 	defer a.close(ctx)
+	recordOf(ctx).running(a)
 	return a.send(stream)
 }
 
 // Resume goes on with the stream of a request that is known by its id alone.
 func (g *Gateway) Resume(req *pb.ResumeRequest, stream grpc.ServerStreamingServer[pb.GenerateResponse]) error {
-	ctx := stream.Context()
+	return g.recorded(stream.Context(), pb.Inference_Resume_FullMethodName, func(ctx context.Context) error {
+		return g.resume(ctx, req, stream)
+	})
+}
+
+func (g *Gateway) resume(ctx context.Context, req *pb.ResumeRequest, stream grpc.ServerStreamingServer[pb.GenerateResponse]) error {
 	if !validID(req.RequestId) {
 		return badRequestID()
 	}
@@ -51,6 +85,7 @@ func (g *Gateway) Resume(req *pb.ResumeRequest, stream grpc.ServerStreamingServe
 	if e != nil {
 		return e
 	}
+	recordOf(ctx).identify(who)
 	if e := g.answers.begin(); e != nil {
 		return e
 	}
@@ -60,8 +95,13 @@ func (g *Gateway) Resume(req *pb.ResumeRequest, stream grpc.ServerStreamingServe
 		return e
 	}
 	defer a.close(ctx)
+	recordOf(ctx).running(a)
 	return a.send(stream)
 }
+
+// requestID is the header of an answer's stream with the id of its request. Headers go out before the first
+// token, so that the client knows then that it is admitted.
+const requestID = "quire-request-id"
 
 // send streams an answer's pieces until all choices have ended. A client that reads nothing for WriteTimeout
 // is told so, and counts as gone: gRPC itself would wait for it for ever.
@@ -96,6 +136,9 @@ func (s guarded) Send(m *pb.GenerateResponse) error {
 
 func (a *answer) stream(stream grpc.ServerStreamingServer[pb.GenerateResponse]) error {
 	ctx := stream.Context()
+	if err := stream.SendHeader(metadata.Pairs(requestID, a.call.id)); err != nil {
+		return err
+	}
 	for {
 		pieces, e := a.next(ctx)
 		if e != nil {
@@ -136,14 +179,23 @@ func (a *answer) messages(pieces []piece) iter.Seq[*pb.GenerateResponse] {
 }
 
 // generateCall checks a request and turns its input into tokens.
-func (g *Gateway) generateCall(ctx context.Context, req *pb.GenerateRequest) (*call, *apiError) {
-	m := g.models[req.Model]
-	if m == nil {
-		return nil, unknownModel(req.Model)
-	}
+func (g *Gateway) generateCall(ctx context.Context, req *pb.GenerateRequest) (c *call, e *apiError) {
 	who, priority, e := fromMetadata(ctx, req.RequestId)
 	if e != nil {
 		return nil, e
+	}
+	recordOf(ctx).identify(who)
+	if e := g.place(who); e != nil {
+		return nil, e
+	}
+	defer func() {
+		if e != nil {
+			g.release(1)
+		}
+	}()
+	m := g.models[req.Model]
+	if m == nil {
+		return nil, unknownModel(req.Model)
 	}
 	params := req.Sampling
 	if params == nil {
@@ -152,7 +204,7 @@ func (g *Gateway) generateCall(ctx context.Context, req *pb.GenerateRequest) (*c
 	if params.PromptLogprobs != nil {
 		return nil, unsupported("prompt_logprobs", "prompt_logprobs has no place in Generate's answer")
 	}
-	c := &call{caller: who, model: m, params: params, priority: priority, constraint: "constraint"}
+	c = &call{caller: who, places: 1, model: m, params: params, priority: priority, constraint: "constraint"}
 	body := proto.CloneOf(req)
 	body.RequestId = ""
 	canonical, _ := proto.MarshalOptions{Deterministic: true}.Marshal(body) // it was decoded before
@@ -244,6 +296,10 @@ func (g *Gateway) Tokenize(_ context.Context, req *pb.TokenizeRequest) (*pb.Toke
 	if m == nil {
 		return nil, unknownModel(req.Model)
 	}
+	if e := g.acquire(1); e != nil {
+		return nil, e
+	}
+	defer g.release(1)
 	if req.AddSpecial {
 		return &pb.TokenizeResponse{TokenIds: m.tokens(req.Text, wholly(req.Text))}, nil
 	}

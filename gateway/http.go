@@ -1,13 +1,11 @@
 package gateway
 
 import (
-	"errors"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
-
-	"google.golang.org/grpc/codes"
 )
 
 // Handler serves the HTTP API: OpenAI's chat and plain completions, the models, health, version and
@@ -18,21 +16,33 @@ func (g *Gateway) Handler() http.Handler {
 		name := strings.TrimSuffix(pattern, "{id...}")
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			counted := &statusWriter{ResponseWriter: w, code: http.StatusOK}
-			defer func() { g.metrics.http.WithLabelValues(name, strconv.Itoa(counted.code)).Inc() }()
+			rec := &record{began: g.Now()}
+			r = r.WithContext(withRecord(r.Context(), rec))
+			defer func() {
+				if rec.failure != nil && rec.failure.status == statusGone {
+					counted.code = statusGone // whatever it was sent before
+				}
+				g.metrics.http.WithLabelValues(name, strconv.Itoa(counted.code)).Inc()
+				if method == http.MethodPost {
+					g.logRequest(r.Context(), rec, r.Method, name, slog.Int("status", counted.code))
+				}
+			}()
 			if r.Method != method && (method != http.MethodGet || r.Method != http.MethodHead) {
 				w.Header().Set("Allow", method)
-				(&apiError{status: http.StatusMethodNotAllowed, kind: typeInvalid, name: "method_not_allowed",
-					message: name + " takes " + method + ", not " + clip(r.Method, 16)}).write(counted)
+				g.refuse(counted, r, &apiError{status: http.StatusMethodNotAllowed, kind: typeInvalid, name: "method_not_allowed",
+					message: name + " takes " + method + ", not " + clip(r.Method, 16)})
 				return
 			}
 			h(counted, r)
 		})
 	}
-	route("/v1/chat/completions", http.MethodPost, g.serveChat)
-	route("/v1/completions", http.MethodPost, g.serveCompletions)
+	route("/v1/chat/completions", http.MethodPost, g.serve(g.chatCall))
+	route("/v1/completions", http.MethodPost, g.serve(g.completionCall))
 	route("/v1/models", http.MethodGet, g.serveModels)
 	route("/v1/models/{id...}", http.MethodGet, g.serveModel)
-	route("/health", http.MethodGet, g.serveHealth)
+	route("/livez", http.MethodGet, g.serveLive)
+	route("/readyz", http.MethodGet, g.serveReady)
+	route("/health", http.MethodGet, g.serveReady)
 	route("/version", http.MethodGet, g.serveVersion)
 	route("/metrics", http.MethodGet, g.metrics.handler().ServeHTTP)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -69,6 +79,10 @@ type statusWriter struct {
 
 func (w *statusWriter) WriteHeader(code int) {
 	w.code = code
+	// Who must come again is told when, whichever handler says so.
+	if h := w.Header(); (code == http.StatusTooManyRequests || code == http.StatusServiceUnavailable) && h.Get("Retry-After") == "" {
+		h.Set("Retry-After", "1")
+	}
 	w.ResponseWriter.WriteHeader(code)
 }
 
@@ -84,23 +98,11 @@ func echoLabel(w http.ResponseWriter, r *http.Request, ours string) {
 	w.Header().Set("X-Request-Id", label)
 }
 
-// body reads and splits a request's JSON body.
-func (g *Gateway) body(w http.ResponseWriter, r *http.Request) (*fields, *apiError) {
-	rc := http.NewResponseController(w)
-	// Not every ResponseWriter has deadlines; those of net/http's server have.
-	_ = rc.SetReadDeadline(time.Now().Add(g.ReadTimeout))
-	raw, err := readAll(http.MaxBytesReader(w, r.Body, g.MaxBodyBytes), r.ContentLength, g.MaxBodyBytes)
-	if err != nil {
-		var tooBig *http.MaxBytesError
-		if errors.As(err, &tooBig) {
-			return nil, &apiError{status: http.StatusRequestEntityTooLarge, code: codes.InvalidArgument, kind: typeInvalid, name: "request_too_large",
-				message: "the body is larger than " + strconv.FormatInt(tooBig.Limit, 10) + " bytes"}
-		}
-		return nil, &apiError{status: http.StatusRequestTimeout, code: codes.InvalidArgument, kind: typeInvalid, name: "body_incomplete",
-			message: "the body did not arrive whole within " + g.ReadTimeout.String()}
-	}
-	_ = rc.SetReadDeadline(time.Time{})
-	return parseBody(raw)
+// refuse answers with an error, and notes it.
+func (g *Gateway) refuse(w http.ResponseWriter, r *http.Request, e *apiError) {
+	recordOf(r.Context()).fail(e)
+	g.metrics.refused(e)
+	e.write(w)
 }
 
 func writeJSON(w http.ResponseWriter, body []byte) {
@@ -117,6 +119,8 @@ func (g *Gateway) appendModel(b []byte, m *served) []byte {
 	b = appendInt(b, int(g.started.Unix()))
 	b = append(b, `,"owned_by":"quire","max_model_len":`...)
 	b = appendInt(b, m.ContextLength)
+	b = append(b, `,"ready":`...)
+	b = strconv.AppendBool(b, g.refused(m) == "")
 	return append(b, '}')
 }
 
@@ -141,15 +145,22 @@ func (g *Gateway) serveModel(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, append(g.appendModel(nil, m), '\n'))
 }
 
-func (g *Gateway) serveHealth(w http.ResponseWriter, _ *http.Request) {
-	if g.answers.isDraining() {
+// serveReady says whether requests could be served. What it depends on is beyond this process, so that a
+// restart does not help.
+func (g *Gateway) serveReady(w http.ResponseWriter, _ *http.Request) {
+	switch why := g.notReady(); {
+	case g.answers.isDraining():
 		shuttingDown().write(w)
-		return
+	case why != "":
+		unavailable("%s", why).write(w)
+	default:
+		writeJSON(w, []byte("{\"status\":\"ok\"}\n"))
 	}
-	if !g.Ready() {
-		unavailable("no model has a ready worker yet").write(w)
-		return
-	}
+}
+
+// serveLive says that the process works: it answers as long as it should not be restarted, while it waits for
+// a leader or for workers too, and while it drains.
+func (g *Gateway) serveLive(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, []byte("{\"status\":\"ok\"}\n"))
 }
 

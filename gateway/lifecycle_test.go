@@ -174,6 +174,35 @@ func TestWorkersComeAndGo(t *testing.T) {
 	}
 }
 
+// TestLivenessIsNotReadiness: without workers, without a leader and while it drains a gateway is alive and not
+// ready, with the reason.
+func TestLivenessIsNotReadiness(t *testing.T) {
+	d := open(t, gatewaytest.Options{})
+	check := func(ready int, reason string) {
+		t.Helper()
+		if r := d.do(http.MethodGet, "/livez", ""); r.status != 200 {
+			t.Errorf("/livez: %d %s", r.status, r.body)
+		}
+		for _, path := range []string{"/readyz", "/health"} {
+			r := d.do(http.MethodGet, path, "")
+			if r.status != ready || !strings.Contains(r.body, reason) || (r.header.Get("Retry-After") != "") != (ready == 503) {
+				t.Errorf("%s: %d %v %s, want %d", path, r.status, r.header, r.body, ready)
+			}
+		}
+	}
+	check(200, "ok")
+	d.Elect(-1)
+	check(200, "ok") // streams and the workers are there; an election is short
+	d.Elect(0)
+	d.SetWorkers(0)
+	await(t, func() bool { return !d.gateway.Ready() })
+	check(503, `model \"test\" takes no requests: it has no ready worker`)
+	d.SetWorkers(1)
+	await(t, d.gateway.Ready)
+	d.gateway.Drain(t.Context())
+	check(503, "shutting_down")
+}
+
 // TestQueueFull passes the leader's refusal on, with its wait, and aborts nothing.
 func TestQueueFull(t *testing.T) {
 	d := open(t, gatewaytest.Options{MaxLive: 1, Manual: true})
@@ -202,7 +231,7 @@ func TestPlaces(t *testing.T) {
 	first := d.stream(textPath, streamed)
 	first.next()
 	r := d.post(textPath, `{"model":"test","prompt":["a","b"]}`)
-	const want = `{"error":{"message":"the gateway serves 2 requests at once and has no place for 2 more","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}` + "\n"
+	const want = `{"error":{"message":"the gateway serves 2 requests at once and has no place for 1 more","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}` + "\n"
 	if r.status != 429 || r.body != want {
 		t.Errorf("%d %s", r.status, r.body)
 	}
@@ -237,18 +266,31 @@ func TestControlPlaneErrors(t *testing.T) {
 	}
 }
 
-// TestFailures ends a request with an error before its first token and after it.
+// TestFailures ends a request with an error before its first token and after it. A whole answer has the
+// error's status, a stream has begun once it is admitted, and ends with an event.
 func TestFailures(t *testing.T) {
 	d := open(t, gatewaytest.Options{Manual: true})
+	whole := strings.Replace(streamed, `"stream":true,`, "", 1)
 	t.Run("before the first token", func(t *testing.T) {
 		answered := make(chan reply)
-		go func() { answered <- d.post(textPath, streamed, "Idempotency-Key", "early") }()
+		go func() { answered <- d.post(textPath, whole, "Idempotency-Key", "early") }()
 		d.Await(func(s gatewaytest.State) bool { return s.Live == 1 })
 		d.Fail("early", "out of blocks")
 		r := <-answered
 		const want = `{"error":{"message":"generation failed: out of blocks","type":"server_error","param":null,"code":"internal_error"}}` + "\n"
 		if r.status != 500 || r.body != want || r.header.Get("Content-Type") != "application/json" {
 			t.Errorf("%d %s", r.status, r.body)
+		}
+	})
+	t.Run("before the first token of a stream", func(t *testing.T) {
+		s := d.stream(textPath, streamed, "Idempotency-Key", "early-stream") // it has its status before anything failed
+		d.Fail("early-stream", "out of blocks")
+		const want = `{"error":{"message":"generation failed: out of blocks","type":"server_error","param":null,"code":"internal_error"}}`
+		if got := s.next(); s.resp.StatusCode != 200 || got != want {
+			t.Errorf("%d %s", s.resp.StatusCode, got)
+		}
+		if rest := s.next(); rest != "" {
+			t.Errorf("after the error comes %s", rest)
 		}
 	})
 	t.Run("in the stream", func(t *testing.T) {
@@ -266,7 +308,7 @@ func TestFailures(t *testing.T) {
 	})
 	t.Run("while queued", func(t *testing.T) {
 		answered := make(chan reply)
-		go func() { answered <- d.post(textPath, streamed, "Idempotency-Key", "queued") }()
+		go func() { answered <- d.post(textPath, whole, "Idempotency-Key", "queued") }()
 		d.Await(func(s gatewaytest.State) bool { return s.Live == 1 })
 		d.EndQueued("queued", pb.FinishReason_FINISH_REASON_ABORT, "by an operator")
 		r := <-answered
@@ -278,7 +320,7 @@ func TestFailures(t *testing.T) {
 		for _, key := range []string{"too-late", "too-late-again"} {
 			answered := make(chan reply)
 			before := d.State().Admitted
-			go func() { answered <- d.post(textPath, streamed, "Idempotency-Key", key) }()
+			go func() { answered <- d.post(textPath, whole, "Idempotency-Key", key) }()
 			d.Await(func(s gatewaytest.State) bool { return s.Admitted == before+1 })
 			d.EndQueued(key, pb.FinishReason_FINISH_REASON_DEADLINE, "the deadline passed while the request waited for a worker")
 			r := <-answered
@@ -414,6 +456,28 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
+// TestModelsSayWhetherTheyAreServed: the list says of a model whether its requests would be taken.
+func TestModelsSayWhetherTheyAreServed(t *testing.T) {
+	d := open(t, gatewaytest.Options{})
+	check := func(want bool) {
+		t.Helper()
+		for _, path := range []string{"/v1/models", "/v1/models/test"} {
+			if r := d.do(http.MethodGet, path, ""); strings.Contains(r.body, `"ready":true`) != want || strings.Contains(r.body, `"ready":false`) == want {
+				t.Errorf("%s: %s", path, r.body)
+			}
+		}
+	}
+	check(true)
+	d.Unserved("it drains")
+	await(t, func() bool { return !d.gateway.Ready() })
+	check(false)
+	d.Unserved("")
+	await(t, d.gateway.Ready)
+	d.SetWorkers(0)
+	await(t, func() bool { return !d.gateway.Ready() })
+	check(false)
+}
+
 // TestNotReadyWhileRequestsAreRefused: workers that are attached do not make a gateway ready if they take no
 // requests (they are cordoned, say), which only the leader knows.
 func TestNotReadyWhileRequestsAreRefused(t *testing.T) {
@@ -422,6 +486,8 @@ func TestNotReadyWhileRequestsAreRefused(t *testing.T) {
 	await(t, func() bool { return !d.gateway.Ready() })
 	if got := d.do(http.MethodGet, "/health", ""); got.status != http.StatusServiceUnavailable {
 		t.Errorf("/health: %d %s", got.status, got.body)
+	} else if !strings.Contains(got.body, "of 1 workers 1 are cordoned") {
+		t.Errorf("no reason: %s", got.body)
 	}
 	d.Unserved("")
 	await(t, d.gateway.Ready)

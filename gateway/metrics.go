@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"net/http"
 	"slices"
 	"sort"
@@ -78,7 +79,8 @@ type metrics struct {
 	registry   *prometheus.Registry
 	histograms map[string]*prometheus.HistogramVec
 	counters   map[string]*prometheus.CounterVec
-	http       *prometheus.CounterVec
+	http, grpc *prometheus.CounterVec
+	refusals   *prometheus.CounterVec
 }
 
 func newMetrics(g *Gateway) *metrics {
@@ -120,7 +122,9 @@ func newMetrics(g *Gateway) *metrics {
 		m.registry.MustRegister(v)
 	}
 	m.http = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "quire_http_requests_total", Help: "HTTP requests answered, by route and status."}, []string{"route", "code"})
-	m.registry.MustRegister(m.http, &workerCollector{g}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.grpc = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "quire_grpc_requests_total", Help: "Streaming gRPC calls of clients, by method and status."}, []string{"method", "code"})
+	m.refusals = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "quire_refusals_total", Help: "Requests that were refused or ended with an error, by the code of the error or what the leader calls it."}, []string{"reason"})
+	m.registry.MustRegister(m.http, m.grpc, m.refusals, &workerCollector{g}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -148,6 +152,11 @@ func (m *metrics) of(model string) *meters {
 		v.ended[reason] = m.counters["quire_requests_total"].WithLabelValues(model, reason)
 	}
 	return v
+}
+
+// refused counts an error that a client was told, or would have been.
+func (m *metrics) refused(e *apiError) {
+	m.refusals.WithLabelValues(cmp.Or(e.reason, e.name)).Inc()
 }
 
 // admitted records what a request asked for.
@@ -228,16 +237,18 @@ var (
 	descSteps     = prometheus.NewDesc("quire_step_tokens", "Tokens computed a step.", modelLabel, nil)
 	descInfo      = prometheus.NewDesc("quire_kv_cache_info", "Always 1; the labels say how the KV cache is cut.", []string{"model_name", "block_size", "num_gpu_blocks"}, nil)
 	descReady     = prometheus.NewDesc("quire_workers_ready", "Workers attached to this gateway.", modelLabel, nil)
+	descBodies    = prometheus.NewDesc("quire_gateway_body_bytes", "Memory taken by the HTTP bodies that are being read and parsed.", nil, nil)
 	descInUse     = prometheus.NewDesc("quire_gateway_requests", "Prompts that this gateway is serving.", nil, nil)
 )
 
 func (c *workerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descUsage, descQueries, descHits, descShort, descPreempted, descHost, descDisk, descPeer, descFetches, descTier, descDamaged, descSwaps, descReturned, descDrafts, descDrafted, descAccepted, descPlace, descSteps, descInfo, descReady, descInUse} {
+	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descUsage, descQueries, descHits, descShort, descPreempted, descHost, descDisk, descPeer, descFetches, descTier, descDamaged, descSwaps, descReturned, descDrafts, descDrafted, descAccepted, descPlace, descSteps, descInfo, descReady, descBodies, descInUse} {
 		ch <- d
 	}
 }
 
 func (c *workerCollector) Collect(ch chan<- prometheus.Metric) {
+	ch <- prometheus.MustNewConstMetric(descBodies, prometheus.GaugeValue, float64(c.g.bodies.held.Load()))
 	ch <- prometheus.MustNewConstMetric(descInUse, prometheus.GaugeValue, float64(c.g.inUse.Load()))
 	for _, m := range c.g.order {
 		var sum pb.WorkerStats

@@ -109,8 +109,8 @@ func TestMetricsWhileRunning(t *testing.T) {
 func TestPages(t *testing.T) {
 	d := open(t, gatewaytest.Options{}, frozen)
 	for path, want := range map[string]string{
-		"/v1/models":      `{"object":"list","data":[{"id":"test","object":"model","created":1700000000,"owned_by":"quire","max_model_len":2048}]}` + "\n",
-		"/v1/models/test": `{"id":"test","object":"model","created":1700000000,"owned_by":"quire","max_model_len":2048}` + "\n",
+		"/v1/models":      `{"object":"list","data":[{"id":"test","object":"model","created":1700000000,"owned_by":"quire","max_model_len":2048,"ready":true}]}` + "\n",
+		"/v1/models/test": `{"id":"test","object":"model","created":1700000000,"owned_by":"quire","max_model_len":2048,"ready":true}` + "\n",
 		"/version":        `{"version":"1.2.3"}` + "\n",
 	} {
 		if r := d.do("GET", path, ""); r.status != 200 || r.body != want {

@@ -30,6 +30,15 @@ func (c *call) resume(last string) *apiError {
 // reopen makes the caller a reader of a request that was begun here or elsewhere, after the tokens
 // that it has: the leader knows the rest.
 func (g *Gateway) reopen(ctx context.Context, who caller, received []int32) (*answer, *apiError) {
+	if e := g.place(who); e != nil {
+		return nil, e
+	}
+	taken := true // and not handed to an answer
+	defer func() {
+		if taken {
+			g.release(1)
+		}
+	}()
 	asked, cancel := context.WithTimeout(ctx, g.SubmitTimeout)
 	defer cancel()
 	request, tokens := (*pb.Request)(nil), int32(0)
@@ -57,11 +66,8 @@ func (g *Gateway) reopen(ctx context.Context, who caller, received []int32) (*an
 	if e := c.receive(received); e != nil {
 		return nil, e
 	}
-	if e := g.acquire(1); e != nil {
-		return nil, e
-	}
 	a := g.newAnswer(c)
-	a.places = 1
+	a.places, taken = 1, false
 	e := g.enter(a, who.key(), nil, func() *live {
 		l := newLive(request, m, true, g.Now())
 		l.promptTokens = tokens

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"context"
 	"net/http"
 	"time"
 
@@ -27,35 +26,36 @@ type opener func(created time.Time) writer
 func (g *Gateway) respond(w http.ResponseWriter, r *http.Request, c *call, open opener) {
 	if last := r.Header.Get(lastEvent); last != "" {
 		if e := c.resume(last); e != nil {
-			e.write(w)
+			g.refuse(w, r, e)
 			return
 		}
 	}
 	if e := g.answers.begin(); e != nil {
-		e.write(w)
+		g.refuse(w, r, e)
 		return
 	}
 	defer g.answers.end()
 	a, e := g.start(r.Context(), c)
 	if e != nil {
-		e.write(w)
+		g.refuse(w, r, e)
 		return
 	}
 	defer a.close(r.Context())
+	recordOf(r.Context()).running(a)
 	out := open(a.created())
 	if c.whole {
-		g.respondWhole(w, r.Context(), a, out)
+		g.respondWhole(w, r, a, out)
 	} else {
-		g.respondStream(w, r.Context(), a, out)
+		g.respondStream(w, r, a, out)
 	}
 }
 
-func (g *Gateway) respondWhole(w http.ResponseWriter, ctx context.Context, a *answer, out writer) {
+func (g *Gateway) respondWhole(w http.ResponseWriter, r *http.Request, a *answer, out writer) {
 	all := make([]piece, len(a.cursors))
 	for !a.ended() {
-		pieces, e := a.next(ctx)
+		pieces, e := a.next(r.Context())
 		if e != nil {
-			e.write(w)
+			g.refuse(w, r, e)
 			return
 		}
 		for _, p := range pieces {
@@ -66,29 +66,45 @@ func (g *Gateway) respondWhole(w http.ResponseWriter, ctx context.Context, a *an
 	writeJSON(w, append(out.whole(nil, all, a.usage()), '\n'))
 }
 
-// respondStream writes one buffer and flushes once a step. The status is not sent before the first
-// piece, so that a failure until then gets a status of its own.
-func (g *Gateway) respondStream(w http.ResponseWriter, ctx context.Context, a *answer, out writer) {
+// respondStream writes one buffer and flushes once a step. The status goes out as soon as there is nothing to
+// tell yet: the request is admitted then, so that what fails later is told by an event. While there are no news
+// comments say what is waited for, so that nobody on the way takes the connection for dead.
+func (g *Gateway) respondStream(w http.ResponseWriter, r *http.Request, a *answer, out writer) {
 	rc := http.NewResponseController(w)
+	now := make(chan time.Time)
+	close(now)
+	alive := time.NewTicker(g.KeepAlive)
+	defer alive.Stop()
 	var buf []byte
 	var deadline time.Time
-	begun := false
+	begun, quiet := false, true
 	ids := newPen(a.call)
 	for done := false; !done; {
-		pieces, e := a.next(ctx)
+		tick := alive.C
+		if !begun {
+			tick = now
+		}
+		pieces, e := a.nextUntil(r.Context(), tick)
 		buf = buf[:0]
-		switch {
-		case e != nil && !begun:
-			e.write(w)
+		switch waits := len(pieces) == 0 && !a.ended(); {
+		case e != nil && (!begun || e.status == statusGone):
+			g.refuse(w, r, e)
 			return
 		case e != nil:
+			recordOf(r.Context()).fail(e)
+			g.metrics.refused(e)
 			buf = append(e.appendBody(append(buf, "data: "...)), "\n\n"...)
 			done = true
-		default:
+		case waits && begun && quiet:
+			buf = append(a.waiting(append(buf, ": "...), g.Now()), "\n\n"...)
+		case waits && begun:
+			quiet = true // news came since the last tick
+		case !waits:
 			buf = a.word(buf, pieces, out, ids)
 			done = a.ended()
+			quiet = quiet && len(buf) == 0
 		}
-		if len(buf) == 0 {
+		if begun && len(buf) == 0 {
 			continue // the text so far may be part of a character or of a stop string
 		}
 		if !begun {
@@ -97,19 +113,57 @@ func (g *Gateway) respondStream(w http.ResponseWriter, ctx context.Context, a *a
 			h.Set("Content-Type", "text/event-stream; charset=utf-8")
 			h.Set("Cache-Control", "no-cache")
 			h.Set("X-Accel-Buffering", "no")
+			w.WriteHeader(http.StatusOK)
 		}
 		// Moving the deadline costs a timer; once in half its length is enough.
 		if now := time.Now(); deadline.Sub(now) < g.WriteTimeout/2 {
 			deadline = now.Add(g.WriteTimeout)
 			_ = rc.SetWriteDeadline(deadline)
 		}
-		if _, err := w.Write(buf); err != nil {
-			return
+		_, err := w.Write(buf)
+		if err == nil {
+			err = rc.Flush()
 		}
-		if rc.Flush() != nil {
+		if err != nil {
+			recordOf(r.Context()).fail(gone())
 			return
 		}
 	}
+}
+
+// waiting appends what an answer without news waits for, and for how long it has.
+func (a *answer) waiting(b []byte, now time.Time) []byte {
+	what, since := "", time.Time{}
+	for i := 0; i < len(a.lives) && what == ""; i++ {
+		what, since = a.lives[i].waiting()
+	}
+	b = append(b, "waiting for "...)
+	b = append(b, what...)
+	b = append(b, ", "...)
+	b = appendInt(b, int(now.Sub(since).Seconds()))
+	return append(b, " s"...)
+}
+
+// waiting says what a live waits for since when; empty if for nothing.
+func (l *live) waiting() (what string, since time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.done:
+		return "", since
+	case l.firstToken.IsZero():
+		return "the first token", l.arrived
+	case l.moved:
+		what = "another worker to go on"
+	default:
+		what = "the next token"
+	}
+	for i := range l.choices {
+		if last := l.choices[i].last; last.After(since) {
+			since = last
+		}
+	}
+	return what, since
 }
 
 // word appends what the client is sent for a look's pieces. Pieces that it has are worded too, because

@@ -222,7 +222,7 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 	go func() {
 		n.awaitWorkers(ctx, s.openLimit)
 		close(opened)
-		n.stopped <- n.http.Serve(httpListener)
+		n.stopped <- n.http.Serve(transport.Limit(httpListener, slog.Default()))
 	}()
 	return n, nil
 }

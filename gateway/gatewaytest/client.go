@@ -17,6 +17,9 @@ func Events(t TB, body string) []string {
 	t.Helper()
 	var list []string
 	for _, block := range strings.Split(strings.TrimSuffix(body, "\n\n"), "\n\n") {
+		if strings.HasPrefix(block, ": ") {
+			continue // a comment, while there is nothing to tell
+		}
 		if id, rest, ok := strings.Cut(block, "\n"); ok && strings.HasPrefix(id, "id: ") {
 			block = rest
 		}
