@@ -261,8 +261,9 @@ func (l *leader) submit(request *live, rerun bool) (*live, *pb.SubmitResponse, e
 	if r.GetPatienceMs() > 0 {
 		request.deadlineMS = request.arrivalMS + r.GetPatienceMs()
 	}
-	if err := l.accepts(request, now); err != nil {
-		return nil, nil, err
+	if refused := l.accepts(request, now); refused != nil {
+		l.countRefusal(request, refused.reason)
+		return nil, nil, refused.err
 	}
 	if known != nil {
 		request.remember(known.Whole())
@@ -279,19 +280,19 @@ func errOtherBody(id string) error {
 }
 
 // accepts refuses what no worker serves or could ever hold, and what the queue has no room for.
-func (l *leader) accepts(r *live, now time.Time) error {
+func (l *leader) accepts(r *live, now time.Time) *refusal {
 	model := r.request.GetModel()
 	serves, ok := l.models[model]
 	since, unserved := l.unserved[model]
 	switch {
 	case unserved && now.Sub(since) >= unservedGrace:
-		return errUnserved(model, l.noWorker(model))
+		return unservedModel(model, l.noWorker(model))
 	case len(l.workers) == 0:
-		return errUnserved(model, "no worker has joined yet")
+		return unservedModel(model, "no worker has joined yet")
 	case !ok && l.s.store.View().Model(model) != nil:
-		return errUnserved(model, l.noWorker(model))
+		return unservedModel(model, l.noWorker(model))
 	case !ok:
-		return status.Errorf(codes.NotFound, "request.model: no worker serves %q; served: %s", model, strings.Join(l.modelNames(), ", "))
+		return refuse(reasonUnknownModel, codes.NotFound, 0, "request.model: no worker serves %q; served: %s", model, strings.Join(l.modelNames(), ", "))
 	}
 	room, whose := serves.room(r.request.GetTenant()), ""
 	if room < serves.maxTokens {
@@ -299,23 +300,23 @@ func (l *leader) accepts(r *live, now time.Time) error {
 	}
 	switch {
 	case r.tokens() >= room:
-		return invalid("request.prompt", "%d tokens leave no room for an answer; %q takes %d in all%s", r.tokens(), model, room, whose)
+		return refuse(reasonTooLong, codes.InvalidArgument, 0, "request.prompt: %d tokens leave no room for an answer; %q takes %d in all%s", r.tokens(), model, room, whose)
 	case r.longest() > room:
-		return invalid("request.sampling.max_tokens", "%d beside a prompt of %d tokens; %q takes %d in all%s", r.request.GetSampling().GetMaxTokens(), len(r.request.GetPrompt()), model, room, whose)
+		return refuse(reasonTooLong, codes.InvalidArgument, 0, "request.sampling.max_tokens: %d beside a prompt of %d tokens; %q takes %d in all%s", r.request.GetSampling().GetMaxTokens(), len(r.request.GetPrompt()), model, room, whose)
 	}
 	if account := l.s.store.View().Account(r.request.GetTenant()); account != nil && account.Limits != nil {
 		// The log has the word; but what it refuses by now it will not admit in a moment.
 		if refused := account.Check(l.clock.ms(now), state.Cost(r.request)); refused != nil {
-			return refusal(refused)
+			return refusedByLog(refused)
 		}
 		r.limited = true
 	}
 	waiting := l.batcher.Len() + l.submits.len
 	if sequences := l.batcher.Sequences() + l.submits.sequences; sequences+r.choices() > l.s.settings.QueueRequests {
-		return exhausted(fmt.Sprintf("the queue is full: %d sequences wait, this request has %d more, the limit is %d", sequences, r.choices(), l.s.settings.QueueRequests), l.retryAfter(waiting))
+		return refuse(reasonQueueSequences, codes.ResourceExhausted, l.retryAfter(waiting), "the queue is full: %d sequences wait, this request has %d more, the limit is %d", sequences, r.choices(), l.s.settings.QueueRequests)
 	}
 	if waitingBytes := l.batcher.Bytes() + l.submits.bytes; waitingBytes+int64(r.bytes) > l.s.settings.QueueBytes {
-		return exhausted(fmt.Sprintf("the queue is full: its requests take %d bytes, the limit is %d", waitingBytes, l.s.settings.QueueBytes), l.retryAfter(waiting))
+		return refuse(reasonQueueBytes, codes.ResourceExhausted, l.retryAfter(waiting), "the queue is full: its requests take %d bytes, this one has %d more, the limit is %d", waitingBytes, r.bytes, l.s.settings.QueueBytes)
 	}
 	return l.checkDeadline(r, now)
 }
@@ -323,7 +324,7 @@ func (l *leader) accepts(r *live, now time.Time) error {
 // checkDeadline refuses a request that would still wait when its deadline comes: at the rate of the
 // last seconds, those alone that are placed before it whatever comes take longer. The rate says what
 // workers can do only if there was always something for them to start.
-func (l *leader) checkDeadline(r *live, now time.Time) error {
+func (l *leader) checkDeadline(r *live, now time.Time) *refusal {
 	rate := l.bindRate.perSecond(now)
 	if r.deadlineMS == 0 || rate <= 0 || l.backlog.IsZero() || now.Sub(l.backlog) < rateWindow {
 		return nil
@@ -339,7 +340,7 @@ func (l *leader) checkDeadline(r *live, now time.Time) error {
 	if wait(ahead) <= left {
 		return nil
 	}
-	return late("it is %v away, and %d requests that wait before this one take about %v",
+	return refuse(reasonDeadline, codes.DeadlineExceeded, 0, "request.patience_ms: it is %v away, and %d requests that wait before this one take about %v",
 		left, ahead, wait(ahead).Round(10*time.Millisecond))
 }
 
@@ -360,15 +361,10 @@ func (l *leader) reject(r *live, why *state.Refusal) {
 		l.disown(r)
 		close(r.ended)
 	}
-	r.err = refusal(why)
+	refused := refusedByLog(why)
+	l.countRefusal(r, refused.reason)
+	r.err = refused.err
 	close(r.admitted)
-}
-
-func refusal(why *state.Refusal) error {
-	if why.RetryMS == 0 {
-		return status.Error(codes.ResourceExhausted, why.Reason)
-	}
-	return exhausted(why.Reason, time.Duration(why.RetryMS)*time.Millisecond)
 }
 
 // revoke tells the worker that has a request to end it.

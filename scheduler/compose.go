@@ -23,7 +23,7 @@ func (l *leader) compose(now time.Time) *entry {
 	l.composeSubmits(e)
 	l.composeAdopts(e, now)
 	for _, late := range l.batcher.Expired(nowMS) {
-		l.finish(l.live[late.ID], &pb.FinishCommand{
+		l.giveUp(l.live[late.ID], reasonDeadline, &pb.FinishCommand{
 			FinishReason: pb.FinishReason_FINISH_REASON_DEADLINE,
 			Error:        "the deadline passed while the request waited for a worker",
 		})

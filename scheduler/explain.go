@@ -85,12 +85,31 @@ func (s *Scheduler) Summary(ctx context.Context, _ *pb.SummaryRequest) (*pb.Summ
 	l.mu.Lock()
 	sum := l.batcher.Summary(l.clock.ms(s.settings.now()))
 	l.mu.Unlock()
-	stats := l.stats()
-	return &pb.SummaryResponse{
+	stats := s.Stats()
+	out := &pb.SummaryResponse{
 		All: queueCount(sum.Count), Bytes: sum.Bytes, Tenants: queueCounts(sum.Tenants), Models: queueCounts(sum.Models),
 		Blocked: queueCounts(sum.Blocked), Ready: int64(sum.Ready), Held: int64(sum.Held), Unserved: int64(sum.Unserved),
 		Running: int64(stats.Running), Workers: int32(stats.Workers),
-	}, nil
+		RefusedByModel: refusedCounts(stats.RefusedByModel), RefusedByTenant: refusedCounts(stats.RefusedByTenant),
+	}
+	for _, q := range stats.Queues {
+		figures := &pb.QueueFigures{
+			Model: q.Model, Requests: int64(q.Requests), Sequences: int64(q.Sequences), Bytes: q.Bytes,
+			OldestWaitMs: q.OldestWaitMS, Reserved: int32(q.Reserved),
+		}
+		for _, n := range q.Classes {
+			figures.Classes = append(figures.Classes, int64(n))
+		}
+		out.Queues = append(out.Queues, figures)
+	}
+	return out, nil
+}
+
+func refusedCounts(counts []Refused) (out []*pb.Refused) {
+	for _, c := range counts {
+		out = append(out, &pb.Refused{Name: c.Name, Reason: c.Reason, Requests: c.Requests})
+	}
+	return out
 }
 
 func queueCount(c batch.Count) *pb.QueueCount {

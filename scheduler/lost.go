@@ -68,7 +68,7 @@ func (l *leader) takeBack(r *live) {
 func (l *leader) goOn(r *live) {
 	r.phase = phaseReturned
 	if r.attempts >= maxAttempts {
-		l.finish(r, &pb.FinishCommand{
+		l.giveUp(r, reasonLost, &pb.FinishCommand{
 			FinishReason: pb.FinishReason_FINISH_REASON_ERROR,
 			Error:        fmt.Sprintf("the request was lost with its worker %d times and is not tried again", r.attempts),
 		})

@@ -32,6 +32,7 @@ type Scheduler struct {
 	store    *state.Store
 	node     *consensus.Node
 	members  *membership.Members
+	refusals refusals
 	// taking has a place for each request that is being checked and hashed.
 	taking chan struct{}
 	// leader is what this node does as the leader; nil while it is not.
@@ -171,7 +172,7 @@ func (s *Scheduler) Ready() bool {
 	return leader.ID != "" && leader.ID != s.settings.NodeID
 }
 
-// Stats is a picture of the leader's work; zero on other nodes.
+// Stats is a picture of the leader's work. On other nodes all is zero but what they refused when they led.
 type Stats struct {
 	// Queued requests wait for a worker, QueuedBytes in size; Running ones are with a worker.
 	Queued, Running int
@@ -180,14 +181,19 @@ type Stats struct {
 	Queues []batch.Figures
 	// Workers are in session.
 	Workers int
+	// RefusedByModel and RefusedByTenant count what this node did not admit, or ended before a worker began it,
+	// since it started; each request is in both.
+	RefusedByModel, RefusedByTenant []Refused
 }
 
 // Stats returns the current numbers.
 func (s *Scheduler) Stats() Stats {
+	var out Stats
 	if l := s.leader.Load(); l != nil {
-		return l.stats()
+		out = l.stats()
 	}
-	return Stats{}
+	out.RefusedByModel, out.RefusedByTenant = s.refusals.list()
+	return out
 }
 
 // OtherNodes lists where the Control services of the cluster's other nodes are, as far as this node

@@ -373,6 +373,9 @@ func TestARequestThatKillsWorkersEnds(t *testing.T) {
 		if w.times("poison") != maxAttempts {
 			t.Errorf("dispatched %d times, want %d", w.times("poison"), maxAttempts)
 		}
+		if counts := s.Stats().RefusedByTenant; len(counts) != 1 || counts[0] != (Refused{request("poison").GetTenant(), reasonLost, 1}) {
+			t.Errorf("counted as %+v", counts)
+		}
 		w.leave()
 	})
 }

@@ -61,8 +61,6 @@ func invalid(field, format string, args ...any) error { return rpc.Invalid(field
 
 func exhausted(message string, retry time.Duration) error { return rpc.Exhausted(message, retry) }
 
-func late(format string, args ...any) error { return rpc.Late(format, args...) }
-
 func detailed(code codes.Code, message string, details ...protoadapt.MessageV1) error {
 	return rpc.Detailed(code, message, details...)
 }

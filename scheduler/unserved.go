@@ -6,9 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
@@ -17,10 +15,9 @@ import (
 // has not been started waits unservedGrace for one; what runs elsewhere again waits on, for its client has a
 // part of it.
 
-// errUnserved refuses a request for a model of which no worker takes any.
-func errUnserved(model, why string) error {
-	return detailed(codes.Unavailable, fmt.Sprintf("model %q takes no requests: %s", model, why),
-		&errdetails.RetryInfo{RetryDelay: durationpb.New(unservedGrace / 2)}, &errdetails.ErrorInfo{Reason: "no_worker", Domain: "quire"})
+// unservedModel refuses a request for a model of which no worker takes any.
+func unservedModel(model, why string) *refusal {
+	return refuse(reasonNoWorker, codes.Unavailable, unservedGrace/2, "model %q takes no requests: %s", model, why)
 }
 
 // noWorker says why no worker of a model takes requests; empty if one does. The caller holds the lock.
@@ -86,7 +83,7 @@ func (l *leader) endUnserved(now time.Time) {
 		r := l.live[id]
 		model := r.request.GetModel()
 		if why := due[model]; why != "" && r.phase == phaseQueued && r.held == 0 {
-			l.finish(r, &pb.FinishCommand{
+			l.giveUp(r, reasonNoWorker, &pb.FinishCommand{
 				FinishReason: pb.FinishReason_FINISH_REASON_UNSERVED,
 				Error:        fmt.Sprintf("model %q takes no requests: %s", model, why),
 			})

@@ -52,6 +52,9 @@ func TestNoWorkerTakesRequests(t *testing.T) {
 		late, stopLate := watchAs(t, s, "late")
 		until(t, "a gateway that begins to watch hears it too", func() bool { _, refused := late.refuses("m"); return refused })
 		stopLate()
+		if counts := s.Stats().RefusedByModel; len(counts) != 1 || counts[0] != (Refused{"m", reasonNoWorker, 2}) {
+			t.Errorf("counted as %+v, want what waited and what came later", counts)
+		}
 		if !w.has("runs") {
 			t.Error("what ran was ended")
 		}

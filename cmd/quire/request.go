@@ -137,18 +137,33 @@ func printExplanation(w io.Writer, r *pb.ExplainResponse) error {
 func printSummary(w io.Writer, s *pb.SummaryResponse) error {
 	fmt.Fprintf(w, "%d requests wait with %d prompt tokens in %d bytes, the oldest for %v; %d run on %d workers\n",
 		s.GetAll().GetRequests(), s.GetAll().GetPromptTokens(), s.GetBytes(), milliseconds(s.GetAll().GetOldestWaitMs()), s.GetRunning(), s.GetWorkers())
-	if s.GetAll().GetRequests() == 0 {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if s.GetAll().GetRequests() > 0 {
+		fmt.Fprintf(w, "%d would fit and wait for their turn, %d for a worker with their prefix; %d have no worker\n\n", s.GetReady(), s.GetHeld(), s.GetUnserved())
+		fmt.Fprintln(t, "BY\tNAME\tREQUESTS\tPROMPT TOKENS\tOLDEST")
+		for _, group := range []struct {
+			by     string
+			counts []*pb.QueueCount
+		}{{"blocked by", s.GetBlocked()}, {"model", s.GetModels()}, {"tenant", s.GetTenants()}} {
+			for _, c := range group.counts {
+				fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%v\n", group.by, named(c.GetName()), c.GetRequests(), c.GetPromptTokens(), milliseconds(c.GetOldestWaitMs()))
+			}
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
+	}
+	if len(s.GetRefusedByModel()) == 0 {
 		return nil
 	}
-	fmt.Fprintf(w, "%d would fit and wait for their turn, %d for a worker with their prefix; %d have no worker\n\n", s.GetReady(), s.GetHeld(), s.GetUnserved())
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "BY\tNAME\tREQUESTS\tPROMPT TOKENS\tOLDEST")
+	fmt.Fprintln(w, "\nRefused since the leader's process started, or ended before a worker began them:")
+	fmt.Fprintln(t, "BY\tNAME\tREASON\tREQUESTS")
 	for _, group := range []struct {
 		by     string
-		counts []*pb.QueueCount
-	}{{"blocked by", s.GetBlocked()}, {"model", s.GetModels()}, {"tenant", s.GetTenants()}} {
+		counts []*pb.Refused
+	}{{"model", s.GetRefusedByModel()}, {"tenant", s.GetRefusedByTenant()}} {
 		for _, c := range group.counts {
-			fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%v\n", group.by, named(c.GetName()), c.GetRequests(), c.GetPromptTokens(), milliseconds(c.GetOldestWaitMs()))
+			fmt.Fprintf(t, "%s\t%s\t%s\t%d\n", group.by, named(c.GetName()), c.GetReason(), c.GetRequests())
 		}
 	}
 	return t.Flush()

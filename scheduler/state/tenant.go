@@ -39,6 +39,8 @@ type Account struct {
 // Refusal says why a request is not admitted.
 type Refusal struct {
 	Reason string
+	// Limit is the tenant's limit that is reached, as operators write it; empty if it is something else.
+	Limit string
 	// RetryMS is when trying again makes sense; 0 if it never does.
 	RetryMS int64
 }
@@ -91,8 +93,8 @@ func (a *Account) admit(nowMS, cost int64) *Refusal {
 		a.refill(nowMS)
 		cost = min(max(0, cost), MaxRate+1)
 		requests, tokens := perMinute(a.Limits.GetRequestsPerMinute()), perMinute(a.Limits.GetTokensPerMinute())
-		refuse := func(retryMS int64, format string, args ...any) *Refusal {
-			return &Refusal{Reason: fmt.Sprintf("tenant %q: ", a.Name) + fmt.Sprintf(format, args...), RetryMS: retryMS}
+		refuse := func(limit string, retryMS int64, format string, args ...any) *Refusal {
+			return &Refusal{Limit: limit, Reason: fmt.Sprintf("tenant %q: ", a.Name) + fmt.Sprintf(format, args...), RetryMS: retryMS}
 		}
 		var wait, forTokens int64
 		if requests > 0 {
@@ -104,13 +106,13 @@ func (a *Account) admit(nowMS, cost int64) *Refusal {
 		most := int64(a.Limits.GetMaxRequests())
 		switch {
 		case tokens > 0 && cost > tokens:
-			return refuse(0, "the request may take %d tokens, the limit is %d a minute", cost, tokens)
+			return refuse("tokens_per_minute", 0, "the request may take %d tokens, the limit is %d a minute", cost, tokens)
 		case most > 0 && a.Live >= most:
-			return refuse(max(1000, wait, forTokens), "%d requests run or wait, the limit is %d", a.Live, most)
+			return refuse("max_requests", max(1000, wait, forTokens), "%d requests run or wait, the limit is %d", a.Live, most)
 		case forTokens > wait:
-			return refuse(forTokens, "the limit is %d tokens a minute, and the request may take %d", tokens, cost)
+			return refuse("tokens_per_minute", forTokens, "the limit is %d tokens a minute, and the request may take %d", tokens, cost)
 		case wait > 0:
-			return refuse(wait, "the limit is %d requests a minute", requests)
+			return refuse("requests_per_minute", wait, "the limit is %d requests a minute", requests)
 		}
 		if requests > 0 {
 			a.requestsLeft -= 1000

@@ -2347,13 +2347,19 @@ type SummaryResponse struct {
 	Blocked []*QueueCount `protobuf:"bytes,5,rep,name=blocked,proto3" json:"blocked,omitempty"`
 	// Requests that fit and wait for their turn, that wait for a worker with their prefix, and whose
 	// model has no worker.
-	Ready         int64 `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
-	Held          int64 `protobuf:"varint,7,opt,name=held,proto3" json:"held,omitempty"`
-	Unserved      int64 `protobuf:"varint,8,opt,name=unserved,proto3" json:"unserved,omitempty"`
-	Running       int64 `protobuf:"varint,9,opt,name=running,proto3" json:"running,omitempty"`
-	Workers       int32 `protobuf:"varint,10,opt,name=workers,proto3" json:"workers,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Ready    int64 `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
+	Held     int64 `protobuf:"varint,7,opt,name=held,proto3" json:"held,omitempty"`
+	Unserved int64 `protobuf:"varint,8,opt,name=unserved,proto3" json:"unserved,omitempty"`
+	Running  int64 `protobuf:"varint,9,opt,name=running,proto3" json:"running,omitempty"`
+	Workers  int32 `protobuf:"varint,10,opt,name=workers,proto3" json:"workers,omitempty"`
+	// By model.
+	Queues []*QueueFigures `protobuf:"bytes,11,rep,name=queues,proto3" json:"queues,omitempty"`
+	// What the leader did not admit, or ended before a worker began it, since its process started: by model, and
+	// the same by tenant. Only so many names are counted apart; "(others)" are the rest.
+	RefusedByModel  []*Refused `protobuf:"bytes,12,rep,name=refused_by_model,json=refusedByModel,proto3" json:"refused_by_model,omitempty"`
+	RefusedByTenant []*Refused `protobuf:"bytes,13,rep,name=refused_by_tenant,json=refusedByTenant,proto3" json:"refused_by_tenant,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *SummaryResponse) Reset() {
@@ -2456,6 +2462,184 @@ func (x *SummaryResponse) GetWorkers() int32 {
 	return 0
 }
 
+func (x *SummaryResponse) GetQueues() []*QueueFigures {
+	if x != nil {
+		return x.Queues
+	}
+	return nil
+}
+
+func (x *SummaryResponse) GetRefusedByModel() []*Refused {
+	if x != nil {
+		return x.RefusedByModel
+	}
+	return nil
+}
+
+func (x *SummaryResponse) GetRefusedByTenant() []*Refused {
+	if x != nil {
+		return x.RefusedByTenant
+	}
+	return nil
+}
+
+type QueueFigures struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Model    string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Requests int64                  `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"`
+	// Choices of these requests.
+	Sequences int64 `protobuf:"varint,3,opt,name=sequences,proto3" json:"sequences,omitempty"`
+	// Memory that they take.
+	Bytes        int64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	OldestWaitMs int64 `protobuf:"varint,5,opt,name=oldest_wait_ms,json=oldestWaitMs,proto3" json:"oldest_wait_ms,omitempty"`
+	// Requests by priority, from -8 on.
+	Classes []int64 `protobuf:"varint,6,rep,packed,name=classes,proto3" json:"classes,omitempty"`
+	// Workers that are kept for a request.
+	Reserved      int32 `protobuf:"varint,7,opt,name=reserved,proto3" json:"reserved,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QueueFigures) Reset() {
+	*x = QueueFigures{}
+	mi := &file_quire_v1_operator_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QueueFigures) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QueueFigures) ProtoMessage() {}
+
+func (x *QueueFigures) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QueueFigures.ProtoReflect.Descriptor instead.
+func (*QueueFigures) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *QueueFigures) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *QueueFigures) GetRequests() int64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *QueueFigures) GetSequences() int64 {
+	if x != nil {
+		return x.Sequences
+	}
+	return 0
+}
+
+func (x *QueueFigures) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *QueueFigures) GetOldestWaitMs() int64 {
+	if x != nil {
+		return x.OldestWaitMs
+	}
+	return 0
+}
+
+func (x *QueueFigures) GetClasses() []int64 {
+	if x != nil {
+		return x.Classes
+	}
+	return nil
+}
+
+func (x *QueueFigures) GetReserved() int32 {
+	if x != nil {
+		return x.Reserved
+	}
+	return 0
+}
+
+type Refused struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// In a word, as clients are told it.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Requests      int64  `protobuf:"varint,3,opt,name=requests,proto3" json:"requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refused) Reset() {
+	*x = Refused{}
+	mi := &file_quire_v1_operator_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refused) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refused) ProtoMessage() {}
+
+func (x *Refused) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_operator_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refused.ProtoReflect.Descriptor instead.
+func (*Refused) Descriptor() ([]byte, []int) {
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *Refused) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Refused) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Refused) GetRequests() int64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
 type QueueCount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2468,7 +2652,7 @@ type QueueCount struct {
 
 func (x *QueueCount) Reset() {
 	*x = QueueCount{}
-	mi := &file_quire_v1_operator_proto_msgTypes[37]
+	mi := &file_quire_v1_operator_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +2664,7 @@ func (x *QueueCount) String() string {
 func (*QueueCount) ProtoMessage() {}
 
 func (x *QueueCount) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_operator_proto_msgTypes[37]
+	mi := &file_quire_v1_operator_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +2677,7 @@ func (x *QueueCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueCount.ProtoReflect.Descriptor instead.
 func (*QueueCount) Descriptor() ([]byte, []int) {
-	return file_quire_v1_operator_proto_rawDescGZIP(), []int{37}
+	return file_quire_v1_operator_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *QueueCount) GetName() string {
@@ -2705,7 +2889,7 @@ const file_quire_v1_operator_proto_rawDesc = "" +
 	"\x06age_ms\x18\x0e \x01(\x03R\x05ageMs\x12\x18\n" +
 	"\ablocked\x18\x0f \x03(\tR\ablocked\x12\x18\n" +
 	"\aunblock\x18\x10 \x01(\tR\aunblock\"\x10\n" +
-	"\x0eSummaryRequest\"\xd7\x02\n" +
+	"\x0eSummaryRequest\"\x83\x04\n" +
 	"\x0fSummaryResponse\x12&\n" +
 	"\x03all\x18\x01 \x01(\v2\x14.quire.v1.QueueCountR\x03all\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12.\n" +
@@ -2717,7 +2901,22 @@ const file_quire_v1_operator_proto_rawDesc = "" +
 	"\bunserved\x18\b \x01(\x03R\bunserved\x12\x18\n" +
 	"\arunning\x18\t \x01(\x03R\arunning\x12\x18\n" +
 	"\aworkers\x18\n" +
-	" \x01(\x05R\aworkers\"\x87\x01\n" +
+	" \x01(\x05R\aworkers\x12.\n" +
+	"\x06queues\x18\v \x03(\v2\x16.quire.v1.QueueFiguresR\x06queues\x12;\n" +
+	"\x10refused_by_model\x18\f \x03(\v2\x11.quire.v1.RefusedR\x0erefusedByModel\x12=\n" +
+	"\x11refused_by_tenant\x18\r \x03(\v2\x11.quire.v1.RefusedR\x0frefusedByTenant\"\xd0\x01\n" +
+	"\fQueueFigures\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x1a\n" +
+	"\brequests\x18\x02 \x01(\x03R\brequests\x12\x1c\n" +
+	"\tsequences\x18\x03 \x01(\x03R\tsequences\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\x12$\n" +
+	"\x0eoldest_wait_ms\x18\x05 \x01(\x03R\foldestWaitMs\x12\x18\n" +
+	"\aclasses\x18\x06 \x03(\x03R\aclasses\x12\x1a\n" +
+	"\breserved\x18\a \x01(\x05R\breserved\"Q\n" +
+	"\aRefused\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1a\n" +
+	"\brequests\x18\x03 \x01(\x03R\brequests\"\x87\x01\n" +
 	"\n" +
 	"QueueCount\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
@@ -2756,7 +2955,7 @@ func file_quire_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quire_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_quire_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_quire_v1_operator_proto_goTypes = []any{
 	(ExplainResponse_Phase)(0),    // 0: quire.v1.ExplainResponse.Phase
 	(*RequestFilter)(nil),         // 1: quire.v1.RequestFilter
@@ -2796,12 +2995,14 @@ var file_quire_v1_operator_proto_goTypes = []any{
 	(*WorkerScore)(nil),           // 35: quire.v1.WorkerScore
 	(*SummaryRequest)(nil),        // 36: quire.v1.SummaryRequest
 	(*SummaryResponse)(nil),       // 37: quire.v1.SummaryResponse
-	(*QueueCount)(nil),            // 38: quire.v1.QueueCount
-	(*ModelIdentity)(nil),         // 39: quire.v1.ModelIdentity
-	(*Pool)(nil),                  // 40: quire.v1.Pool
-	(*WorkerInfo)(nil),            // 41: quire.v1.WorkerInfo
-	(*Tenant)(nil),                // 42: quire.v1.Tenant
-	(FinishReason)(0),             // 43: quire.v1.FinishReason
+	(*QueueFigures)(nil),          // 38: quire.v1.QueueFigures
+	(*Refused)(nil),               // 39: quire.v1.Refused
+	(*QueueCount)(nil),            // 40: quire.v1.QueueCount
+	(*ModelIdentity)(nil),         // 41: quire.v1.ModelIdentity
+	(*Pool)(nil),                  // 42: quire.v1.Pool
+	(*WorkerInfo)(nil),            // 43: quire.v1.WorkerInfo
+	(*Tenant)(nil),                // 44: quire.v1.Tenant
+	(FinishReason)(0),             // 45: quire.v1.FinishReason
 }
 var file_quire_v1_operator_proto_depIdxs = []int32{
 	0,  // 0: quire.v1.RequestFilter.phase:type_name -> quire.v1.ExplainResponse.Phase
@@ -2810,58 +3011,61 @@ var file_quire_v1_operator_proto_depIdxs = []int32{
 	0,  // 3: quire.v1.RequestStatus.phase:type_name -> quire.v1.ExplainResponse.Phase
 	1,  // 4: quire.v1.AbortRequestsRequest.filter:type_name -> quire.v1.RequestFilter
 	9,  // 5: quire.v1.ListBindingsResponse.bindings:type_name -> quire.v1.Binding
-	39, // 6: quire.v1.Binding.model:type_name -> quire.v1.ModelIdentity
-	39, // 7: quire.v1.BindModelRequest.model:type_name -> quire.v1.ModelIdentity
-	40, // 8: quire.v1.ListWorkersResponse.pools:type_name -> quire.v1.Pool
+	41, // 6: quire.v1.Binding.model:type_name -> quire.v1.ModelIdentity
+	41, // 7: quire.v1.BindModelRequest.model:type_name -> quire.v1.ModelIdentity
+	42, // 8: quire.v1.ListWorkersResponse.pools:type_name -> quire.v1.Pool
 	16, // 9: quire.v1.ListWorkersResponse.workers:type_name -> quire.v1.WorkerStatus
-	41, // 10: quire.v1.WorkerStatus.worker:type_name -> quire.v1.WorkerInfo
-	40, // 11: quire.v1.CreatePoolRequest.pool:type_name -> quire.v1.Pool
-	42, // 12: quire.v1.SetTenantRequest.tenant:type_name -> quire.v1.Tenant
+	43, // 10: quire.v1.WorkerStatus.worker:type_name -> quire.v1.WorkerInfo
+	42, // 11: quire.v1.CreatePoolRequest.pool:type_name -> quire.v1.Pool
+	44, // 12: quire.v1.SetTenantRequest.tenant:type_name -> quire.v1.Tenant
 	31, // 13: quire.v1.ListTenantsResponse.tenants:type_name -> quire.v1.TenantStatus
-	42, // 14: quire.v1.TenantStatus.tenant:type_name -> quire.v1.Tenant
+	44, // 14: quire.v1.TenantStatus.tenant:type_name -> quire.v1.Tenant
 	0,  // 15: quire.v1.ExplainResponse.phase:type_name -> quire.v1.ExplainResponse.Phase
-	43, // 16: quire.v1.ExplainResponse.finish_reason:type_name -> quire.v1.FinishReason
+	45, // 16: quire.v1.ExplainResponse.finish_reason:type_name -> quire.v1.FinishReason
 	34, // 17: quire.v1.ExplainResponse.waiting:type_name -> quire.v1.Waiting
 	35, // 18: quire.v1.Waiting.workers:type_name -> quire.v1.WorkerScore
-	38, // 19: quire.v1.SummaryResponse.all:type_name -> quire.v1.QueueCount
-	38, // 20: quire.v1.SummaryResponse.tenants:type_name -> quire.v1.QueueCount
-	38, // 21: quire.v1.SummaryResponse.models:type_name -> quire.v1.QueueCount
-	38, // 22: quire.v1.SummaryResponse.blocked:type_name -> quire.v1.QueueCount
-	25, // 23: quire.v1.Operator.SetTenant:input_type -> quire.v1.SetTenantRequest
-	27, // 24: quire.v1.Operator.RemoveTenant:input_type -> quire.v1.RemoveTenantRequest
-	29, // 25: quire.v1.Operator.ListTenants:input_type -> quire.v1.ListTenantsRequest
-	32, // 26: quire.v1.Operator.Explain:input_type -> quire.v1.ExplainRequest
-	36, // 27: quire.v1.Operator.Summary:input_type -> quire.v1.SummaryRequest
-	14, // 28: quire.v1.Operator.ListWorkers:input_type -> quire.v1.ListWorkersRequest
-	17, // 29: quire.v1.Operator.CreatePool:input_type -> quire.v1.CreatePoolRequest
-	19, // 30: quire.v1.Operator.RemovePool:input_type -> quire.v1.RemovePoolRequest
-	21, // 31: quire.v1.Operator.Cordon:input_type -> quire.v1.CordonRequest
-	7,  // 32: quire.v1.Operator.ListBindings:input_type -> quire.v1.ListBindingsRequest
-	10, // 33: quire.v1.Operator.BindModel:input_type -> quire.v1.BindModelRequest
-	12, // 34: quire.v1.Operator.ReleaseModel:input_type -> quire.v1.ReleaseModelRequest
-	2,  // 35: quire.v1.Operator.ListRequests:input_type -> quire.v1.ListRequestsRequest
-	5,  // 36: quire.v1.Operator.AbortRequests:input_type -> quire.v1.AbortRequestsRequest
-	23, // 37: quire.v1.Operator.Drain:input_type -> quire.v1.DrainRequest
-	26, // 38: quire.v1.Operator.SetTenant:output_type -> quire.v1.SetTenantResponse
-	28, // 39: quire.v1.Operator.RemoveTenant:output_type -> quire.v1.RemoveTenantResponse
-	30, // 40: quire.v1.Operator.ListTenants:output_type -> quire.v1.ListTenantsResponse
-	33, // 41: quire.v1.Operator.Explain:output_type -> quire.v1.ExplainResponse
-	37, // 42: quire.v1.Operator.Summary:output_type -> quire.v1.SummaryResponse
-	15, // 43: quire.v1.Operator.ListWorkers:output_type -> quire.v1.ListWorkersResponse
-	18, // 44: quire.v1.Operator.CreatePool:output_type -> quire.v1.CreatePoolResponse
-	20, // 45: quire.v1.Operator.RemovePool:output_type -> quire.v1.RemovePoolResponse
-	22, // 46: quire.v1.Operator.Cordon:output_type -> quire.v1.CordonResponse
-	8,  // 47: quire.v1.Operator.ListBindings:output_type -> quire.v1.ListBindingsResponse
-	11, // 48: quire.v1.Operator.BindModel:output_type -> quire.v1.BindModelResponse
-	13, // 49: quire.v1.Operator.ReleaseModel:output_type -> quire.v1.ReleaseModelResponse
-	3,  // 50: quire.v1.Operator.ListRequests:output_type -> quire.v1.ListRequestsResponse
-	6,  // 51: quire.v1.Operator.AbortRequests:output_type -> quire.v1.AbortRequestsResponse
-	24, // 52: quire.v1.Operator.Drain:output_type -> quire.v1.DrainResponse
-	38, // [38:53] is the sub-list for method output_type
-	23, // [23:38] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	40, // 19: quire.v1.SummaryResponse.all:type_name -> quire.v1.QueueCount
+	40, // 20: quire.v1.SummaryResponse.tenants:type_name -> quire.v1.QueueCount
+	40, // 21: quire.v1.SummaryResponse.models:type_name -> quire.v1.QueueCount
+	40, // 22: quire.v1.SummaryResponse.blocked:type_name -> quire.v1.QueueCount
+	38, // 23: quire.v1.SummaryResponse.queues:type_name -> quire.v1.QueueFigures
+	39, // 24: quire.v1.SummaryResponse.refused_by_model:type_name -> quire.v1.Refused
+	39, // 25: quire.v1.SummaryResponse.refused_by_tenant:type_name -> quire.v1.Refused
+	25, // 26: quire.v1.Operator.SetTenant:input_type -> quire.v1.SetTenantRequest
+	27, // 27: quire.v1.Operator.RemoveTenant:input_type -> quire.v1.RemoveTenantRequest
+	29, // 28: quire.v1.Operator.ListTenants:input_type -> quire.v1.ListTenantsRequest
+	32, // 29: quire.v1.Operator.Explain:input_type -> quire.v1.ExplainRequest
+	36, // 30: quire.v1.Operator.Summary:input_type -> quire.v1.SummaryRequest
+	14, // 31: quire.v1.Operator.ListWorkers:input_type -> quire.v1.ListWorkersRequest
+	17, // 32: quire.v1.Operator.CreatePool:input_type -> quire.v1.CreatePoolRequest
+	19, // 33: quire.v1.Operator.RemovePool:input_type -> quire.v1.RemovePoolRequest
+	21, // 34: quire.v1.Operator.Cordon:input_type -> quire.v1.CordonRequest
+	7,  // 35: quire.v1.Operator.ListBindings:input_type -> quire.v1.ListBindingsRequest
+	10, // 36: quire.v1.Operator.BindModel:input_type -> quire.v1.BindModelRequest
+	12, // 37: quire.v1.Operator.ReleaseModel:input_type -> quire.v1.ReleaseModelRequest
+	2,  // 38: quire.v1.Operator.ListRequests:input_type -> quire.v1.ListRequestsRequest
+	5,  // 39: quire.v1.Operator.AbortRequests:input_type -> quire.v1.AbortRequestsRequest
+	23, // 40: quire.v1.Operator.Drain:input_type -> quire.v1.DrainRequest
+	26, // 41: quire.v1.Operator.SetTenant:output_type -> quire.v1.SetTenantResponse
+	28, // 42: quire.v1.Operator.RemoveTenant:output_type -> quire.v1.RemoveTenantResponse
+	30, // 43: quire.v1.Operator.ListTenants:output_type -> quire.v1.ListTenantsResponse
+	33, // 44: quire.v1.Operator.Explain:output_type -> quire.v1.ExplainResponse
+	37, // 45: quire.v1.Operator.Summary:output_type -> quire.v1.SummaryResponse
+	15, // 46: quire.v1.Operator.ListWorkers:output_type -> quire.v1.ListWorkersResponse
+	18, // 47: quire.v1.Operator.CreatePool:output_type -> quire.v1.CreatePoolResponse
+	20, // 48: quire.v1.Operator.RemovePool:output_type -> quire.v1.RemovePoolResponse
+	22, // 49: quire.v1.Operator.Cordon:output_type -> quire.v1.CordonResponse
+	8,  // 50: quire.v1.Operator.ListBindings:output_type -> quire.v1.ListBindingsResponse
+	11, // 51: quire.v1.Operator.BindModel:output_type -> quire.v1.BindModelResponse
+	13, // 52: quire.v1.Operator.ReleaseModel:output_type -> quire.v1.ReleaseModelResponse
+	3,  // 53: quire.v1.Operator.ListRequests:output_type -> quire.v1.ListRequestsResponse
+	6,  // 54: quire.v1.Operator.AbortRequests:output_type -> quire.v1.AbortRequestsResponse
+	24, // 55: quire.v1.Operator.Drain:output_type -> quire.v1.DrainResponse
+	41, // [41:56] is the sub-list for method output_type
+	26, // [26:41] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_operator_proto_init() }
@@ -2879,7 +3083,7 @@ func file_quire_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_operator_proto_rawDesc), len(file_quire_v1_operator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   38,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
