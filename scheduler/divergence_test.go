@@ -86,20 +86,19 @@ func TestANodeThatDiffersTakesNoPart(t *testing.T) {
 		}
 		return -1
 	}
-	settled := func() bool {
-		if leader() < 0 {
+	wrong := -1
+	await(t, "all are there", func() bool {
+		if wrong = leader(); wrong < 0 {
 			return false
 		}
+		v := nodes[wrong].store.View()
 		for _, s := range nodes {
-			v := nodes[leader()].store.View()
 			if s.store.View().Node(fmt.Sprint("node-", len(nodes)-1)) == nil || s.store.View().Index() != v.Index() {
 				return false
 			}
 		}
 		return true
-	}
-	await(t, "all are there", settled)
-	wrong := leader()
+	})
 	var snapshot, other bytes.Buffer
 	if _, err := nodes[wrong].store.View().WriteTo(&snapshot); err != nil {
 		t.Fatal(err)
@@ -117,14 +116,23 @@ func TestANodeThatDiffersTakesNoPart(t *testing.T) {
 	if err := nodes[wrong].store.Restore(&other); err != nil {
 		t.Fatal(err)
 	}
-	// The next entry carries it on.
+	// The next entry carries it on, whoever leads by now.
 	data, err := proto.Marshal(&pb.Entry{Commands: []*pb.Command{{Command: &pb.Command_Node{Node: &pb.NodeCommand{Node: &pb.Node{Id: "more", StoreId: "x"}}}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := nodes[wrong].node.Propose(context.Background(), data); err != nil {
-		t.Fatal(err)
-	}
+	await(t, "there is another entry", func() bool {
+		at := leader()
+		if at < 0 {
+			return false
+		}
+		proposal, err := nodes[at].node.Propose(context.Background(), data)
+		if err != nil {
+			return false
+		}
+		_, err = proposal.Wait(context.Background())
+		return err == nil
+	})
 	await(t, "the node says that it differs", func() bool { return nodes[wrong].Problem() != "" })
 	await(t, "another one leads", func() bool { return leader() >= 0 && leader() != wrong })
 	if text := nodes[wrong].Problem(); !strings.Contains(text, "the state of this node has the chain hash") || nodes[wrong].Ready() || nodes[wrong].node.Leads() {
@@ -134,7 +142,11 @@ func TestANodeThatDiffersTakesNoPart(t *testing.T) {
 		t.Errorf("a request to it: %v", err)
 	}
 	await(t, "the new leader knows", func() bool {
-		m, err := nodes[leader()].members.Members(context.Background(), nil)
+		at := leader()
+		if at < 0 {
+			return false
+		}
+		m, err := nodes[at].members.Members(context.Background(), nil)
 		if err != nil {
 			return false
 		}

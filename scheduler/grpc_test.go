@@ -4,20 +4,24 @@ import (
 	"context"
 	"net"
 	"testing"
+	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/batch"
 )
 
 // TestOverTheWire runs a session, a watch and submits through a real gRPC server: statuses, details
 // and the largest request pass, and stopping the node lets the server stop gracefully.
 func TestOverTheWire(t *testing.T) {
-	s := start(t, Settings{DataDir: t.TempDir(), QueueRequests: 1})
+	// The worker sends no heartbeats, so that none has to come in time.
+	s := start(t, Settings{
+		DataDir: t.TempDir(), QueueRequests: 1, HeartbeatTimeout: time.Hour, Batch: batch.Settings{FreshMS: time.Hour.Milliseconds()},
+	})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -52,9 +56,23 @@ func TestOverTheWire(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if first, err := news.Recv(); err != nil || len(first.GetWorkers().GetWorkers()) != 1 || first.GetWorkers().GetWorkers()[0].GetModel() != "m" {
-		t.Fatalf("news %v, %v", first, err)
+	// News come as they gather, and at least every second.
+	hear := func(what string, said func(*pb.WatchResponse) bool) {
+		t.Helper()
+		for {
+			n, err := news.Recv()
+			if err != nil {
+				t.Fatalf("before it heard %s: %v", what, err)
+			}
+			if said(n) {
+				return
+			}
+		}
 	}
+	hear("of the worker", func(n *pb.WatchResponse) bool {
+		workers := n.GetWorkers().GetWorkers()
+		return len(workers) == 1 && workers[0].GetModel() == "m"
+	})
 
 	large := request("large")
 	large.Prompt = make([]int32, 128<<10)
@@ -71,26 +89,27 @@ func TestOverTheWire(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = client.Submit(ctx, &pb.SubmitRequest{Request: request("too many")})
-	details := status.Convert(err).Details()
-	if status.Code(err) != codes.ResourceExhausted || len(details) != 1 {
-		t.Fatalf("a full queue: %v, %v", err, details)
-	}
-	if retry, ok := details[0].(*errdetails.RetryInfo); !ok || retry.GetRetryDelay().AsDuration() <= 0 {
-		t.Errorf("retry info %v", details[0])
+	if status.Code(err) != codes.ResourceExhausted || retryAfter(err) <= 0 || reasonIn(err) != reasonQueueSequences {
+		t.Fatalf("a full queue: %v, again after %v, for %q", err, retryAfter(err), reasonIn(err))
 	}
 	if r, err := client.Abort(ctx, &pb.AbortRequest{RequestId: "waits"}); err != nil || !r.GetFound() {
 		t.Errorf("abort %v, %v", r, err)
 	}
-	if n, err := news.Recv(); err != nil || n.GetEnded()[0].GetRequestId() != "waits" {
-		t.Errorf("news %v, %v", n, err)
-	}
+	hear("of the end", func(n *pb.WatchResponse) bool {
+		return len(n.GetEnded()) == 1 && n.GetEnded()[0].GetRequestId() == "waits"
+	})
 
 	closed := make(chan error, 1)
 	go func() { closed <- s.Close() }()
 	if _, err := work.Recv(); status.Code(err) != codes.Unavailable {
 		t.Errorf("the session ended with %v", err)
 	}
-	if _, err := news.Recv(); status.Code(err) != codes.Unavailable {
+	for {
+		if _, err = news.Recv(); err != nil {
+			break
+		}
+	}
+	if status.Code(err) != codes.Unavailable {
 		t.Errorf("the watch ended with %v", err)
 	}
 	if err := <-closed; err != nil {

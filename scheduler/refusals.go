@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -49,7 +50,7 @@ func refuse(reason string, code codes.Code, retry time.Duration, format string, 
 	if retry > 0 {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(retry)})
 	}
-	return &refusal{reason, detailed(code, fmt.Sprintf(format, args...), details...)}
+	return &refusal{reason, rpc.Detailed(code, fmt.Sprintf(format, args...), details...)}
 }
 
 // refusedByLog is a refusal of the log's.

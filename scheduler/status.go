@@ -7,7 +7,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/protoadapt"
 
 	"github.com/quire-serve/quire/scheduler/membership"
 	"github.com/quire-serve/quire/scheduler/rpc"
@@ -60,7 +59,3 @@ func errNotLeading(what string) error { return rpc.NotLeading(what) }
 func invalid(field, format string, args ...any) error { return rpc.Invalid(field, format, args...) }
 
 func exhausted(message string, retry time.Duration) error { return rpc.Exhausted(message, retry) }
-
-func detailed(code codes.Code, message string, details ...protoadapt.MessageV1) error {
-	return rpc.Detailed(code, message, details...)
-}

@@ -46,11 +46,6 @@ func Exhausted(message string, retry time.Duration) error {
 	return Detailed(codes.ResourceExhausted, message, &errdetails.RetryInfo{RetryDelay: durationpb.New(retry)})
 }
 
-// Late refuses a request for its own deadline. The reason tells it from a call whose time is up.
-func Late(format string, args ...any) error {
-	return Detailed(codes.DeadlineExceeded, "request.patience_ms: "+fmt.Sprintf(format, args...), &errdetails.ErrorInfo{Reason: "deadline", Domain: "quire"})
-}
-
 // Detailed is a status with what a program needs of it.
 func Detailed(code codes.Code, message string, details ...protoadapt.MessageV1) error {
 	st := status.New(code, message)
