@@ -208,7 +208,7 @@ func (g *Gateway) admit(ctx context.Context, l *live) {
 		if l.worker == "" {
 			l.worker = resp.WorkerId
 		}
-		l.inquiry.hear(g.Now())
+		l.hear(g.Now())
 		l.counted = true
 		l.mu.Unlock()
 		l.meters.admitted(l)
@@ -247,7 +247,7 @@ func (g *Gateway) takeOver(ctx context.Context, l *live) {
 	l.request.CreatedUnixMs = r.Request.GetCreatedUnixMs()
 	l.promptTokens = r.PromptTokens
 	l.counted = r.FinishReason == pb.FinishReason_FINISH_REASON_UNSPECIFIED
-	l.inquiry.hear(g.Now())
+	l.hear(g.Now())
 	l.mu.Unlock()
 	g.catchUp(ctx, l, r)
 }

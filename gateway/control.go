@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -21,10 +20,6 @@ const (
 	// tryTimeout is how long one node may take to answer. A node that is cut off without a sign must
 	// not hold a call that another one could serve; asking twice changes nothing.
 	tryTimeout = 2 * time.Second
-	// A call that no leader takes is tried again after the first of these, doubling up to the second,
-	// half of it random; or at once when a leader is found.
-	firstRetry = 20 * time.Millisecond
-	lastRetry  = 500 * time.Millisecond
 	// hintsFollowed is how many leaders' addresses a call goes to without a pause.
 	hintsFollowed = 2
 	// sparedConns is how many connections are kept to nodes that are not on the list (any more): a
@@ -198,23 +193,11 @@ func (c *control) close() {
 	c.find()
 }
 
-// pause waits for d, half of it random, or until a leader is found; it reports false if ctx ended.
-func pause(ctx context.Context, d time.Duration, found <-chan struct{}) bool {
-	t := time.NewTimer(d/2 + rand.N(d/2))
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-found:
-	case <-t.C:
-	}
-	return true
-}
-
-// ask makes one call to the leader, again and again until it answers or ctx ends. What is asked must
+// ask makes one call to the leader, again and again until it answers or ctx ends, and at once when a leader
+// is found. What is asked must
 // be safe to ask twice. The error is the last node's.
 func ask[Q, A any](ctx context.Context, c *control, q *Q, method func(pb.ControlClient, context.Context, *Q, ...grpc.CallOption) (*A, error)) (*A, error) {
-	wait, hints := firstRetry, 0
+	failures, hints := 0, 0
 	for {
 		news := c.news()
 		address, client, err := c.pick()
@@ -257,9 +240,9 @@ func ask[Q, A any](ctx context.Context, c *control, q *Q, method func(pb.Control
 			hints++
 			continue
 		}
-		if !pause(ctx, wait, news.Done()) {
+		if !transport.ToLeader.Wait(ctx, failures, news.Done()) {
 			return nil, err
 		}
-		wait, hints = min(2*wait, lastRetry), 0
+		failures, hints = failures+1, 0
 	}
 }

@@ -45,6 +45,8 @@ const (
 	recallBytes = 1 << 20
 	// rerunsAllowed bounds how often a live has its request run again.
 	rerunsAllowed = 3
+	// never is longer than anybody waits.
+	never = 24 * time.Hour
 	// followEvery is how often the leader is asked for what the log has of a request that streams to
 	// another gateway and has readers here too.
 	followEvery = 250 * time.Millisecond
@@ -66,33 +68,41 @@ type inquiry struct {
 	follows bool
 }
 
-func (q *inquiry) hear(now time.Time) { q.heard, q.times = now, 0 }
+// hear notes news of the request.
+func (l *live) hear(now time.Time) {
+	if l.inquiry.times > 0 {
+		l.inspectNow() // The next question is not put off any more.
+	}
+	l.inquiry.heard, l.inquiry.times = now, 0
+}
 
-// due reports whether it is time to ask about a request that may be silent for so long.
-func (q *inquiry) due(now time.Time, silence time.Duration) bool {
-	since := now.Sub(q.asked)
+// next is when to ask about a request that may be silent for so long; never while it is being asked about.
+func (q *inquiry) next(silence time.Duration) (at time.Time, ever bool) {
 	switch {
 	case q.asking:
-		return false
-	case q.gap && since > gapRest:
-		q.gaps = 0
-		return true
+		return time.Time{}, false
 	case q.gap:
-		return since >= firstGap<<min(q.gaps, 7)
+		return q.asked.Add(firstGap << min(q.gaps, 7)), true
 	case q.claim || q.moved:
-		return since >= firstGap<<min(q.times, 7)
+		return q.asked.Add(firstGap << min(q.times, 7)), true
 	case q.follows:
-		return since >= followEvery
-	}
-	if q.ended {
+		return q.asked.Add(followEvery), true
+	case q.ended:
 		silence = silenceEnded
 	}
-	return min(now.Sub(q.heard), since) >= silence<<min(q.times, silenceDoublings)
+	since := q.heard
+	if since.Before(q.asked) {
+		since = q.asked
+	}
+	return since.Add(silence << min(q.times, silenceDoublings)), true
 }
 
 // begin notes that the question is being asked; claim says that the request is to be adopted with it.
 func (q *inquiry) begin(now time.Time) (claim bool) {
 	if q.gap {
+		if now.Sub(q.asked) > gapRest {
+			q.gaps = 0
+		}
 		q.gaps++
 	}
 	claim = q.claim
@@ -142,6 +152,7 @@ func (l *live) recall(lost dispatch) []*pb.ChoiceProgress {
 	if l.fence.before(next) {
 		l.fence = next
 		l.worker = ""
+		l.inspectNow()
 		l.moved = l.generated() > 0
 	}
 	var list []*pb.ChoiceProgress
@@ -185,7 +196,8 @@ func (g *Gateway) ended(e *pb.Ended) {
 	default:
 		l.mu.Lock()
 		l.inquiry.ended = true
-		l.inquiry.hear(g.Now())
+		l.hear(g.Now())
+		l.inspectNow()
 		l.mu.Unlock()
 	}
 }
@@ -196,6 +208,7 @@ func (g *Gateway) movedAway(id string) {
 	if l := g.lives.get(id); l != nil {
 		l.mu.Lock()
 		l.inquiry.moved = true
+		l.inspectNow()
 		l.mu.Unlock()
 		g.poke()
 	}
@@ -249,6 +262,7 @@ func (g *Gateway) supervise(ctx context.Context) {
 	tick := time.NewTicker(supervision)
 	defer tick.Stop()
 	busy := make(chan struct{}, questions)
+	var due []*live
 	for {
 		select {
 		case <-ctx.Done():
@@ -260,9 +274,14 @@ func (g *Gateway) supervise(ctx context.Context) {
 		for _, m := range g.order {
 			m.tell(g.refused(m), now)
 		}
-		for _, l := range g.lives.all() {
-			g.expire(ctx, l, now)
-			if !l.inquire(now, g.attached) {
+		due = g.lives.due(due[:0], now)
+		for i, l := range due {
+			due[i] = nil
+			ask, lingered := l.inspect(now, g.attached)
+			if lingered {
+				g.expire(ctx, l, now)
+			}
+			if !ask {
 				continue
 			}
 			select {
@@ -278,23 +297,66 @@ func (g *Gateway) supervise(ctx context.Context) {
 	}
 }
 
-// inquire reports whether the leader is to be asked now.
-func (l *live) inquire(now time.Time, attached func(worker string) bool) bool {
+// due appends to dst the lives that must be inspected. Most are not, while their tokens come: none of these
+// is locked.
+func (t *table) due(dst []*live, now time.Time) []*live {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, l := range t.byID {
+		if time.Duration(l.inspection.Load()) <= now.Sub(l.arrived) {
+			dst = append(dst, l)
+		}
+	}
+	return dst
+}
+
+// inspectNow has the supervisor inspect the live with its next look: something has happened that may bring
+// forward what it waits for. The lock is held.
+func (l *live) inspectNow() { l.inspection.Store(0) }
+
+// detached has what runs on a worker inspected: its stream has broken, and silence means more.
+func (t *table) detached(worker string) {
+	for _, l := range t.all() {
+		l.mu.Lock()
+		if l.worker == worker {
+			l.inspectNow()
+		}
+		l.mu.Unlock()
+	}
+}
+
+// inspect reports whether the leader is to be asked now, and whether the client's time to come back is over.
+// It notes when to inspect the live again: not later than the first of both can be, if nothing happens.
+func (l *live) inspect(now time.Time, attached func(worker string) bool) (ask, lingered bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	next := now.Add(never)
+	if !l.lingers.IsZero() {
+		lingered = !now.Before(l.lingers)
+		next = l.lingers
+	}
 	select {
 	case <-l.admitted:
 	default:
-		return false
+		l.inspectNow()
+		return false, lingered
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	silence := silenceDetached
-	switch {
-	case l.worker != "" && attached(l.worker):
-		silence = silenceAttached
-	case l.worker == "" && l.fence == dispatch{}:
-		silence = silenceQueued
+	if !l.done {
+		silence := silenceDetached
+		switch {
+		case l.worker != "" && attached(l.worker):
+			silence = silenceAttached
+		case l.worker == "" && l.fence == dispatch{}:
+			silence = silenceQueued
+		}
+		if at, ever := l.inquiry.next(silence); ever {
+			if ask = !now.Before(at); at.Before(next) {
+				next = at
+			}
+		}
 	}
-	return !l.done && l.inquiry.due(now, silence)
+	l.inspection.Store(int64(next.Sub(l.arrived)))
+	return ask, lingered
 }
 
 // asking notes that the leader is being asked. It reports whether the request is claimed with that.
@@ -304,14 +366,20 @@ func (l *live) asking(now time.Time) (claim bool) {
 	return l.inquiry.begin(now)
 }
 
+// answered notes that the leader is not being asked any more. It reports whether there is a reason to ask
+// again at once.
+func (l *live) answered() (again bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.inquiry.asking = false
+	l.inspectNow()
+	return l.inquiry.claim || l.inquiry.moved
+}
+
 // ask brings a live up to what the leader knows, and claims it if a reader has come.
 func (g *Gateway) ask(ctx context.Context, l *live, claim bool) {
 	defer func() {
-		l.mu.Lock()
-		l.inquiry.asking = false
-		again := l.inquiry.claim || l.inquiry.moved
-		l.mu.Unlock()
-		if again {
+		if l.answered() {
 			g.poke()
 		}
 	}()
@@ -408,7 +476,7 @@ func (l *live) learn(r *pb.AdoptResponse, now time.Time) (news, again bool) {
 		}
 	}
 	if news {
-		l.inquiry.hear(now)
+		l.hear(now)
 	}
 	switch r.FinishReason {
 	case pb.FinishReason_FINISH_REASON_UNSPECIFIED:
@@ -470,6 +538,6 @@ func (g *Gateway) rerun(ctx context.Context, l *live) {
 	l.meters.rerun.Inc()
 	l.mu.Lock()
 	l.worker = resp.WorkerId
-	l.inquiry.hear(g.Now())
+	l.hear(g.Now())
 	l.mu.Unlock()
 }

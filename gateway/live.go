@@ -5,6 +5,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
@@ -36,6 +37,8 @@ type live struct {
 	admitted chan struct{}
 	// withdraw ends a submission that is under way.
 	withdraw context.CancelFunc
+	// inspection is when the supervisor must inspect the live, as a time.Duration after its arrival.
+	inspection atomic.Int64
 
 	mu sync.Mutex
 	// request is replaced, never changed. One that was found by its id alone has no prompt.
@@ -130,17 +133,20 @@ func (l *live) apply(worker string, ev *pb.TokenEvent, now time.Time) (news, gap
 		l.moved = l.moved || l.worker != "" && l.generated() > 0
 		l.fence = at
 	}
-	l.worker = worker
+	if l.worker != worker {
+		l.worker = worker
+		l.inspectNow() // Silence means something else now.
+	}
 	c := &l.choices[ev.Choice]
 	known := len(c.tokens) - int(ev.First)
 	if known < 0 {
-		l.inquiry.gap = true
+		l.miss()
 		return false, true
 	}
-	l.inquiry.hear(now)
+	l.hear(now)
 	if ev.FinishReason == pb.FinishReason_FINISH_REASON_ABORT && unwanted(ev.Error) {
 		// Ended for want of a client where it was before: it must run again.
-		l.inquiry.gap = true
+		l.miss()
 		return false, true
 	}
 	if known < len(ev.TokenIds) && c.finish == pb.FinishReason_FINISH_REASON_UNSPECIFIED {
@@ -172,12 +178,18 @@ func (l *live) apply(worker string, ev *pb.TokenEvent, now time.Time) (news, gap
 	if ev.RequestDone {
 		if !l.complete() {
 			// What was dropped for a gap held another choice's end.
-			l.inquiry.gap = true
+			l.miss()
 			return true, true
 		}
 		return l.end(nil), false
 	}
 	return true, false
+}
+
+// miss notes that output is missing.
+func (l *live) miss() {
+	l.inquiry.gap = true
+	l.inspectNow()
 }
 
 // generated counts all choices' tokens. The lock is held, as in all that follow without taking it.
@@ -324,6 +336,7 @@ func (t *table) enter(id string, r *reader, named bool, digest []byte, create fu
 			l.readers = append(l.readers, r)
 			l.named = l.named || named
 			l.inquiry.claim = true
+			l.inspectNow()
 			e.live = l
 			return e
 		}
@@ -372,6 +385,7 @@ func (t *table) leave(l *live, r *reader, until time.Time) departure {
 		return departure{}
 	case l.named && !until.IsZero() && (!l.done || l.uncertain) && t.byID[l.id] == l:
 		l.lingers = until
+		l.inspectNow()
 		return departure{lingers: true}
 	}
 	return t.retire(l)

@@ -94,7 +94,7 @@ func TestGapsAreAskedAfter(t *testing.T) {
 		if _, gap := l.apply("w", ev, time.Unix(1, 0)); !gap || l.done || len(l.choices[0].tokens) != 0 {
 			t.Errorf("%s: gap %t, done %t, %v", name, gap, l.done, l.failure)
 		}
-		if !l.inquire(time.Unix(1, 0), func(string) bool { return true }) {
+		if ask, _ := l.inspect(time.Unix(1, 0), func(string) bool { return true }); !ask {
 			t.Errorf("%s: the leader is not asked", name)
 		}
 	}

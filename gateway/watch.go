@@ -14,9 +14,6 @@ import (
 )
 
 const (
-	// watchRetry is the pause before another node is tried, half of it random: short enough that a new
-	// leader is found at once, for there is one such stream a gateway.
-	watchRetry = 75 * time.Millisecond
 	// firstNews is how long a node may take to send the first news, watchSilence how long the leader
 	// may send none; it says every second what there is.
 	firstNews    = 2 * time.Second
@@ -31,7 +28,7 @@ var (
 // watch follows the leader's news until ctx ends. While there is no leader the attachments stay as
 // they are: streams do not depend on it.
 func (g *Gateway) watch(ctx context.Context) {
-	away, hints := false, 0
+	away, failures, hints := false, 0, 0
 	var workers roster.View
 	for {
 		address, told, hint, err := g.follow(ctx, &workers)
@@ -39,7 +36,7 @@ func (g *Gateway) watch(ctx context.Context) {
 			return
 		}
 		if told {
-			away, hints = false, 0
+			away, failures, hints = false, 0, 0
 		}
 		if !away {
 			away = true
@@ -50,9 +47,10 @@ func (g *Gateway) watch(ctx context.Context) {
 			continue
 		}
 		hints = 0
-		if !pause(ctx, watchRetry, nil) {
+		if !transport.ToLeader.Wait(ctx, failures, g.control.news().Done()) {
 			return
 		}
+		failures++
 	}
 }
 

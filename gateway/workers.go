@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"math/rand/v2"
 	"sort"
 	"sync"
 	"time"
@@ -10,13 +9,10 @@ import (
 	"google.golang.org/grpc"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/transport"
 )
 
-// Reconnecting starts after the first wait and doubles up to the second, with half of it random. Streams
-// wait for it, and a worker that stays away is soon out of the leader's set.
 const (
-	firstBackoff = 20 * time.Millisecond
-	lastBackoff  = 250 * time.Millisecond
 	// attachSilence is how long a worker's stream may bring nothing, not even figures, before it counts
 	// as broken; workers send every 250 ms.
 	attachSilence = 3 * time.Second
@@ -24,19 +20,6 @@ const (
 	// leader hears of aborts too, and what is to be sent again is asked for again.
 	sendQueue = 1024
 )
-
-// backoff waits before the n-th retry, n from 0; it reports false if ctx ended.
-func backoff(ctx context.Context, n int) bool {
-	d := min(firstBackoff<<min(n, 10), lastBackoff)
-	t := time.NewTimer(d/2 + rand.N(d/2))
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
 
 // attachment is the session with one worker. Its goroutine lives as long as the worker is in the
 // leader's set, and connects again whenever the stream breaks.
@@ -231,7 +214,8 @@ func (g *Gateway) attach(ctx context.Context, a *attachment) {
 		if n == 0 {
 			g.Log.Warn("a worker's stream broke", "worker", a.info.Id, "address", a.info.Address, "error", err)
 		}
-		if !backoff(ctx, n) {
+		// Streams wait for it, and a worker that stays away is soon out of the leader's set.
+		if !transport.ToPeer.Wait(ctx, n, nil) {
 			return
 		}
 	}
@@ -263,6 +247,7 @@ func (g *Gateway) session(ctx context.Context, a *attachment, client pb.WorkerCl
 	sender.Go(func() { transmit(ctx, stream, a.out) })
 	defer func() {
 		a.setConnected(false)
+		g.lives.detached(a.info.Id)
 		g.updateReady()
 	}()
 	a.setConnected(true)

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/peer"
@@ -26,12 +25,16 @@ type Expected struct {
 	Name string
 }
 
-// A connection that could not be made is tried again after the first of these, doubling up to the second:
-// who is gone may be back.
-const (
-	firstRetry     = 20 * time.Millisecond
-	lastRetry      = 500 * time.Millisecond
-	connectTimeout = 2 * time.Second
+// connectTimeout is how long one try to connect may take.
+const connectTimeout = 2 * time.Second
+
+// How often those who have lost a peer try again.
+var (
+	// ToLeader is for who looks for the leader. An election takes a second or two, and a thousand workers and
+	// gateways may wait for it.
+	ToLeader = Backoff{First: 50 * time.Millisecond, Last: 500 * time.Millisecond}
+	// ToPeer is for one process that is gone and may be back.
+	ToPeer = Backoff{First: 20 * time.Millisecond, Last: 500 * time.Millisecond}
 )
 
 // Dial makes a connection within the cluster, which connects on use. Without certificates it is plain.
@@ -56,10 +59,9 @@ func DialClients(address string, options ...grpc.DialOption) (*grpc.ClientConn, 
 }
 
 func newClient(address string, creds credentials.TransportCredentials, options []grpc.DialOption) (*grpc.ClientConn, error) {
-	again := backoff.Config{BaseDelay: firstRetry, Multiplier: 2, Jitter: 0.5, MaxDelay: lastRetry}
 	return grpc.NewClient(address, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: again, MinConnectTimeout: connectTimeout}),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: ToPeer.connects(), MinConnectTimeout: connectTimeout}),
 	}, options...)...)
 }
 

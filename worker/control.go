@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -15,11 +14,8 @@ import (
 )
 
 const (
-	// Reconnecting tries at the first of these intervals for about as long as an election takes, then
-	// at intervals that double up to the last; half of each is random.
-	firstBackoff = 50 * time.Millisecond
-	lastBackoff  = time.Second
-	quickTries   = 60
+	// manyTries is as good as a count of failures for a pause of its greatest length.
+	manyTries = 16
 	// welcomeTimeout is how long a control-plane node may take to answer a hello.
 	welcomeTimeout = 2 * time.Second
 	// A leader that answers heartbeats and is silent for so many of their intervals, at least
@@ -82,13 +78,12 @@ func (w *Worker) control(ctx context.Context) {
 			case welcomed:
 				nodes.suggest(address, now) // most likely it still leads
 			case why != "":
-				n = max(n, quickTries) // nothing changes soon
+				n = max(n, manyTries) // nothing changes soon
 				nodes.suggest(address, now)
 			}
 		}
-		d := min(firstBackoff<<min(max(0, n-quickTries), 10), lastBackoff)
+		t := time.NewTimer(transport.ToLeader.Pause(n))
 		n++
-		t := time.NewTimer(d/2 + rand.N(d/2))
 		select {
 		case <-ctx.Done():
 		case <-w.stopping:

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 
 	"github.com/quire-serve/quire/transport"
 	"github.com/quire-serve/quire/trust"
@@ -64,8 +63,7 @@ func (n *nodes) quiet(address string, now time.Time) bool {
 func (n *nodes) dial(address string) (conn *grpc.ClientConn, err error) {
 	if conn = n.conns[address]; conn == nil {
 		conn, err = transport.Dial(n.certificates, address, transport.Expected{Role: trust.Node},
-			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(transport.MaxAnswer)),
-			grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: firstBackoff, Multiplier: 2, Jitter: 0.5, MaxDelay: lastBackoff}}))
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(transport.MaxAnswer)))
 		if err != nil {
 			return nil, err
 		}
