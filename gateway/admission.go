@@ -228,7 +228,7 @@ func (l *live) agree(most int32) {
 // takeOver makes this gateway the one that a known request streams to, and brings the live up to what
 // is known of it.
 func (g *Gateway) takeOver(ctx context.Context, l *live) {
-	r, err := ask(ctx, g.control, &pb.AdoptRequest{RequestId: l.id, GatewayId: g.NodeID}, pb.ControlClient.Adopt)
+	r, err := ask(ctx, g.control, &pb.AdoptRequest{RequestId: l.id, GatewayId: g.NodeID, Tenant: l.tenant()}, pb.ControlClient.Adopt)
 	switch {
 	case err != nil:
 		l.fail(fromControl(err))

@@ -385,7 +385,7 @@ func (g *Gateway) ask(ctx context.Context, l *live, claim bool) {
 	}()
 	try, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	r, err := ask(try, g.control, &pb.AdoptRequest{RequestId: l.id, GatewayId: g.NodeID, IfMine: !claim}, pb.ControlClient.Adopt)
+	r, err := ask(try, g.control, &pb.AdoptRequest{RequestId: l.id, GatewayId: g.NodeID, IfMine: !claim, Tenant: l.tenant()}, pb.ControlClient.Adopt)
 	now := g.Now()
 	if err != nil {
 		l.mu.Lock()

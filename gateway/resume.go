@@ -47,7 +47,7 @@ func (g *Gateway) reopen(ctx context.Context, who caller, received []int32) (*an
 		request, tokens = l.request, l.promptTokens
 		l.mu.Unlock()
 	} else {
-		r, err := ask(asked, g.control, &pb.AdoptRequest{RequestId: who.key(), GatewayId: g.NodeID, IfMine: true}, pb.ControlClient.Adopt)
+		r, err := ask(asked, g.control, &pb.AdoptRequest{RequestId: who.key(), GatewayId: g.NodeID, IfMine: true, Tenant: who.tenant}, pb.ControlClient.Adopt)
 		if err != nil {
 			return nil, fromControl(err)
 		}

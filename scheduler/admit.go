@@ -59,6 +59,8 @@ type live struct {
 	phase       phase
 	// worker has it while phaseAssigned, and had it while phaseLost and phaseReturned.
 	worker string
+	// vocabulary is how many token ids there are, as its last worker says; 0 if that does not.
+	vocabulary int32
 	// dispatched is its newest dispatch; redirected says that it was adopted since.
 	dispatched state.Position
 	redirected bool

@@ -15,7 +15,7 @@ const adoptsWaiting = 4096
 
 // adoption is a gateway's wish to take a request over; without a gateway, only to know of it.
 type adoption struct {
-	id, gateway string
+	id, gateway, tenant string
 	// done is closed once the log has it, with the response.
 	done     chan struct{}
 	response *pb.AdoptResponse
@@ -29,12 +29,14 @@ func (s *Scheduler) Adopt(ctx context.Context, in *pb.AdoptRequest) (*pb.AdoptRe
 		return nil, invalid("request_id", "%d bytes; it must have 1 to %d", len(in.GetRequestId()), maxRequestIDBytes)
 	case in.GetGatewayId() == "" || len(in.GetGatewayId()) > maxIDBytes:
 		return nil, invalid("gateway_id", "%d bytes; it must have 1 to %d", len(in.GetGatewayId()), maxIDBytes)
+	case len(in.GetTenant()) > maxIDBytes:
+		return nil, invalid("tenant", "%d bytes; the limit is %d", len(in.GetTenant()), maxIDBytes)
 	}
 	l, err := s.leading(unaryTrailer(ctx))
 	if err != nil {
 		return nil, err
 	}
-	a := &adoption{id: in.GetRequestId(), gateway: in.GetGatewayId(), done: make(chan struct{})}
+	a := &adoption{id: in.GetRequestId(), gateway: in.GetGatewayId(), tenant: in.GetTenant(), done: make(chan struct{})}
 	if in.GetIfMine() {
 		a.gateway = ""
 	}
@@ -73,6 +75,9 @@ func (l *leader) composeAdopts(e *entry, now time.Time) {
 			early = append(early, a)
 			return true
 		}
+		if r != nil && r.request.GetTenant() != a.tenant {
+			r = nil // The log says that it is not there.
+		}
 		old := ""
 		if r != nil {
 			old = r.request.GetGatewayId()
@@ -83,7 +88,7 @@ func (l *leader) composeAdopts(e *entry, now time.Time) {
 			l.own(r, now)
 			r.redirected = r.phase == phaseAssigned
 		}
-		e.add(&pb.Command{Command: &pb.Command_Adopt{Adopt: &pb.AdoptCommand{RequestId: a.id, GatewayId: a.gateway}}}, commandBytes, func(result state.Result) {
+		e.add(&pb.Command{Command: &pb.Command_Adopt{Adopt: &pb.AdoptCommand{RequestId: a.id, GatewayId: a.gateway, Tenant: a.tenant}}}, commandBytes, func(result state.Result) {
 			a.response = adopted(result.Record)
 			close(a.done)
 			if !result.Changed {

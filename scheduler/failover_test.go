@@ -271,7 +271,7 @@ func TestAdopt(t *testing.T) {
 		until(t, "both watch", func() bool { return heard.sees("one", "two")() && heir.sees("one", "two")() })
 		adopt := func(id string) *pb.AdoptResponse {
 			t.Helper()
-			r, err := s.Adopt(t.Context(), &pb.AdoptRequest{RequestId: id, GatewayId: "h"})
+			r, err := s.Adopt(t.Context(), &pb.AdoptRequest{RequestId: id, GatewayId: "h", Tenant: "t"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -285,7 +285,7 @@ func TestAdopt(t *testing.T) {
 		}
 		one.progress("a", news(0, 0, 0, 10, 11))
 		until(t, "the log has it", func() bool { return logged(s, "a") == "[10 11]0" })
-		if asked, err := s.Adopt(t.Context(), &pb.AdoptRequest{RequestId: "a", GatewayId: "h", IfMine: true}); err != nil || asked.GetRequest().GetGatewayId() != "g" || asked.GetWorkerId() != "one" {
+		if asked, err := s.Adopt(t.Context(), &pb.AdoptRequest{RequestId: "a", GatewayId: "h", Tenant: "t", IfMine: true}); err != nil || asked.GetRequest().GetGatewayId() != "g" || asked.GetWorkerId() != "one" {
 			t.Errorf("asked after another's request: %v, %v", asked, err)
 		}
 		got := adopt("a")

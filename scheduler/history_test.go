@@ -256,7 +256,7 @@ func perform(s *Scheduler, in act) (out outcome, err error) {
 		out.known = resp.GetFound()
 	case actRead:
 		var resp *pb.AdoptResponse
-		resp, err = s.Adopt(ctx, &pb.AdoptRequest{RequestId: id, GatewayId: "g", IfMine: true})
+		resp, err = s.Adopt(ctx, &pb.AdoptRequest{RequestId: id, GatewayId: "g", Tenant: tenantName(in.tenant), IfMine: true})
 		out.known, out.ended = resp.GetFound(), resp.GetFinishReason() != 0
 	case actLimit:
 		_, err = s.SetTenant(ctx, &pb.SetTenantRequest{Tenant: &pb.Tenant{Name: tenantName(in.tenant), MaxRequests: int32(in.limit)}})

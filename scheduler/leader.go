@@ -372,6 +372,9 @@ func (l *leader) place(r *live) {
 		l.onWorker[r.worker] = on
 	}
 	on[r.request.GetId()] = r
+	if w := l.workers[r.worker]; w != nil {
+		r.vocabulary = w.GetVocabulary()
+	}
 }
 
 func (l *leader) displace(r *live) {

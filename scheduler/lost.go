@@ -80,6 +80,9 @@ func (l *leader) goOn(r *live) {
 
 // Recall takes a gateway's answer to WatchResponse.lost; see the service's definition.
 func (s *Scheduler) Recall(ctx context.Context, in *pb.RecallRequest) (*pb.RecallResponse, error) {
+	if err := checkRecall(in); err != nil {
+		return nil, err
+	}
 	l, err := s.leading(unaryTrailer(ctx))
 	if err != nil {
 		return nil, err

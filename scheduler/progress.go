@@ -60,7 +60,7 @@ func (l *leader) learn(r *live, news []*pb.ChoiceProgress) {
 		fresh := n.GetTokenIds()[min(known, len(n.GetTokenIds())):]
 		most := int(sampling.GetMaxTokens())
 		if most > 0 && len(o.tokens)+len(fresh) > most || r.held+len(fresh) > state.MaxOutputTokens ||
-			slices.ContainsFunc(fresh, func(id int32) bool { return id < 0 }) {
+			slices.ContainsFunc(fresh, func(id int32) bool { return id < 0 || r.vocabulary > 0 && id >= r.vocabulary }) {
 			continue
 		}
 		if len(fresh) > 0 {

@@ -177,7 +177,7 @@ func (g *simGateway) repair(ctx context.Context, id string, l *simLive, after ti
 		pause(ctx, after)
 		var answer *pb.AdoptResponse
 		err := g.w.insist(ctx, g.id, func(ctx context.Context, s *Scheduler) (err error) {
-			answer, err = s.Adopt(ctx, &pb.AdoptRequest{RequestId: id, GatewayId: g.id, IfMine: true})
+			answer, err = s.Adopt(ctx, &pb.AdoptRequest{RequestId: id, GatewayId: g.id, Tenant: l.request.GetTenant(), IfMine: true})
 			return err
 		})
 		g.mu.Lock()
@@ -348,7 +348,7 @@ func (g *simGateway) take(ctx context.Context, l *simLive) error {
 	}
 	var answer *pb.AdoptResponse
 	err = g.w.insist(ctx, g.id, func(ctx context.Context, s *Scheduler) (err error) {
-		answer, err = s.Adopt(ctx, &pb.AdoptRequest{RequestId: l.request.GetId(), GatewayId: g.id})
+		answer, err = s.Adopt(ctx, &pb.AdoptRequest{RequestId: l.request.GetId(), GatewayId: g.id, Tenant: l.request.GetTenant()})
 		return err
 	})
 	if err != nil {

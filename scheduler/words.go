@@ -10,6 +10,10 @@ import (
 // program on another machine. Requests that are not its own are not an error, for its words and the leader's
 // cross; they change nothing. A session in which something impossible is said ends.
 
+//
+// Gateways are held to the same. A gateway is believed about the tenants whose requests it brings, for it alone
+// sees the clients; not about requests that are another's, nor about output that a request cannot have.
+
 // maxHeartbeatBytes bounds a heartbeat with the state of all devices.
 const maxHeartbeatBytes = 64 << 10
 
@@ -78,6 +82,28 @@ func checkNews(field, id string, news []*pb.ChoiceProgress) error {
 	for _, n := range news {
 		if reason := n.GetFinishReason(); reason != pb.FinishReason_FINISH_REASON_UNSPECIFIED && !workerEnds[reason] {
 			return invalid(field, "choice %d of %q ends with %v, which a worker cannot say", n.GetChoice(), id, reason)
+		}
+	}
+	return nil
+}
+
+// checkRecall says what is impossible about what a gateway has of lost requests. What depends on the request
+// (how many choices and tokens it may have, which ids there are) is looked at where it is taken in.
+func checkRecall(in *pb.RecallRequest) error {
+	if in.GetGatewayId() == "" || len(in.GetGatewayId()) > maxIDBytes {
+		return invalid("gateway_id", "%d bytes; it must have 1 to %d", len(in.GetGatewayId()), maxIDBytes)
+	}
+	for _, p := range in.GetRequests() {
+		if err := checkNews("requests", p.GetRequestId(), p.GetChoices()); err != nil {
+			return err
+		}
+		for _, c := range p.GetChoices() {
+			switch reason := c.GetFinishReason(); {
+			case c.GetFirst() != 0:
+				return invalid("requests", "choice %d of %q begins with token %d; what a gateway has begins with the first", c.GetChoice(), p.GetRequestId(), c.GetFirst())
+			case reason != pb.FinishReason_FINISH_REASON_UNSPECIFIED && reason != pb.FinishReason_FINISH_REASON_STOP && reason != pb.FinishReason_FINISH_REASON_LENGTH:
+				return invalid("requests", "choice %d of %q ended with %v; a gateway gives back what stopped by itself", c.GetChoice(), p.GetRequestId(), reason)
+			}
 		}
 	}
 	return nil

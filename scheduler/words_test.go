@@ -75,3 +75,87 @@ func TestAHostileWorker(t *testing.T) {
 		})
 	}
 }
+
+// TestAHostileGateway: a gateway that gives back what cannot be is refused with the field's name, what it gives
+// back of its own request beyond what that can have is left out, and it neither reads, takes, ends nor feeds a
+// request that is another gateway's or another tenant's.
+func TestAHostileGateway(t *testing.T) {
+	tokens := func(ids ...int32) []*pb.ChoiceProgress { return []*pb.ChoiceProgress{{TokenIds: ids}} }
+	for name, c := range map[string]struct {
+		gateway string
+		id      string
+		choices []*pb.ChoiceProgress
+		refused string // the field
+		want    string // what the log has of the request then
+	}{
+		"the truth":            {"g", "a", tokens(10, 11, 12), "", "[10 11 12]0"},
+		"nothing":              {"g", "a", nil, "", "[10]0"},
+		"another's name":       {"h", "a", tokens(10, 66), "", "[10]0"},
+		"no name":              {"", "a", tokens(10, 66), "gateway_id", "[10]0"},
+		"an unknown request":   {"g", "b", tokens(10, 66), "", "[10]0"},
+		"a huge id":            {"g", strings.Repeat("x", 1<<20), nil, "requests", "[10]0"},
+		"not a token":          {"g", "a", tokens(10, -1), "", "[10]0"},
+		"beyond the ids":       {"g", "a", tokens(10, 100), "", "[10]0"},
+		"beyond max_tokens":    {"g", "a", tokens(10, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17), "", "[10]0"},
+		"from the middle":      {"g", "a", []*pb.ChoiceProgress{{First: 1, TokenIds: []int32{66}}}, "requests", "[10]0"},
+		"a choice too many":    {"g", "a", []*pb.ChoiceProgress{{Choice: 1, TokenIds: []int32{66}}}, "", "[10]0"},
+		"a negative choice":    {"g", "a", []*pb.ChoiceProgress{{Choice: -1, TokenIds: []int32{66}}}, "", "[10]0"},
+		"a worker's reason":    {"g", "a", []*pb.ChoiceProgress{{TokenIds: []int32{10}, FinishReason: pb.FinishReason_FINISH_REASON_ERROR}}, "requests", "[10]0"},
+		"an unknown reason":    {"g", "a", []*pb.ChoiceProgress{{TokenIds: []int32{10}, FinishReason: 99}}, "requests", "[10]0"},
+		"a stop that can have": {"g", "a", []*pb.ChoiceProgress{{TokenIds: []int32{10, 11}, FinishReason: stopped}}, "", "[10 11]1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := start(t, Settings{})
+				w := newWorker(t, "one")
+				w.info.Vocabulary = 100
+				w.join(s)
+				until(t, "it is in session", func() bool { return s.Stats().Workers == 1 })
+				owner, stop := watch(t, s)
+				defer stop()
+				_, stopOther := watchAs(t, s, "h")
+				defer stopOther()
+				mustSubmit(t, s, request("a"))
+				until(t, "it runs", func() bool { return w.has("a") })
+				w.progress("a", news(0, 0, 0, 10))
+				until(t, "the log has a token", func() bool { return logged(s, "a") == "[10]0" })
+
+				for what, in := range map[string]*pb.AdoptRequest{
+					"another tenant's":  {RequestId: "a", GatewayId: "h", Tenant: "u"},
+					"no tenant's":       {RequestId: "a", GatewayId: "h"},
+					"a look at another": {RequestId: "a", GatewayId: "h", Tenant: "u", IfMine: true},
+				} {
+					if r, err := s.Adopt(t.Context(), in); err != nil || r.GetFound() || r.GetRequest() != nil || len(r.GetOutputs()) > 0 {
+						t.Errorf("adopts %s: %v, %v", what, r, err)
+					}
+				}
+				if _, err := s.Adopt(t.Context(), &pb.AdoptRequest{RequestId: "a", GatewayId: "h", Tenant: strings.Repeat("u", 1000)}); status.Code(err) != codes.InvalidArgument {
+					t.Errorf("a huge tenant: %v", err)
+				}
+				if r, err := s.Abort(t.Context(), &pb.AbortRequest{RequestId: "a", GatewayId: "h"}); err != nil || r.GetFound() {
+					t.Errorf("aborts another's: %v, %v", r, err)
+				}
+				if got := s.store.View().Request("a").Request.GetGatewayId(); got != "g" {
+					t.Errorf("it streams to %q now", got)
+				}
+
+				w.crash()
+				until(t, "the gateway is asked", func() bool { return owner.told("a") != nil })
+				lost := owner.told("a")
+				_, err := s.Recall(t.Context(), &pb.RecallRequest{GatewayId: c.gateway, Requests: []*pb.RequestProgress{
+					{RequestId: c.id, Term: lost.GetTerm(), Index: lost.GetIndex(), Choices: c.choices},
+				}})
+				if c.refused == "" && err != nil || c.refused != "" && (status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), c.refused)) {
+					t.Errorf("told %v, want a refusal of %q", err, c.refused)
+				}
+				two := newWorker(t, "two")
+				two.join(s)
+				defer two.leave()
+				if strings.HasSuffix(c.want, "0") {
+					until(t, "it goes on", func() bool { return two.has("a") })
+				}
+				until(t, "the log has what is true, "+c.want+", not "+logged(s, "a"), func() bool { return logged(s, "a") == c.want })
+			})
+		})
+	}
+}

@@ -102,6 +102,7 @@ func assemble(s Settings, m engine.Model, info *pb.WorkerInfo) (*Worker, error) 
 		info.Address = w.listener.Addr().String()
 	}
 	info.ContextLength = int32(w.engine.ContextLength())
+	info.Vocabulary = int32(m.Vocab)
 	info.BlockTokens = int32(es.BlockTokens)
 	info.TotalBlocks = int32(es.Blocks)
 	info.MaxSequences = int32(es.MaxSequences)

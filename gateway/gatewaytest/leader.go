@@ -222,7 +222,7 @@ func (n *node) Adopt(ctx context.Context, req *pb.AdoptRequest) (*pb.AdoptRespon
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.runs[req.RequestId]
-	if r == nil {
+	if r == nil || r.req.Tenant != req.Tenant {
 		return &pb.AdoptResponse{}, nil
 	}
 	if old := r.gateway; old != req.GatewayId && !req.IfMine {

@@ -243,6 +243,9 @@ func (a *application) progress(c *pb.ProgressCommand) Result {
 
 func (a *application) adopt(c *pb.AdoptCommand) Result {
 	old := a.request(c.GetRequestId())
+	if old != nil && old.Request.GetTenant() != c.GetTenant() {
+		return Result{}
+	}
 	if old == nil || c.GetGatewayId() == "" || old.Request.GetGatewayId() == c.GetGatewayId() {
 		return Result{Record: old}
 	}

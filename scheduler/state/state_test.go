@@ -45,7 +45,7 @@ func progress(id string, choices ...*pb.ChoiceProgress) *pb.Command {
 }
 
 func adopt(id, gateway string) *pb.Command {
-	return &pb.Command{Command: &pb.Command_Adopt{Adopt: &pb.AdoptCommand{RequestId: id, GatewayId: gateway}}}
+	return &pb.Command{Command: &pb.Command_Adopt{Adopt: &pb.AdoptCommand{RequestId: id, GatewayId: gateway, Tenant: "t"}}}
 }
 
 func join(id string) *pb.Command {

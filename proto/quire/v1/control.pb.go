@@ -782,7 +782,9 @@ type WorkerInfo struct {
 	// The set of workers that it is looked after with; empty counts as "default".
 	Pool string `protobuf:"bytes,13,opt,name=pool,proto3" json:"pool,omitempty"`
 	// Tenants that may hold only a part of the KV cache.
-	Tenants       []*TenantShare `protobuf:"bytes,14,rep,name=tenants,proto3" json:"tenants,omitempty"`
+	Tenants []*TenantShare `protobuf:"bytes,14,rep,name=tenants,proto3" json:"tenants,omitempty"`
+	// How many token ids the model has, from 0 on; what is called generated has no others. 0 is not said.
+	Vocabulary    int32 `protobuf:"varint,15,opt,name=vocabulary,proto3" json:"vocabulary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -913,6 +915,13 @@ func (x *WorkerInfo) GetTenants() []*TenantShare {
 		return x.Tenants
 	}
 	return nil
+}
+
+func (x *WorkerInfo) GetVocabulary() int32 {
+	if x != nil {
+		return x.Vocabulary
+	}
+	return 0
 }
 
 type TenantShare struct {
@@ -1489,7 +1498,9 @@ type AdoptRequest struct {
 	GatewayId string                 `protobuf:"bytes,2,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
 	// Only ask how far it is, unless it streams to this gateway already: nothing changes, and the
 	// response's request.gateway_id says who has it.
-	IfMine        bool `protobuf:"varint,3,opt,name=if_mine,json=ifMine,proto3" json:"if_mine,omitempty"`
+	IfMine bool `protobuf:"varint,3,opt,name=if_mine,json=ifMine,proto3" json:"if_mine,omitempty"`
+	// Whose request it is: another tenant's is unknown. The one without a name is a tenant too.
+	Tenant        string `protobuf:"bytes,4,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1543,6 +1554,13 @@ func (x *AdoptRequest) GetIfMine() bool {
 		return x.IfMine
 	}
 	return false
+}
+
+func (x *AdoptRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
 }
 
 type AdoptResponse struct {
@@ -1672,7 +1690,8 @@ type RecallRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	GatewayId string                 `protobuf:"bytes,1,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
 	// term and index are those of the Lost that this answers. token_ids begin with the first token. A
-	// request that the gateway has nothing of is named without choices, so that nobody waits for it.
+	// request that the gateway has nothing of is named without choices, so that nobody waits for it. What the
+	// request cannot have generated is left out.
 	Requests      []*RequestProgress `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3947,7 +3966,7 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x05after\x18\x02 \x01(\v2\x18.quire.v1.RosterPositionR\x05after\x12.\n" +
 	"\aworkers\x18\x03 \x03(\v2\x14.quire.v1.WorkerInfoR\aworkers\x12\x12\n" +
 	"\x04left\x18\x04 \x03(\tR\x04left\x12(\n" +
-	"\x02at\x18\x05 \x01(\v2\x18.quire.v1.RosterPositionR\x02at\"\xc7\x03\n" +
+	"\x02at\x18\x05 \x01(\v2\x18.quire.v1.RosterPositionR\x02at\"\xe7\x03\n" +
 	"\n" +
 	"WorkerInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -3967,7 +3986,10 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"arithmetic\x18\f \x01(\tR\n" +
 	"arithmetic\x12\x12\n" +
 	"\x04pool\x18\r \x01(\tR\x04pool\x12/\n" +
-	"\atenants\x18\x0e \x03(\v2\x15.quire.v1.TenantShareR\atenants\"=\n" +
+	"\atenants\x18\x0e \x03(\v2\x15.quire.v1.TenantShareR\atenants\x12\x1e\n" +
+	"\n" +
+	"vocabulary\x18\x0f \x01(\x05R\n" +
+	"vocabulary\"=\n" +
 	"\vTenantShare\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x16\n" +
 	"\x06blocks\x18\x02 \x01(\x05R\x06blocks\":\n" +
@@ -4008,13 +4030,14 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x122\n" +
-	"\achoices\x18\x04 \x03(\v2\x18.quire.v1.ChoiceProgressR\achoices\"e\n" +
+	"\achoices\x18\x04 \x03(\v2\x18.quire.v1.ChoiceProgressR\achoices\"}\n" +
 	"\fAdoptRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1d\n" +
 	"\n" +
 	"gateway_id\x18\x02 \x01(\tR\tgatewayId\x12\x17\n" +
-	"\aif_mine\x18\x03 \x01(\bR\x06ifMine\"\xe4\x02\n" +
+	"\aif_mine\x18\x03 \x01(\bR\x06ifMine\x12\x16\n" +
+	"\x06tenant\x18\x04 \x01(\tR\x06tenant\"\xe4\x02\n" +
 	"\rAdoptResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12+\n" +
 	"\arequest\x18\x02 \x01(\v2\x11.quire.v1.RequestR\arequest\x12#\n" +

@@ -941,11 +941,12 @@ func (x *ProgressCommand) GetChoices() []*ChoiceProgress {
 }
 
 // AdoptCommand changes the gateway that a request streams to. Without a gateway it changes nothing:
-// its place in the log is that of a read.
+// its place in the log is that of a read. Another tenant's request is not there.
 type AdoptCommand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	GatewayId     string                 `protobuf:"bytes,2,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,3,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -990,6 +991,13 @@ func (x *AdoptCommand) GetRequestId() string {
 func (x *AdoptCommand) GetGatewayId() string {
 	if x != nil {
 		return x.GatewayId
+	}
+	return ""
+}
+
+func (x *AdoptCommand) GetTenant() string {
+	if x != nil {
+		return x.Tenant
 	}
 	return ""
 }
@@ -2372,12 +2380,13 @@ const file_quire_v1_log_proto_rawDesc = "" +
 	"\x0fProgressCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x122\n" +
-	"\achoices\x18\x02 \x03(\v2\x18.quire.v1.ChoiceProgressR\achoices\"L\n" +
+	"\achoices\x18\x02 \x03(\v2\x18.quire.v1.ChoiceProgressR\achoices\"d\n" +
 	"\fAdoptCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1d\n" +
 	"\n" +
-	"gateway_id\x18\x02 \x01(\tR\tgatewayId\"\xda\x01\n" +
+	"gateway_id\x18\x02 \x01(\tR\tgatewayId\x12\x16\n" +
+	"\x06tenant\x18\x03 \x01(\tR\x06tenant\"\xda\x01\n" +
 	"\x06Tenant\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06weight\x18\x02 \x01(\x03R\x06weight\x12!\n" +
