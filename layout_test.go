@@ -78,6 +78,8 @@ func TestImportDirection(t *testing.T) {
 		{"scheduler/membership", []string{"proto", "transport", "trust", "scheduler/consensus", "scheduler/rpc", "scheduler/snapshot", "scheduler/state"}, "which nodes there are has nothing to do with requests and workers; the scheduler is built on it"},
 		{"scheduler", []string{"scheduler", "kvcache", "proto", "roster", "transport", "trust"}, "the control plane never links a device or a model"},
 		{"worker", []string{"worker", "kvcache", "model", "device", "proto", "transport", "trust"}, "a worker knows no gateway and no Raft"},
+		{"worker/engine/pace", nil, "what a step may hold is a function of times and counts, so that it is tested without sequences"},
+		{"worker/engine/draft", []string{"worker/engine/pace"}, "guesses are a function of the tokens, and their number one of times and counts"},
 		{"model/grammar", []string{"model/tokenizer"}, "what text may follow depends on the grammar and the tokens alone, so that a stream can go on elsewhere"},
 		{"gateway", []string{"gateway", "proto", "roster", "transport", "model/tokenizer", "model/chat", "model/grammar"}, "the front door turns text into tokens and back, and refuses what no grammar can be made of; it never loads weights"},
 		{"bench/placement", []string{"kvcache", "scheduler/batch", "scheduler/prefix"}, "the simulation runs the very code that places, and nothing of the clusters around it"},
@@ -116,7 +118,7 @@ func TestImportDirection(t *testing.T) {
 func TestPureFolders(t *testing.T) {
 	// What a log entry does and who the workers are is said in the wire API's words; decisions are not.
 	speak := []string{"roster", "scheduler/state"}
-	pure := []string{"kvcache", "device", "scheduler/state", "scheduler/batch", "scheduler/prefix", "roster"}
+	pure := []string{"kvcache", "device", "scheduler/state", "scheduler/batch", "scheduler/prefix", "roster", "worker/engine/pace", "worker/engine/draft"}
 	for _, p := range packages(t) {
 		if !slices.Contains(pure, p.folder()) {
 			continue

@@ -102,8 +102,10 @@ func (p *planner) accept(r *device.Result, now int64) {
 		p.lower.finished = st.named
 	}
 	p.count.steps++
-	p.measure(st, now)
-	p.measureDrafts(st, now)
+	p.pace.Measure(&st.pace, now)
+	if p.Speculate > 0 {
+		p.drafts.Measure(st.pace.Decodes, st.pace.Prompts, st.drafts, now)
+	}
 	p.count.stepTokens += int64(st.rows)
 	top := 0
 	for i, d := range st.draws {

@@ -8,7 +8,7 @@
 //
 //   - Sequences run in the order of (priority, arrival, choice). First each one that decodes gets its
 //     row, then prefills share what is left of the token budget, then waiting sequences are admitted.
-//     Beside decodes prefills get only as many tokens as leave streams their pace (pace.go).
+//     Beside decodes prefills get only as many tokens as leave streams their pace (package pace).
 //
 //   - A sequence is admitted only if blocks for all its tokens are there now, and takes them at once,
 //     so that two half-filled prompts never wait for each other. Where one does not fit, later ones use

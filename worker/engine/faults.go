@@ -36,7 +36,7 @@ func (f *suspicion) gone() bool { return f.broken >= maxFaults }
 func (p *planner) fail(cause error) {
 	f := &p.faults
 	p.count.failures++
-	p.pace.balance = 0
+	p.pace.Settle()
 	f.cause = cause
 	probing, tried := f.suspects > 0, p.oldest().seqs
 	good := p.accepted

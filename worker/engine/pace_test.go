@@ -2,11 +2,11 @@ package engine
 
 import (
 	"fmt"
-	"math"
 	"testing"
 
 	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/worker/engine/enginetest"
+	"github.com/quire-serve/quire/worker/engine/pace"
 )
 
 // roofline is what a step costs on a device that has flops and bandwidth for a model of eight thousand
@@ -107,7 +107,7 @@ func TestDecodesAreProtected(t *testing.T) {
 		if got < c.share-0.002 || got > c.share+0.05 {
 			t.Errorf("%+v: %.3f of their rate", c, got)
 		}
-		if pause > 2*maxPause {
+		if pause > 2*pace.MaxPause {
 			t.Errorf("%+v: a pause of %d µs", c, pause)
 		}
 		t.Logf("%+v: %.3f of their rate, longest pause %d µs, prompt in %d ms", c, got, pause, took/1000)
@@ -173,25 +173,6 @@ func TestManyWaitingPrompts(t *testing.T) {
 		t.Errorf("eight prompts took %d µs beside one stream, one took %d", eight, one)
 	}
 	t.Logf("eight prompts %d ms, one %d ms", eight/1000, one/1000)
-}
-
-// TestPaceBuckets: numbers of decodes that share a bucket differ by a quarter at most.
-func TestPaceBuckets(t *testing.T) {
-	first := map[int]int{}
-	last := -1
-	for d := 1; d <= 65536; d++ {
-		b := paceBucket(d)
-		if b < last || b > 63 {
-			t.Fatalf("%d decodes have bucket %d after %d", d, b, last)
-		}
-		last = b
-		if _, ok := first[b]; !ok {
-			first[b] = d
-		}
-		if float64(d) > math.Ceil(1.25*float64(first[b])) {
-			t.Fatalf("%d and %d decodes share bucket %d", first[b], d, b)
-		}
-	}
 }
 
 // besideShorts is how long a prompt of so many tokens takes, in microseconds, beside so many clients that each

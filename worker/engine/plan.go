@@ -6,6 +6,8 @@ import (
 	"github.com/quire-serve/quire/device"
 	"github.com/quire-serve/quire/kvcache"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/worker/engine/draft"
+	"github.com/quire-serve/quire/worker/engine/pace"
 )
 
 // planner decides what each step computes. It is a pure state machine: no goroutine, no lock, no
@@ -24,8 +26,8 @@ type planner struct {
 	copiers []*sequence // whom each of copies is for
 	lower   *lower      // nil without tiers below the device
 	news    cacheNews
-	pace    pace
-	drafts  draftCosts
+	pace    pace.Pace
+	drafts  draft.Costs
 	admission
 
 	number    uint64  // of the newest step planned
@@ -69,17 +71,7 @@ type step struct {
 	own    bool           // the engine's own; see suspicion
 	kv     kvcache.Tables // its page
 
-	// How prompts are held back beside decodes; see pace. Times are in microseconds.
-	planned     int64   // when
-	decodes     int     // sequences that decode
-	prompts     int     // rows of prompts
-	parts       int     // prompts that share its rows
-	all, common int     // those rows, and how many of them none has credit for
-	alone       float64 // what it would take without prompts, 0 unknown
-	grant       float64 // what prompts may add
-	charged     float64 // what they are expected to add
-	row         float64 // what each of their rows is expected to add
-	pause       float64 // what they may add at most
+	pace pace.Step // how its prompts were held back beside decodes
 }
 
 type draw struct {
@@ -109,7 +101,7 @@ func newPlanner(s Settings, m Model) (*planner, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &planner{Settings: s, model: m, context: s.Context(m.ContextLength, m.Window), pool: pool}
+	p := &planner{Settings: s, model: m, context: s.Context(m.ContextLength, m.Window), pool: pool, pace: pace.New(s.DecodeShare)}
 	p.study = func(x *study) { x.do(); p.learn(x) } // until an engine has others do it
 	p.lower = newLower(m.Tiers, s.Logger)
 	p.news.scanned = s.Blocks
@@ -134,7 +126,7 @@ func (p *planner) plan(now int64) bool {
 		return false
 	}
 	st := &p.steps[(p.number+1)%uint64(len(p.steps))]
-	*st = step{number: p.number + 1, seqs: st.seqs[:0], draws: st.draws[:0]}
+	*st = step{number: p.number + 1, seqs: st.seqs[:0], draws: st.draws[:0], pace: pace.Step{Number: p.number + 1}}
 	p.scoreRows = p.ScoreRows
 	p.startTrace(st)
 	p.expire(now)
@@ -194,47 +186,6 @@ func (p *planner) scheduleRunning(st *step) (budget int, preempted bool) {
 	budget -= p.speculate(st, budget)
 	budget = p.allowPrompts(st, decodes, budget)
 	return p.schedulePrompts(st, budget), preempted
-}
-
-// schedulePrompts shares budget among the prefills that run, and returns what is left for newcomers. They
-// get it in their order, but who lags behind an equal part, counting those who could start, gets what it
-// lacks whatever those before it may take.
-func (p *planner) schedulePrompts(st *step, budget int) (left int) {
-	part := (budget + max(st.parts, 1) - 1) / max(st.parts, 1)
-	kept, behind := 0, st.parts
-	for _, s := range p.running {
-		if s.rows == 0 && s.want() > 1 {
-			kept += min(s.want(), s.lag)
-		}
-	}
-	for _, s := range p.running {
-		want := s.want()
-		if s.rows > 0 || want <= 1 {
-			continue
-		}
-		behind--
-		kept -= min(want, s.lag)
-		n := max(p.portion(st, s, want, budget, behind), p.chunk(s, min(want, s.lag), budget))
-		n = p.cover(s, min(n, max(part, budget-kept)))
-		if s.lag = min(max(0, s.lag+part-n), p.MaxBatchTokens); n > 0 {
-			p.schedule(st, s, n)
-			budget -= n
-		}
-	}
-	return budget
-}
-
-// chunk is how many of the rows that s wants it gets.
-func (p *planner) chunk(s *sequence, want, budget int) int {
-	n := min(want, budget)
-	if p.PrefillChunk > 0 {
-		n = min(n, p.PrefillChunk)
-	}
-	if s.scoring() {
-		// Each row from the one that predicts the first unscored token on needs a sample.
-		n = min(n, max(s.computed, s.scored-1)-s.computed+p.scoreRows)
-	}
-	return n
 }
 
 // makeRoom sees to it that s can store one more token. If the pool is exhausted, the last sequence

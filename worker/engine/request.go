@@ -10,6 +10,8 @@ import (
 	"github.com/quire-serve/quire/kvcache"
 	"github.com/quire-serve/quire/model/grammar"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/worker/engine/draft"
+	"github.com/quire-serve/quire/worker/engine/pace"
 )
 
 // Limits of a request's fields.
@@ -115,7 +117,7 @@ type sequence struct {
 	unread  int           // newest tokens that text does not have: the study reads them
 	studied int64         // operations that its studies have cost
 
-	lookup lookup
+	lookup draft.Lookup
 	drafts []int32 // guesses in the newest step, not verified yet
 	agreed int     // leading drafts that were right
 
@@ -326,7 +328,7 @@ func newRequest(r *pb.Request, m *Model, context int) (*request, error) {
 		root:      kvcache.Root(r.CacheSalt, nil),
 		penalised: repetition != 1 || sp.PresencePenalty != 0 || sp.FrequencyPenalty != 0,
 		stopIDs:   sp.StopTokenIds,
-		score:     logprobs(sp.PromptLogprobs), live: n, credits: promptCredit,
+		score:     logprobs(sp.PromptLogprobs), live: n, credits: pace.Credit,
 		sample: device.Sample{
 			Score: -1, Temperature: temperature, TopK: sp.TopK, TopP: topP, MinP: sp.MinP,
 			RepetitionPenalty: repetition, PresencePenalty: sp.PresencePenalty, FrequencyPenalty: sp.FrequencyPenalty,

@@ -10,6 +10,7 @@ import (
 	"github.com/quire-serve/quire/kvcache"
 	"github.com/quire-serve/quire/model/grammar"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/worker/engine/draft"
 )
 
 // Settings bound the engine. Zero values of fields with a default mean the default.
@@ -130,7 +131,7 @@ func (s Settings) Validate() error {
 		{"max_sequences", s.MaxSequences, 1, 1 << 16},
 		{"max_batch_tokens", s.MaxBatchTokens, s.MaxSequences, 1 << 20},
 		{"prefill_chunk", s.PrefillChunk, 0, 1 << 20},
-		{"speculate", s.Speculate, 0, maxSpeculate},
+		{"speculate", s.Speculate, 0, draft.MaxPerSequence},
 		{"score_rows", s.ScoreRows, 1, 1 << 16},
 		{"block_tokens", s.BlockTokens, 1, 1 << 16},
 		{"blocks", s.Blocks, 1, 1 << 30},

@@ -1,5 +1,7 @@
 package engine
 
+import "github.com/quire-serve/quire/worker/engine/draft"
+
 // Speculation by prompt lookup: text that repeats itself is guessed from the sequence's own tokens
 // and verified in one step. A sequence that decodes gets rows for its guesses (drafts) behind its
 // own row, and a draw for each. The draws are keyed by seed and position like all others; a draft is
@@ -8,7 +10,7 @@ package engine
 //
 // A step has the drafts that give the most tokens in the least time: how likely each is right is known
 // from how often the same rule was right about the sequence's tokens so far, whether they were drafted
-// or not (lookup), and what rows cost is measured (draftCosts). Only how tokens share steps depends on
+// or not (draft.Lookup), and what rows cost is measured (draft.Costs). Only how tokens share steps depends on
 // either.
 //
 // Drafts never reach sequence.tokens or sequence.computed before they are verified: nothing that is
@@ -16,18 +18,12 @@ package engine
 // Nothing is planned behind a step with drafts: what would run there is only the rest of the batch, and
 // from then on the two parts would take turns, each at half the rate.
 
-// maxSpeculate bounds Settings.Speculate.
-const maxSpeculate = 16
-
-// leastOdds is how likely a draft must be right where rows are free.
-const leastOdds = 0.2
-
 // draftRows bounds the drafts of a step.
 func (s Settings) draftRows() int {
 	if s.Speculate == 0 {
 		return 0
 	}
-	return min(s.Speculate*s.MaxSequences, maxDraftRows)
+	return min(s.Speculate*s.MaxSequences, draft.MaxPerStep)
 }
 
 // guessing reports whether the newest step is in flight with drafts.
@@ -42,28 +38,22 @@ func (p *planner) speculate(st *step, budget int) int {
 	if most <= 0 || len(st.seqs) == 0 {
 		return 0
 	}
-	curve, known := p.drafts.curve(len(st.seqs))
-	if !known || !curve.pays(most) {
+	curve, known := p.drafts.Curve(len(st.seqs))
+	if !known || !curve.Pays(most) {
 		return 0
 	}
-	var odds ladder
+	var odds draft.Ladder
 	for _, s := range st.seqs {
 		p.guess(s, &odds)
 	}
-	last, rest := curve.choose(&odds, most)
+	choice := curve.Choose(&odds, most)
 	for _, s := range st.seqs {
 		if len(s.drafts) == 0 {
 			continue
 		}
 		n := 0
-		for chance := s.lookup.chance(s.computed - len(s.tokens)); n < len(s.drafts); n++ {
-			level := oddsLevel(chance.next())
-			if level < last || level == last && rest == 0 {
-				break
-			}
-			if level == last {
-				rest--
-			}
+		for chance := s.lookup.Chance(s.computed - len(s.tokens)); n < len(s.drafts) && choice.Take(chance.Next()); {
+			n++
 		}
 		s.drafts = s.drafts[:n]
 		p.place(st, s)
@@ -72,7 +62,7 @@ func (p *planner) speculate(st *step, budget int) int {
 }
 
 // guess finds drafts for s and counts them by how likely they are right.
-func (p *planner) guess(s *sequence, odds *ladder) {
+func (p *planner) guess(s *sequence, odds *draft.Ladder) {
 	k := min(p.Speculate, s.limit-s.computed-1)
 	unknown := s.computed - len(s.tokens) // a draw that has not come back
 	switch {
@@ -81,20 +71,8 @@ func (p *planner) guess(s *sequence, odds *ladder) {
 	case (s.penalised || s.recalls()) && unknown > 0:
 		return // the drafts' history would lack it
 	}
-	s.lookup.learn(s.tokens, s.prompt)
-	s.drafts = s.lookup.propose(s.drafts[:0], s.tokens, unknown, k)
-	if len(s.drafts) == 0 {
-		return
-	}
-	chance := s.lookup.chance(unknown)
-	for i := range s.drafts {
-		c := chance.next()
-		if c < leastOdds {
-			s.drafts = s.drafts[:i]
-			return
-		}
-		odds.add(c)
-	}
+	s.lookup.Learn(s.tokens, s.prompt)
+	s.drafts = s.lookup.Guess(s.drafts[:0], s.tokens, unknown, k, odds)
 }
 
 // place gives the drafts of s rows, those that its constraint allows and its blocks have room for.
@@ -155,141 +133,4 @@ func (p *planner) drawDrafts(st *step, s *sequence, row int) {
 		b.Samples = append(b.Samples, x)
 		st.draws = append(st.draws, draw{seq: s, draft: i, logprobs: x.Logprobs})
 	}
-}
-
-// lookup guesses a sequence's next tokens: what followed where its newest tokens stood before. As in
-// LZ77, pairs of tokens with the same hash are chained from the newest to the oldest.
-//
-// The rule is put to the test by every token that comes, drafted or not. How often it was right, by how
-// many tokens matched, is what its next guess is worth: so a text that begins to repeat itself is
-// noticed at the cost of a look into the table a token, and no row is spent on one that does not.
-type lookup struct {
-	head []int32 // by hash: end of the newest pair plus one, 0 none; a power of two long
-	prev []int32 // by position: end of the next older pair plus one
-
-	at      int // where the newest tokens stood before: the last of them; -1 nowhere
-	matched int // how many of them
-	odds    [matchClasses]float32
-}
-
-const (
-	minHeads   = 256
-	maxChain   = 16 // pairs looked at
-	maxMatched = 8  // tokens compared; longer matches are not told apart
-	// maxReplay is how many tokens the rule is tested on at once.
-	maxReplay = 64
-	// oddsDecay is the weight of the newest guess.
-	oddsDecay = 0.125
-
-	matchClasses = 4
-)
-
-// firstOdds are what guesses of a new sequence are worth.
-var firstOdds = [matchClasses]float32{0.5, 0.6, 0.75, 0.9}
-
-// matchClass tells matches of 2 tokens and more apart.
-func matchClass(matched int) int {
-	switch {
-	case matched <= 3:
-		return matched - 2
-	case matched < maxMatched:
-		return 2
-	}
-	return 3
-}
-
-func (r *lookup) slot(a, b int32) uint32 {
-	h := (uint64(uint32(a))<<32 | uint64(uint32(b))) * 0x9E3779B97F4A7C15
-	return uint32(h>>40) & uint32(len(r.head)-1)
-}
-
-// learn takes in the tokens that are new since the last call, and tests the rule on those that were
-// generated.
-func (r *lookup) learn(tokens []int32, prompt int) {
-	known := len(r.prev)
-	if known == 0 {
-		r.odds, r.at = firstOdds, -1
-	}
-	if len(tokens) > len(r.head) {
-		n := max(minHeads, len(r.head))
-		for n < len(tokens) {
-			n *= 2
-		}
-		r.head, r.prev = make([]int32, n), append(make([]int32, 0, n), 0)
-	}
-	from := max(prompt, len(tokens)-maxReplay)
-	for i := len(r.prev); i < len(tokens); i++ {
-		if i >= known && r.at >= 0 {
-			right := float32(0)
-			if tokens[r.at+1] == tokens[i] {
-				right = 1
-			}
-			o := &r.odds[matchClass(r.matched)]
-			*o += oddsDecay * (right - *o)
-		}
-		h := r.slot(tokens[i-1], tokens[i])
-		r.prev = append(r.prev, r.head[h])
-		r.head[h] = int32(i + 1)
-		if i < known {
-			continue // the table has grown
-		}
-		r.at = -1
-		if i+1 >= from {
-			r.find(tokens[:i+1])
-		}
-	}
-}
-
-// find looks for the longest, then newest, earlier occurrence of the end of tokens.
-func (r *lookup) find(tokens []int32) {
-	last := len(tokens) - 1
-	r.matched = 1
-	c := int(r.prev[last]) - 1
-	for range maxChain {
-		if c < 0 {
-			break
-		}
-		k := 0
-		for k < maxMatched && k <= c && tokens[c-k] == tokens[last-k] {
-			k++
-		}
-		if k > r.matched {
-			r.matched, r.at = k, c
-		}
-		c = int(r.prev[c]) - 1
-	}
-}
-
-// propose appends to dst what followed the occurrence that was found of the end of tokens: at most n
-// tokens behind the first skip. Where that runs into the end it goes round.
-func (r *lookup) propose(dst, tokens []int32, skip, n int) []int32 {
-	if r.at < 0 {
-		return dst
-	}
-	period := len(tokens) - 1 - r.at
-	for i := skip; i < skip+n; i++ {
-		dst = append(dst, tokens[r.at+1+i%period])
-	}
-	return dst
-}
-
-// chance goes through the proposed tokens and says how likely each and all before it are right.
-func (r *lookup) chance(skip int) chance {
-	c := chance{lookup: r, matched: r.matched, odds: 1}
-	for range skip {
-		c.next()
-	}
-	return c
-}
-
-type chance struct {
-	*lookup
-	matched int
-	odds    float32
-}
-
-func (c *chance) next() float32 {
-	c.odds *= c.lookup.odds[matchClass(c.matched)]
-	c.matched++
-	return c.odds
 }

@@ -8,7 +8,6 @@ import (
 	"github.com/quire-serve/quire/device"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/worker/engine/enginetest"
-	"pgregory.net/rapid"
 )
 
 // guessed is a prompt after whose first drawn token, 8, the drafts are drafts.
@@ -34,16 +33,10 @@ func (r *rig) always() {
 		if before != nil {
 			before()
 		}
-		t := &r.p.drafts
-		for d := range t.plain {
-			t.plain[d], t.decodes[d] = measured{us: 1000, step: t.measured + 1}, 1
-			for i := range t.extra[d] {
-				t.extra[d][i] = measured{step: t.measured + 1}
-			}
-		}
+		r.p.drafts.Suppose(1000)
 		for _, s := range r.p.running {
-			s.lookup.learn(s.tokens, s.prompt)
-			s.lookup.odds = [matchClasses]float32{1, 1, 1, 1}
+			s.lookup.Learn(s.tokens, s.prompt)
+			s.lookup.Suppose()
 		}
 	}
 }
@@ -214,55 +207,6 @@ func TestSpeculationGivesUp(t *testing.T) {
 	if len(r.tokens("a")) != 300 {
 		t.Errorf("%d tokens", len(r.tokens("a")))
 	}
-}
-
-// TestLookup: proposals are what a search through everything would find.
-func TestLookup(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		vocab := int32(rapid.SampledFrom([]int{20, 60}).Draw(t, "vocabulary"))
-		tokens := rapid.SliceOfN(rapid.Int32Range(0, vocab-1), 1, 700).Draw(t, "tokens")
-		if rapid.Bool().Draw(t, "again") {
-			tokens = append(tokens, tokens[:rapid.IntRange(0, len(tokens)).Draw(t, "part")]...)
-		}
-		skip, n := rapid.IntRange(0, 1).Draw(t, "skip"), rapid.IntRange(1, maxSpeculate).Draw(t, "n")
-		var r lookup
-		for i := 1; i < len(tokens); i += rapid.IntRange(1, 300).Draw(t, "more") {
-			r.learn(tokens[:i], 1)
-		}
-		r.learn(tokens, 1)
-		got := r.propose(nil, tokens, skip, n)
-
-		last, best, at := len(tokens)-1, 1, -1
-		candidates := 0
-		for c := last - 1; c >= 1 && candidates < maxChain; c-- {
-			k := 0
-			for k < maxMatched && k <= c && tokens[c-k] == tokens[last-k] {
-				k++
-			}
-			if k >= 2 {
-				candidates++
-			}
-			if k > best {
-				best, at = k, c
-			}
-		}
-		if at < 0 {
-			if len(got) > 0 {
-				t.Fatalf("%v proposed after %v", got, tokens)
-			}
-			return
-		}
-		if len(got) == 0 {
-			return // other pairs of the same hash stood before it
-		}
-		text := slices.Clone(tokens)
-		for i := range skip + n {
-			text = append(text, text[at+1+i])
-		}
-		if want := text[len(tokens)+skip:]; best == maxMatched && !slices.Equal(got, want) {
-			t.Fatalf("%v proposed, want %v", got, want)
-		}
-	})
 }
 
 // TestSpeculationIdentity: drafts change no token of a real model, at any temperature, under pressure.

@@ -1,6 +1,10 @@
 package engine
 
-import "time"
+import (
+	"time"
+
+	"github.com/quire-serve/quire/worker/engine/draft"
+)
 
 // counters only grow.
 type counters struct {
@@ -11,7 +15,7 @@ type counters struct {
 	failures, violations         int64
 	swaps, returned              int64
 	drafts, draftTokens          int64
-	agreed                       [maxSpeculate]int64 // by place among a step's drafts
+	agreed                       [draft.MaxPerSequence]int64 // by place among a step's drafts
 }
 
 // loads are kept up to date as things move.
@@ -43,7 +47,7 @@ type Stats struct {
 	// Drafts counts the steps of sequences that guessed tokens, DraftTokens the guesses, and
 	// AcceptedTokens those that were right, by their place in a step.
 	Drafts, DraftTokens int64
-	AcceptedTokens      [maxSpeculate]int64
+	AcceptedTokens      [draft.MaxPerSequence]int64
 	// Violations counts accounting errors of the block pool. It should stay 0.
 	Violations int64
 }
