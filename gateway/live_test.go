@@ -64,6 +64,19 @@ func TestApplyPlacesByPosition(t *testing.T) {
 	})
 }
 
+// TestOldTermsAreFenced: a leader that is gone may have counted further than the next one begins.
+func TestOldTermsAreFenced(t *testing.T) {
+	l := testLive("r", 10, 1)
+	l.apply("w", &pb.TokenEvent{Term: 2, Index: 5, TokenIds: []int32{1}}, time.Unix(1, 0))
+	if news, gap := l.apply("old", &pb.TokenEvent{Term: 1, Index: 9, First: 1, TokenIds: []int32{9}}, time.Unix(1, 0)); news || gap {
+		t.Error("output of an older term is taken")
+	}
+	l.apply("w", &pb.TokenEvent{Term: 3, Index: 1, First: 1, TokenIds: []int32{2}}, time.Unix(1, 0))
+	if got := l.choices[0].tokens; !slices.Equal(got, []int32{1, 2}) {
+		t.Errorf("tokens are %v", got)
+	}
+}
+
 // TestApplyRefuses ends a request whose worker breaks the contract.
 func TestApplyRefuses(t *testing.T) {
 	for name, c := range map[string]struct {

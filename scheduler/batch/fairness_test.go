@@ -319,3 +319,29 @@ func TestReservationsArePaidOnce(t *testing.T) {
 		t.Errorf("started %q, %d tokens are charged; want big>w, 1,632", got, account(b))
 	}
 }
+
+// TestChoicesCost: a tenant whose requests have many choices is served fewer of them than one whose equal
+// prompts have one, by what its further sequences count.
+func TestChoicesCost(t *testing.T) {
+	b := New(Settings{})
+	w := worker("w")
+	w.MaxSequences, w.ContextTokens, w.TotalBlocks, w.MaxBatchTokens = 64, 1<<20, 1<<16, 1<<20
+	b.Join(w, true, 0)
+	started := map[string]int{}
+	for n := range 400 {
+		for tenant, choices := range map[string]int{"many": 15, "one": 1} {
+			b.Push(Request{ID: fmt.Sprint(tenant, n), Model: "m", Tenant: tenant, Tokens: 32, Choices: choices})
+		}
+	}
+	for now := range int64(300) {
+		for _, a := range b.Plan(now, uint64(now+1), Limits{Requests: 1, Bytes: 1 << 30}) {
+			started[a.Request.Tenant]++
+			b.Forget("w", a.Request.ID)
+		}
+		b.Report("w", Load{Sequence: uint64(now + 1), FreeBlocks: w.TotalBlocks, DispatchIndex: uint64(now + 1)}, now)
+	}
+	// 32 tokens and 14 sequences of 16 beside them, 256, against 32.
+	if started["many"]+started["one"] != 300 || started["one"] < 7*started["many"] || started["one"] > 9*started["many"] {
+		t.Errorf("started %v, want eight of one for each of many", started)
+	}
+}

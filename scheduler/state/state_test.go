@@ -278,6 +278,11 @@ func TestAdoptAndRerun(t *testing.T) {
 	if l.apply(4, other)[0].Changed || l.apply(4, submit("a", 1, 2))[0].Changed {
 		t.Error("another body, or a submit without rerun, began it again")
 	}
+	rendered := submit("a", 9)
+	rendered.GetSubmit().Rerun, rendered.GetSubmit().PromptDigest = true, []byte("another day")
+	if l.apply(4, rendered)[0].Changed {
+		t.Error("the same body with another prompt began it again")
+	}
 	l.apply(5, again)
 	r := l.store.View().Request("a")
 	if r.Phase != Queued || len(r.Outputs) != 1 || len(r.Outputs[0].GetTokenIds()) != 1 || r.Attempts != 0 || r.Usage != nil || r.Request.GetGatewayId() != "g" || l.store.View().Kept() != (Kept{}) {
