@@ -31,3 +31,24 @@ func TestAnswersWithoutABound(t *testing.T) {
 		t.Errorf("a prompt as long as the context: %+v", e)
 	}
 }
+
+// TestContextIsThatOfAllWorkers: what a request may ask for does not depend on which of the workers are
+// connected just now, as long as one is.
+func TestContextIsThatOfAllWorkers(t *testing.T) {
+	m := &served{Model: Model{ID: "m", ContextLength: 2048}}
+	models := map[string]*served{"m": m}
+	large := &attachment{info: &pb.WorkerInfo{Id: "large", Model: "m", ContextLength: 2048, Tenants: []*pb.TenantShare{{Tenant: "t", Blocks: 100}}, BlockTokens: 16}}
+	small := &attachment{info: &pb.WorkerInfo{Id: "small", Model: "m", ContextLength: 512}, connected: true}
+	w := &workers{byID: map[string]*attachment{"large": large, "small": small}}
+	for _, connected := range []bool{false, true} {
+		large.connected = connected
+		c := w.capacities(models)["m"]
+		if c.context != 2048 || c.contextOf("t") != 1600 || c.ready != map[bool]int{false: 1, true: 2}[connected] {
+			t.Errorf("with the large one connected %t: %+v", connected, c)
+		}
+	}
+	small.connected, large.connected = false, false
+	if c, known := w.capacities(models)["m"]; known {
+		t.Errorf("with none connected: %+v", c)
+	}
+}

@@ -81,11 +81,13 @@ func (w *workers) list() []*attachment {
 	return list
 }
 
-// capacity is what the attached workers of a model can do together.
+// capacity is what the workers of a model can do together.
 type capacity struct {
+	// ready are those that are connected.
 	ready int
-	// context is the context length that the roomiest of them allows, at most the model's own; tenants
-	// have that of those that may hold less on every worker.
+	// context is the context length that the roomiest of all allows, at most the model's own; tenants
+	// have that of those that may hold less on every worker. What a request may ask for does not depend
+	// on who is connected just now: one that needs a large worker waits for it.
 	context int
 	tenants map[string]int
 }
@@ -98,8 +100,8 @@ func (c capacity) contextOf(tenant string) int {
 	return c.context
 }
 
-// capacities sums the connected workers up by model: a request asks for that twice, so it is not counted
-// then, but when a worker comes or goes.
+// capacities sums the workers up by model, of models with one that is connected: a request asks for that
+// twice, so it is not counted then, but when a worker comes or goes.
 func (w *workers) capacities(models map[string]*served) map[string]capacity {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -107,14 +109,20 @@ func (w *workers) capacities(models map[string]*served) map[string]capacity {
 	bounded := map[string]map[string]bool{}
 	each := func(add func(a *attachment, m *served)) {
 		for _, a := range w.byID {
-			if connected, _ := a.snapshot(); connected && models[a.info.Model] != nil {
-				add(a, models[a.info.Model])
+			if m := models[a.info.Model]; m != nil && out[m.ID].ready > 0 {
+				add(a, m)
 			}
+		}
+	}
+	for _, a := range w.byID {
+		if connected, _ := a.snapshot(); connected && models[a.info.Model] != nil {
+			c := out[models[a.info.Model].ID]
+			c.ready++
+			out[models[a.info.Model].ID] = c
 		}
 	}
 	each(func(a *attachment, m *served) {
 		c := out[m.ID]
-		c.ready++
 		c.context = max(c.context, roomOf(a.info, m, ""))
 		out[m.ID] = c
 		for _, t := range a.info.Tenants {

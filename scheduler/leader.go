@@ -68,6 +68,8 @@ type leader struct {
 	bindRate rate
 	// unserved is since when no worker of a model takes requests.
 	unserved map[string]time.Time
+	// shrank is since when a model's workers hold shorter sequences than before.
+	shrank map[string]time.Time
 	// refusing says why requests for a model are refused, where that has lasted.
 	refusing map[string]string
 	// backlog is since when requests have been left waiting; zero if none are.
@@ -101,6 +103,19 @@ func (s served) room(tenant string) int {
 		return tokens
 	}
 	return s.maxTokens
+}
+
+// less says whether somebody may have less than before.
+func (s served) less(before served) bool {
+	if s.maxTokens < before.maxTokens {
+		return true
+	}
+	for tenant, tokens := range s.tenants {
+		if tokens < before.room(tenant) {
+			return true
+		}
+	}
+	return false
 }
 
 // roomOf is the same on one worker.
@@ -159,7 +174,7 @@ func (s *Scheduler) establish(term uint64, now time.Time) *leader {
 		live:    map[string]*live{},
 		workers: map[string]*pb.WorkerInfo{}, absent: map[string]time.Time{},
 		sessions: map[string]*session{}, onWorker: map[string]map[string]*live{},
-		models: map[string]served{}, owners: map[string]*owner{}, unserved: map[string]time.Time{},
+		models: map[string]served{}, owners: map[string]*owner{}, unserved: map[string]time.Time{}, shrank: map[string]time.Time{},
 	}
 	s.tenures++
 	l.roster = roster.New(term<<32 + s.tenures)
@@ -401,6 +416,7 @@ func (l *leader) stats() Stats {
 
 // countModels sums up what the known workers serve.
 func (l *leader) countModels() {
+	before := maps.Clone(l.models)
 	clear(l.models)
 	for _, w := range l.workers {
 		m := l.models[w.GetModel()]
@@ -419,6 +435,12 @@ func (l *leader) countModels() {
 	for _, w := range l.workers {
 		for tenant, tokens := range l.models[w.GetModel()].tenants {
 			l.models[w.GetModel()].tenants[tenant] = max(tokens, roomOf(w, tenant))
+		}
+	}
+	for name, m := range l.models {
+		// What an earlier leader admitted may be longer than what there is now.
+		if old, known := before[name]; !known || m.less(old) {
+			l.shrank[name] = l.s.settings.now()
 		}
 	}
 }

@@ -13,7 +13,8 @@ import (
 
 // A model of which no worker takes requests: its workers are cordoned, drain, are unhealthy or gone. What
 // has not been started waits unservedGrace for one; what runs elsewhere again waits on, for its client has a
-// part of it.
+// part of it. So does a request that no worker of its model can hold to its end any more: on a smaller one its
+// answer would be another.
 
 // unservedModel refuses a request for a model of which no worker takes any.
 func unservedModel(model, why string) *refusal {
@@ -50,6 +51,12 @@ func (l *leader) noWorker(model string) string {
 
 // endUnserved notes which models no worker takes requests for, and ends those that have waited too long.
 func (l *leader) endUnserved(now time.Time) {
+	for name, since := range l.shrank {
+		if now.Sub(since) >= unservedGrace {
+			delete(l.shrank, name)
+			l.endTooLong(name)
+		}
+	}
 	models := map[string]bool{}
 	for m := range l.s.store.View().Models() {
 		models[m.Name] = true
@@ -86,6 +93,22 @@ func (l *leader) endUnserved(now time.Time) {
 			l.giveUp(r, reasonNoWorker, &pb.FinishCommand{
 				FinishReason: pb.FinishReason_FINISH_REASON_UNSERVED,
 				Error:        fmt.Sprintf("model %q takes no requests: %s", model, why),
+			})
+		}
+	}
+}
+
+// endTooLong ends the requests that have not been started and that no worker of the model can hold. The
+// caller holds the lock.
+func (l *leader) endTooLong(model string) {
+	serves := l.models[model]
+	for _, id := range slices.Sorted(maps.Keys(l.live)) {
+		r := l.live[id]
+		room := serves.room(r.request.GetTenant())
+		if r.request.GetModel() == model && r.phase == phaseQueued && r.held == 0 && serves.maxTokens > 0 && r.longest() > room {
+			l.finish(r, &pb.FinishCommand{
+				FinishReason: pb.FinishReason_FINISH_REASON_UNSERVED,
+				Error:        fmt.Sprintf("prompt and max_tokens may come to %d tokens, and no worker of model %q holds more than %d any more", r.longest(), model, room),
 			})
 		}
 	}

@@ -169,7 +169,7 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-// TestOutputFits: a request goes to a worker that can hold it to its end, as long as one takes new ones.
+// TestOutputFits: a request goes to a worker that can hold it to its end, and waits where there is none.
 func TestOutputFits(t *testing.T) {
 	b := New(Settings{})
 	for _, w := range []string{"long", "short"} {
@@ -182,7 +182,7 @@ func TestOutputFits(t *testing.T) {
 	for i, c := range []struct {
 		length int
 		at     string
-	}{{0, "long"}, {600, "long"}, {600, "long"}, {2048, "long"}, {512, "short"}, {5000, "short"}} {
+	}{{0, "long"}, {600, "long"}, {600, "long"}, {2048, "long"}, {512, "short"}} {
 		r := request(fmt.Sprint(i), 100)
 		r.Length = c.length
 		b.Push(r)
@@ -194,8 +194,16 @@ func TestOutputFits(t *testing.T) {
 	r := request("last", 100)
 	r.Length = 2048
 	b.Push(r)
-	if got := plan(b, 0, 10); got != "last>short" {
-		t.Errorf("%s; nobody else takes it", got)
+	if got := plan(b, 0, 10); got != "" {
+		t.Errorf("%s, which would end it early", got)
+	}
+	b.Leave("long")
+	if got := plan(b, 0, 11); got != "" {
+		t.Errorf("%s, which would end it early", got)
+	}
+	b.Join(worker("another"), true, 0)
+	if got := plan(b, 0, 12); got != "last>another" {
+		t.Errorf("%q, now that a worker can hold it", got)
 	}
 }
 

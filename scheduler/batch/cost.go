@@ -69,7 +69,7 @@ func (b *Batcher) candidate(p *pool, m *member, i *item, nowMS int64) candidate 
 	if m.load.Unhealthy {
 		c.blocked |= Unhealthy
 	}
-	if room := m.roomFor(r.Tenant); r.Tokens >= room || r.Length > room && r.Length <= p.longest {
+	if room := m.roomFor(r.Tenant); r.Tokens >= room || r.Length > room {
 		c.blocked |= TooLong
 	}
 	if m.known {

@@ -126,8 +126,8 @@ func (m *member) free(stepsAhead int) need {
 
 // might says whether one of the workers whose rooms were summed up could have room for one of the
 // requests whose needs were.
-func might(free, n *need, length int32, prompt bool) bool {
-	return n[needSequences] <= -free[0] && n[needTokens] <= -free[1] && (!prompt || n[needTokens] <= -free[2]) && length <= -free[3]
+func might(free, n *need, prompt bool) bool {
+	return n[needSequences] <= -free[0] && n[needTokens] <= -free[1] && (!prompt || n[needTokens] <= -free[2]) && n[needLength] <= -free[3]
 }
 
 // sequences and tokens are in use or promised.

@@ -113,49 +113,33 @@ func (f *fitter) done() bool {
 	return f.limits.Requests <= 0 || f.limits.Bytes <= 0 || f.p.open.len()+len(f.p.reserved) == 0
 }
 
-// length is what a worker must hold for a need, if the fleet has one that can.
-func (f *fitter) length(n *need) int32 {
-	if n[needLength] > bounded(f.p.longest) {
-		return n[needPrompt]
-	}
-	return n[needLength]
-}
-
 // might and wants are what queue.next asks. As long as looks are left, a prefix is taken to spare all
 // prompt tokens.
-func (f *fitter) might(s shape, n *need) bool {
-	length := n[needPrompt]
-	if s.length > 0 && s.most() <= f.p.longest {
-		length = n[needLength]
-	}
-	return f.any(n, length, "", f.looks == 0)
-}
+func (f *fitter) might(n *need) bool { return f.any(n, "", f.looks == 0) }
 
 func (f *fitter) wants(i *item) bool {
-	return f.any(&i.need, f.length(&i.need), i.Tenant, f.looks == 0)
+	return f.any(&i.need, i.Tenant, f.looks == 0)
 }
 
-// any says whether a worker has room for a need of this length and tenant, prompt tokens included or not.
-func (f *fitter) any(n *need, length int32, tenant string, prompt bool) bool {
-	known := *n
-	known[needLength] = length
-	if f.closed.has(&known) || prompt && f.closedPrompt.has(&known) {
+// any says whether a worker has room for a need of this tenant, prompt tokens included or not.
+func (f *fitter) any(n *need, tenant string, prompt bool) bool {
+	if f.closed.has(n) || prompt && f.closedPrompt.has(n) {
 		return false
 	}
-	if f.roomiest(n, length, tenant, prompt) != nil {
+	if f.roomiest(n, tenant, prompt) != nil {
 		return true
 	}
 	for _, r := range f.p.reserved {
-		if m := r.member; m.roomFor(tenant) >= int(length) && m.starts() && f.room(m, n, prompt) && r.allows(n, 0, f.nowMS) {
+		if m := r.member; m.roomFor(tenant) >= int(n[needLength]) && m.starts() && f.room(m, n, prompt) && r.allows(n, 0, f.nowMS) {
 			return true
 		}
 	}
 	switch {
 	case tenant != "" && f.p.bounded(tenant): // It says nothing of others.
 	case prompt:
-		f.closedPrompt.add(&known)
+		f.closedPrompt.add(n)
 	default:
-		f.closed.add(&known)
+		f.closed.add(n)
 	}
 	return false
 }
@@ -166,10 +150,10 @@ func (p *pool) bounded(tenant string) bool {
 }
 
 // roomiest is the least loaded open worker that has room for a need; nil if none has.
-func (f *fitter) roomiest(n *need, length int32, tenant string, prompt bool) *member {
+func (f *fitter) roomiest(n *need, tenant string, prompt bool) *member {
 	m, ok := f.p.open.first(
-		func(free *need) bool { return might(free, n, length, prompt) },
-		func(m *member) bool { return m.roomFor(tenant) >= int(length) && f.room(m, n, prompt) })
+		func(free *need) bool { return might(free, n, prompt) },
+		func(m *member) bool { return m.roomFor(tenant) >= int(n[needLength]) && f.room(m, n, prompt) })
 	if !ok {
 		return nil
 	}
@@ -253,7 +237,7 @@ func (b *Batcher) gather(p *pool, i *item, f *fitter) {
 			b.candidates = append(b.candidates, c)
 		}
 	}
-	if m := f.roomiest(&i.need, f.length(&i.need), i.Tenant, true); m != nil {
+	if m := f.roomiest(&i.need, i.Tenant, true); m != nil {
 		add(m)
 	}
 	for _, r := range p.reserved {

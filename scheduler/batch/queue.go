@@ -19,9 +19,8 @@ type Request struct {
 	// Tokens must be computed before the first new one: the prompt, and what the longest choice has
 	// generated already. OtherTokens are what the other choices have, together.
 	Tokens, OtherTokens int
-	// Length is the most tokens that a choice may end with, prompt and output: a worker that holds fewer
-	// would end it early. Where no worker holds so many one that has room for Tokens is good enough. 0 is
-	// unknown.
+	// Length is the most tokens that a choice may end with, prompt and output. A worker that holds fewer
+	// would end it early, so that the request rather waits for one that does not. 0 is unknown.
 	Length int
 	// Choices is how many sequences the request needs; 0 counts as 1.
 	Choices int
@@ -97,9 +96,6 @@ type shape struct{ choices, length int }
 func (n *need) shape() shape {
 	return shape{int(n[needSequences]), bits.Len32(uint32(n[needLength] - 1))}
 }
-
-// most is the longest length of the shape.
-func (s shape) most() int { return 1 << s.length }
 
 // item is a request in the queue.
 type item struct {
@@ -388,9 +384,8 @@ func (q *queue) top() *class {
 	return nil
 }
 
-// next is the first request in order that is wanted; nil if there is none. may is as in tree.first, for
-// requests of one shape, or of any: the zero shape.
-func (q *queue) next(may func(shape, *need) bool, wanted func(*item) bool) *item {
+// next is the first request in order that is wanted; nil if there is none. may is as in tree.first.
+func (q *queue) next(may func(*need) bool, wanted func(*item) bool) *item {
 	top := q.top()
 	if top == nil {
 		return nil
@@ -412,7 +407,7 @@ func (q *queue) next(may func(shape, *need) bool, wanted func(*item) bool) *item
 
 // other is the first request that is wanted of the classes below the most urgent one, the least served by
 // weight first.
-func (q *queue) other(top *class, may func(shape, *need) bool, wanted func(*item) bool) *item {
+func (q *queue) other(top *class, may func(*need) bool, wanted func(*item) bool) *item {
 	var tried [classes]bool
 	for {
 		var least *class
@@ -432,18 +427,17 @@ func (q *queue) other(top *class, may func(shape, *need) bool, wanted func(*item
 }
 
 // next is the first request of the class that is wanted.
-func (c *class) next(may func(shape, *need) bool, wanted func(*item) bool) *item {
+func (c *class) next(may func(*need) bool, wanted func(*item) bool) *item {
 	if c.resumed.len() > 0 {
-		if i, ok := c.resumed.first(func(n *need) bool { return may(shape{}, n) }, wanted); ok {
+		if i, ok := c.resumed.first(may, wanted); ok {
 			return i
 		}
 	}
 	var best *item
 	for _, s := range c.buckets {
-		of := func(n *need) bool { return may(s.shape, n) }
 		var found *item
-		_, ok := s.lanes.first(of, func(l *lane) bool {
-			found, _ = l.items.first(of, wanted)
+		_, ok := s.lanes.first(may, func(l *lane) bool {
+			found, _ = l.items.first(may, wanted)
 			return found != nil
 		})
 		if ok && (best == nil || found.sooner(best)) {

@@ -179,8 +179,8 @@ func (b *Batcher) reserve(p *pool, f *fitter) *item {
 		return nil
 	}
 	longest := bounded(p.longest)
-	head := p.queue.next(func(_ shape, n *need) bool { return n[needPrompt] <= longest }, func(i *item) bool { return i.need[needPrompt] <= longest })
-	if head == nil || f.any(&head.need, f.length(&head.need), head.Tenant, true) {
+	head := p.queue.next(func(n *need) bool { return n[needLength] <= longest }, func(i *item) bool { return i.need[needLength] <= longest })
+	if head == nil || f.any(&head.need, head.Tenant, true) {
 		return nil
 	}
 	if !head.blocked || f.nowMS-head.blockedMS < b.settings.PassMS {
