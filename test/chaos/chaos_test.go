@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	seedFlag     = flag.Uint64("chaos.seed", 165, "decides which faults come in which order, and who asks for what")
+	seedFlag     = flag.Uint64("chaos.seed", 0, "decides which faults come in which order, and who asks for what; 0: a new one each time")
 	durationFlag = flag.Duration("chaos.duration", 60*time.Second, "how long faults are made")
 	modelFlag    = flag.String("chaos.model", "tiny", "model to serve: tiny or smollm2-135m")
 	kindsFlag    = flag.String("chaos.faults", "", "make only faults whose kind contains this")
@@ -37,6 +37,11 @@ func TestChaos(t *testing.T) {
 	} else if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	seed := *seedFlag
+	for seed == 0 {
+		seed = rand.Uint64N(1_000_000)
+	}
+	t.Logf("-chaos.seed %d repeats this order of faults and requests", seed)
 	ctx := t.Context()
 	c := startCluster(t, dir, *modelFlag, loopback)
 	l := &load{model: c.model, fronts: c.fronts(), asks: asks(c.model), run: time.Now().Unix()}
@@ -46,26 +51,30 @@ func TestChaos(t *testing.T) {
 	}
 	t.Logf("%d undisturbed answers in %v", len(l.wanted), time.Since(begun).Round(time.Second))
 
-	f := &trouble{c: c, load: l, random: rand.New(rand.NewPCG(*seedFlag, 0))}
+	f := &trouble{c: c, load: l, random: rand.New(rand.NewPCG(seed, 0))}
 	begun = time.Now()
 	if err := setQuota(ctx, f.leader()); err != nil {
 		t.Fatal(err)
 	}
 	quota := &metered{}
-	finishQuota := quota.start(ctx, l, *seedFlag)
-	finish := l.start(ctx, sizes[c.model].clients, *seedFlag)
+	finishQuota := quota.start(ctx, l, seed)
+	odd := &strangers{}
+	finishStrangers := odd.start(ctx, l, seed)
+	finish := l.start(ctx, sizes[c.model].clients, seed)
 	if err := f.run(ctx, *durationFlag, *kindsFlag); err != nil {
 		t.Error(err)
 	}
+	finishStrangers()
 	finishQuota()
 	finish()
-	r := &report{seed: *seedFlag, model: c.model, duration: time.Since(begun), records: l.records, strikes: f.strikes, without: c.without}
+	r := &report{seed: seed, model: c.model, duration: time.Since(begun), records: l.records, strikes: f.strikes, without: c.without}
 
 	after, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	for what, check := range map[string]func(context.Context) error{
 		"all nodes hold the same log and state": c.agree,
 		"no block or request is held":           c.free,
+		"every request has ended":               c.ended,
 	} {
 		if err := check(after); err != nil {
 			t.Errorf("after the run, not so: %s: %v", what, err)
@@ -74,6 +83,8 @@ func TestChaos(t *testing.T) {
 			r.notes = append(r.notes, "after the run "+what)
 		}
 	}
+	r.notes = append(r.notes, odd.count())
+	odd.close()
 	line, held := quota.judge()
 	if r.notes = append(r.notes, line); !held {
 		t.Error("the quota did not hold")

@@ -56,8 +56,10 @@ type ask struct {
 type front struct {
 	name string
 	http string
-	conn *grpc.ClientConn
-	web  *http.Client
+	// httpAddress and grpcAddress are for clients with connections of their own.
+	httpAddress, grpcAddress string
+	conn                     *grpc.ClientConn
+	web                      *http.Client
 }
 
 // A machine that is gone without a word is noticed by TCP's probes, as a careful client has them.
@@ -85,7 +87,7 @@ func newFront(name, httpAddress, grpcAddress string) (*front, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &front{name: name, http: "http://" + httpAddress, conn: conn, web: &http.Client{
+	return &front{name: name, http: "http://" + httpAddress, httpAddress: httpAddress, grpcAddress: grpcAddress, conn: conn, web: &http.Client{
 		Transport: &http.Transport{DialContext: dialer.DialContext, MaxIdleConnsPerHost: 64},
 	}}, nil
 }

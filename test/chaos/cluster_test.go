@@ -28,8 +28,9 @@ import (
 const (
 	controlNodes = 3
 	workerNodes  = 3
-	// diskBytes is the size of the small disk: the log's first segment and little more.
-	diskBytes = 160 << 20
+	// diskBytes is the size of the small disk: the log's first segment and little more. That of the disk
+	// that can hang is far more than a run needs, and takes what is written.
+	diskBytes, hangingBytes = 160 << 20, 4 << 30
 )
 
 // node is a control-plane node.
@@ -48,8 +49,8 @@ type cluster struct {
 	network *network // nil: all on the loopback
 	nodes   []*node
 	workers []*process
-	// small is the node with the small disk, -1 if there is none.
-	small int
+	// small is the node with the small disk, hangs the one whose disk can hang; -1 if there is none.
+	small, hangs int
 	// without says which faults cannot be made here, and why.
 	without []string
 }
@@ -57,9 +58,9 @@ type cluster struct {
 // startCluster starts everything and waits until it serves.
 func startCluster(t *testing.T, dir, model, loopback string) *cluster {
 	t.Helper()
-	c := &cluster{t: t, model: model, small: -1}
+	c := &cluster{t: t, model: model, small: -1, hangs: -1}
 	if loopback != "" {
-		c.without = append(c.without, "network faults and full disk: "+loopback)
+		c.without = append(c.without, "network faults, full and hanging disk: "+loopback)
 	} else {
 		c.network = &network{}
 		if _, err := c.network.plug(); err != nil { // this process
@@ -112,11 +113,18 @@ func startCluster(t *testing.T, dir, model, loopback string) *cluster {
 				c.small = i
 			}
 		}
+		if i == 0 && loopback == "" {
+			if err := hangingDisk(t, filepath.Join(dir, n.id+".disk"), n.data, hangingBytes); err != nil {
+				c.without = append(c.without, "hanging disk: "+err.Error())
+			} else {
+				c.hangs = i
+			}
+		}
 		web, api := m.listen(t, 8000), m.listen(t, 8001)
-		n.process = &process{name: n.id, machine: m, log: filepath.Join(dir, n.id+".log"), command: append([]string{
+		n.process = &process{name: n.id, machine: m, log: filepath.Join(dir, n.id+".log"), command: append(append(uptime(i),
 			binary, "server", "--id", n.id, "--model", model, "--http", web, "--grpc", api, "--cluster", controls[i], "--raft", m.listen(t, 8003),
 			"--join", strings.Join(controls, ","), "--data", n.data, "--stable-after", "2s",
-		}, flags(n.id)...)}
+		), flags(n.id)...)}
 		if n.front, err = newFront(n.id, web, api); err != nil {
 			t.Fatal(err)
 		}
@@ -129,13 +137,14 @@ func startCluster(t *testing.T, dir, model, loopback string) *cluster {
 		}
 		c.nodes = append(c.nodes, n)
 	}
+	differences := differentWorkers(model)
 	for i, m := range machines[controlNodes:] {
 		id := fmt.Sprint("w", i+1)
 		c.workers = append(c.workers, &process{name: id, machine: m, log: filepath.Join(dir, id+".log"), command: append([]string{
 			// Workers take what is left of the processors: what is measured is the cluster, not starvation.
 			"nice", "-n", "5", binary, "worker", "--id", id, "--model", model, "--threads", "1", "--listen", m.listen(t, 8002),
-			"--control", strings.Join(controls, ","), "--kv-bytes", fmt.Sprint(128 << 20),
-		}, flags(id)...)})
+			"--control", strings.Join(controls, ","),
+		}, append(differences[i], flags(id)...)...)})
 	}
 	t.Cleanup(func() {
 		for _, p := range c.processes() {
@@ -159,6 +168,32 @@ func startCluster(t *testing.T, dir, model, loopback string) *cluster {
 		t.Fatalf("the cluster does not start: %v", err)
 	}
 	return c
+}
+
+// differentWorkers are flags that make each worker another one: in what it holds, how much it does at once,
+// and by which instructions it computes. What a request says must not depend on any of it.
+func differentWorkers(model string) [workerNodes][]string {
+	small := map[string]string{"tiny": "1024", "smollm2-135m": "512"}[model]
+	kernels := "" // the best of this machine
+	if cpu, _ := os.ReadFile("/proc/cpuinfo"); strings.Contains(string(cpu), " avx2 ") {
+		kernels = "avx2"
+	}
+	return [workerNodes][]string{
+		{"--kv-bytes", fmt.Sprint(128 << 20)},
+		{"--kv-bytes", fmt.Sprint(64 << 20), "--context", small, "--cpu-path", kernels, "--speculate", "0"},
+		{"--kv-bytes", fmt.Sprint(96 << 20), "--max-sequences", "24", "--max-batch-tokens", "128", "--kv-host-bytes", fmt.Sprint(32 << 20)},
+	}
+}
+
+// uptime starts a node's program with a steady clock that says that its machine has been up for another
+// time, as it is where each node has a machine. Where that can't be the clock is that of all.
+func uptime(i int) []string {
+	offset := fmt.Sprint(i * 1_000_003) // seconds
+	with := []string{"unshare", "--time", "--monotonic", offset, "--boottime", offset, "--"}
+	if i == 0 || exec.Command(with[0], append(with[1:], "true")...).Run() != nil {
+		return nil
+	}
+	return with
 }
 
 func (c *cluster) machine() *machine {
@@ -327,6 +362,26 @@ func (c *cluster) agree(ctx context.Context) error {
 			case d.GetChainHash() != hash:
 				return fmt.Errorf("at entry %d %s has chain hash %016x, %s %016x", index, n.id, d.GetChainHash(), c.nodes[0].id, hash)
 			}
+		}
+		return nil
+	})
+}
+
+// ended waits until every request that was admitted has ended, whoever sent it.
+func (c *cluster) ended(ctx context.Context) error {
+	return until(ctx, func() error {
+		leader := c.leader(ctx)
+		if leader == nil {
+			return errors.New("nobody leads")
+		}
+		call, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		r, err := pb.NewOperatorClient(leader.control).ListRequests(call, &pb.ListRequestsRequest{})
+		if err != nil {
+			return err
+		}
+		if left := r.GetRequests(); len(left) > 0 {
+			return fmt.Errorf("%d requests have not ended, one of them %v", len(left), left[0])
 		}
 		return nil
 	})

@@ -3,6 +3,7 @@
 package chaos
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +26,9 @@ type fault struct {
 	hold [2]time.Duration
 	// admission is set if new requests may have to wait, leader if the leader is away: how long is measured.
 	admission, leader bool
-	strike            func(f *trouble) (target string, undo func())
+	// prepare, if set, comes before the fault, and is not part of it.
+	prepare func(f *trouble)
+	strike  func(f *trouble) (target string, undo func())
 }
 
 // strike is a fault that was made.
@@ -64,7 +67,7 @@ func kinds(c *cluster) (all []fault) {
 			return f.kill(f.follower().process)
 		}},
 		{kind: "worker and gateway killed", hold: [2]time.Duration{second, 2 * second}, admission: true, strike: func(f *trouble) (string, func()) {
-			return f.kill(f.worker(), f.c.nodes[f.random.IntN(len(f.c.nodes))].process)
+			return f.kill(f.worker(), f.node().process)
 		}},
 		{kind: "majority killed", hold: [2]time.Duration{second, 3 * second}, admission: true, strike: func(f *trouble) (string, func()) {
 			i := f.random.IntN(len(f.c.nodes))
@@ -78,11 +81,28 @@ func kinds(c *cluster) (all []fault) {
 		}},
 		{kind: "worker drained", strike: func(f *trouble) (string, func()) { return f.drain(f.worker()) }},
 		{kind: "node restarted", admission: true, strike: func(f *trouble) (string, func()) {
-			return f.drain(f.c.nodes[f.random.IntN(len(f.c.nodes))].process)
+			return f.drain(f.node().process)
 		}},
 		{kind: "leadership handed over", hold: [2]time.Duration{second, second}, strike: func(f *trouble) (string, func()) {
-			return f.handOver(), func() {}
+			return f.handOver(""), func() {}
 		}},
+		{kind: "log damaged", admission: true, strike: func(f *trouble) (string, func()) { return f.spoilLog(f.node(), f.flip) }},
+		{kind: "newest segment lost", admission: true, strike: func(f *trouble) (string, func()) { return f.spoilLog(f.node(), f.lose) }},
+		{kind: "two nodes under one id", hold: [2]time.Duration{second, 3 * second}, strike: func(f *trouble) (string, func()) { return f.doubleNode(f.node()) }},
+		{kind: "two workers under one id", hold: [2]time.Duration{2 * second, 5 * second}, strike: func(f *trouble) (string, func()) { return f.doubleWorker(f.worker()) }},
+	}
+	if c.hangs >= 0 {
+		// Longer and shorter than the 3 s after which a node takes its disk to hang.
+		hold := [2]time.Duration{2 * second, 9 * second}
+		hang := func(f *trouble) (string, func()) { return f.hang(f.c.nodes[f.c.hangs]) }
+		all = append(all,
+			fault{kind: "leader's disk hangs", hold: hold, admission: true, leader: true, prepare: func(f *trouble) { f.handOver(f.c.nodes[f.c.hangs].id) }, strike: hang},
+			fault{kind: "follower's disk hangs", hold: hold, prepare: func(f *trouble) {
+				if f.leader() == f.c.nodes[f.c.hangs] {
+					f.handOver("")
+				}
+			}, strike: hang},
+		)
 	}
 	if c.network != nil {
 		hold := [2]time.Duration{second, 6 * second}
@@ -102,7 +122,7 @@ func kinds(c *cluster) (all []fault) {
 			}},
 			fault{kind: "worker behind a bad line", hold: hold, strike: func(f *trouble) (string, func()) { return f.spoil(f.worker()) }},
 			fault{kind: "node behind a bad line", hold: hold, strike: func(f *trouble) (string, func()) {
-				return f.spoil(f.c.nodes[f.random.IntN(len(f.c.nodes))].process)
+				return f.spoil(f.node().process)
 			}},
 		)
 	}
@@ -143,6 +163,9 @@ func (f *trouble) one(ctx context.Context, kind fault) error {
 		return fmt.Errorf("the cluster does not heal from %s: %w", f.last(), err)
 	}
 	rest(ctx, f.between(second/2, 3*second/2))
+	if kind.prepare != nil {
+		kind.prepare(f)
+	}
 	before := f.leader()
 	s := &strike{kind: kind.kind, at: time.Now()}
 	target, undo := kind.strike(f)
@@ -184,6 +207,8 @@ func (f *trouble) between(least, most time.Duration) time.Duration {
 }
 
 func (f *trouble) worker() *process { return f.c.workers[f.random.IntN(len(f.c.workers))] }
+
+func (f *trouble) node() *node { return f.c.nodes[f.random.IntN(len(f.c.nodes))] }
 
 func (f *trouble) leader() *node {
 	if n := f.c.leader(context.Background()); n != nil {
@@ -313,11 +338,108 @@ func (f *trouble) fill(n *node) (string, func()) {
 	}
 }
 
-func (f *trouble) handOver() string {
+func (f *trouble) fail(err error) {
+	if err != nil {
+		f.errs = append(f.errs, err)
+	}
+}
+
+// hang lets a node's disk take nothing. What it holds in memory it still reads.
+func (f *trouble) hang(n *node) (string, func()) {
+	thaw, err := freeze(n.data, 30*second)
+	if err != nil {
+		f.fail(err)
+		return n.id, func() {}
+	}
+	return n.id, func() { f.fail(thaw()) }
+}
+
+// spoilLog stops a node as a crash does, does something to the newest segment of its log, and starts it
+// again: it must repair itself from the others.
+func (f *trouble) spoilLog(n *node, how func(segment string) (string, error)) (string, func()) {
+	n.kill()
+	segments, err := filepath.Glob(filepath.Join(n.data, "raft", "wal", "*.wal"))
+	what := "no log"
+	if err == nil && len(segments) > 0 {
+		what, err = how(slices.Max(segments)) // Their names begin with the first entry.
+	}
+	f.fail(err)
+	return n.id + ": " + what, func() { f.restart(n.process) }
+}
+
+// flip changes a bit of what was written.
+func (f *trouble) flip(segment string) (string, error) {
+	data, err := os.ReadFile(segment)
+	if err != nil {
+		return "", err
+	}
+	written := len(bytes.TrimRight(data, "\x00"))
+	if written == 0 {
+		return "an empty segment", nil
+	}
+	at := f.random.IntN(written)
+	data[at] ^= 1 << f.random.IntN(8)
+	return fmt.Sprintf("byte %d of %d", at, written), os.WriteFile(segment, data, 0o600)
+}
+
+func (f *trouble) lose(segment string) (string, error) {
+	return filepath.Base(segment), os.Remove(segment)
+}
+
+// doubleNode starts a second node under a node's id and certificate, with a folder of its own. It must end.
+func (f *trouble) doubleNode(n *node) (string, func()) {
+	double := f.double(n.process)
+	double.command = append(double.command, "--data", n.data+"-double")
+	for i, flag := range []string{"--http", "--grpc", "--cluster", "--raft"} {
+		double.command = append(double.command, flag, n.machine.listen(f.c.t, 9000+i))
+	}
+	return f.begin(double, func() {
+		if !double.wait(20 * second) {
+			f.fail(fmt.Errorf("a second %s is still there after 20 s", n.id))
+		} else if code := double.cmd.ProcessState.ExitCode(); code != 1 {
+			f.fail(fmt.Errorf("a second %s ended with code %d, want 1; see %s", n.id, code, double.log))
+		}
+		f.fail(os.RemoveAll(n.data + "-double"))
+	})
+}
+
+// doubleWorker starts a second worker under a worker's id, at another address. It is not let in as long as
+// the first is there.
+func (f *trouble) doubleWorker(w *process) (string, func()) {
+	double := f.double(w)
+	double.command = append(double.command, "--listen", w.machine.listen(f.c.t, 9002))
+	return f.begin(double, func() {})
+}
+
+// double is a process as another one, with a log of its own. Flags that come again count.
+func (f *trouble) double(p *process) *process {
+	return &process{name: "a second " + p.name, machine: p.machine, log: p.log + ".double", command: slices.Clone(p.command)}
+}
+
+// begin starts a double, and ends it when the fault does, after check.
+func (f *trouble) begin(double *process, check func()) (string, func()) {
+	if err := double.start(); err != nil {
+		f.fail(err)
+		return double.name, func() {}
+	}
+	double.mu.Lock()
+	double.wanted = false // Its end is no surprise.
+	double.mu.Unlock()
+	return double.name, func() {
+		check()
+		double.kill()
+	}
+}
+
+// handOver lets another node lead: to, or the one that is the least behind.
+func (f *trouble) handOver(to string) string {
 	leader := f.leader()
+	if leader.id == to {
+		return to
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*second)
 	defer cancel()
-	r, err := pb.NewClusterClient(leader.control).Transfer(ctx, &pb.TransferRequest{})
+	r, err := pb.NewClusterClient(leader.control).Transfer(ctx, &pb.TransferRequest{To: to})
 	if err != nil {
 		// It may have lost its leadership by itself in this moment.
 		return leader.id + ": " + err.Error()

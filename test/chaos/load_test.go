@@ -125,8 +125,11 @@ func (l *load) undisturbed(ctx context.Context) error {
 	return failed
 }
 
+// name is an id that no other request has.
+func (l *load) name() string { return fmt.Sprintf("chaos-%d-%d", l.run, l.number.Add(1)) }
+
 func (l *load) session(a *ask) *session {
-	id := fmt.Sprintf("chaos-%d-%d", l.run, l.number.Add(1))
+	id := l.name()
 	return &session{ask: a, id: id, record: &record{ask: a.name, id: id, begin: time.Now()}}
 }
 

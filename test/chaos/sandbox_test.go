@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // inside is set in the process that runs in namespaces of its own.
@@ -59,12 +60,72 @@ func enter(cmd *exec.Cmd) *exec.Cmd {
 	return cmd
 }
 
+// private keeps what is mounted from showing elsewhere.
+func private() error {
+	if err := syscall.Mount("", "/", "", syscall.MS_PRIVATE|syscall.MS_REC, ""); err != nil {
+		return fmt.Errorf("private mounts: %w", err)
+	}
+	return nil
+}
+
+// hangingDisk makes a file system of that size in a file, and mounts it, for this process and its children
+// only, until the test ends. freeze and thaw make it hang and go on.
+func hangingDisk(t *testing.T, image, dir string, bytes int64) error {
+	if err := private(); err != nil {
+		return err
+	}
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		return err
+	}
+	if err := os.Truncate(image, bytes); err != nil {
+		return err
+	}
+	for _, command := range [][]string{{"mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1", image}, {"mount", "-o", "loop", image, dir}} {
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", command[0], err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount %s: %v: %s", dir, err, out)
+		}
+		if err := os.Remove(image); err != nil {
+			t.Error(err)
+		}
+	})
+	return nil
+}
+
+// freeze lets every write to a file system hang, until thaw. What waits for a frozen disk can't be
+// killed, so a process that outlives this one thaws it in any case.
+func freeze(dir string, most time.Duration) (thaw func() error, err error) {
+	rescue := exec.Command("sh", "-c", fmt.Sprintf("sleep %d; fsfreeze --unfreeze '%s'", int(most.Seconds()), dir))
+	rescue.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := rescue.Start(); err != nil {
+		return nil, err
+	}
+	end := func() {
+		_ = syscall.Kill(-rescue.Process.Pid, syscall.SIGKILL)
+		_ = rescue.Wait()
+	}
+	if out, err := exec.Command("fsfreeze", "--freeze", dir).CombinedOutput(); err != nil {
+		end()
+		return nil, fmt.Errorf("fsfreeze: %w: %s", err, out)
+	}
+	return func() error {
+		defer end()
+		if out, err := exec.Command("fsfreeze", "--unfreeze", dir).CombinedOutput(); err != nil {
+			return fmt.Errorf("fsfreeze: %w: %s", err, out)
+		}
+		return nil
+	}, nil
+}
+
 // smallDisk mounts a file system of that size, for this process and its children only, until the test
 // ends.
 func smallDisk(t *testing.T, dir string, bytes int64) error {
-	// What is mounted here must not show elsewhere.
-	if err := syscall.Mount("", "/", "", syscall.MS_PRIVATE|syscall.MS_REC, ""); err != nil {
-		return fmt.Errorf("private mounts: %w", err)
+	if err := private(); err != nil {
+		return err
 	}
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", bytes)); err != nil {
 		return fmt.Errorf("small disk on %s: %w", dir, err)
