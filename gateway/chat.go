@@ -52,7 +52,7 @@ func (g *Gateway) chatCall(ctx context.Context, f *fields, who caller) (*call, o
 	if e := m.chats("model", "/v1/completions"); e != nil {
 		return nil, nil, e
 	}
-	ids, e := m.renderChat(messages, options, special)
+	ids, e := m.renderChat(ctx, messages, options, special)
 	if e != nil {
 		return nil, nil, e
 	}
@@ -84,9 +84,12 @@ func (m *served) chats(param, instead string) *apiError {
 
 // renderChat turns a conversation into the model's prompt. Control tokens are those that the template
 // itself writes; what messages hold is plain text, however it is spelled, unless special is set.
-func (m *served) renderChat(messages []chat.Message, o templating, special bool) ([]int32, *apiError) {
-	p, err := m.Chat.Render(messages, o.Options)
-	if err != nil {
+func (m *served) renderChat(ctx context.Context, messages []chat.Message, o templating, special bool) ([]int32, *apiError) {
+	p, err := m.Chat.Render(ctx, messages, o.Options)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, cancelled(reasonGone)
+	case err != nil:
 		return nil, invalid("messages", "the model's chat template refuses these messages: %s", clip(err.Error(), 300))
 	}
 	if o.continues {

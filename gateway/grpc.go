@@ -232,7 +232,7 @@ func (g *Gateway) generateCall(ctx context.Context, req *pb.GenerateRequest) (c 
 		if messages, e = protoMessages(m, input.Chat.GetMessages()); e != nil {
 			return nil, e
 		}
-		if ids, e = m.renderChat(messages, templating{Options: chat.Options{AddGenerationPrompt: true}}, req.GetParseSpecial()); e != nil {
+		if ids, e = m.renderChat(ctx, messages, templating{Options: chat.Options{AddGenerationPrompt: true}}, req.GetParseSpecial()); e != nil {
 			return nil, e
 		}
 	default:

@@ -1,6 +1,7 @@
 package chat
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -88,8 +89,8 @@ func New(source string, s Settings) (*Template, error) {
 // Source returns the template as it was given.
 func (t *Template) Source() string { return t.source }
 
-// Render returns the prompt of messages.
-func (t *Template) Render(messages []Message, o Options) (Prompt, error) {
+// Render returns the prompt of messages, unless ctx ends before that.
+func (t *Template) Render(ctx context.Context, messages []Message, o Options) (Prompt, error) {
 	if len(messages) > maxMessages {
 		return Prompt{}, fmt.Errorf("%w: %d messages, the limit is %d", ErrTooLarge, len(messages), maxMessages)
 	}
@@ -118,9 +119,13 @@ func (t *Template) Render(messages []Message, o Options) (Prompt, error) {
 		{Name: "eos_token", Value: jinja.Own(t.settings.EOS)},
 	}...)
 
-	t.slots <- struct{}{}
+	select {
+	case t.slots <- struct{}{}:
+	case <-ctx.Done():
+		return Prompt{}, context.Cause(ctx)
+	}
 	defer func() { <-t.slots }()
-	out, err := t.compiled.Render(variables, jinja.Environment{
+	out, err := t.compiled.Render(ctx, variables, jinja.Environment{
 		Limits: jinja.Limits{Steps: steps + stepsPerByte*given, Bytes: bytes + bytesPerByte*given},
 		Now:    t.settings.Now,
 	})

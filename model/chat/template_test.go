@@ -1,6 +1,7 @@
 package chat
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -61,7 +62,7 @@ func TestGolden(t *testing.T) {
 		for k, v := range c.Extra {
 			extra[k] = v
 		}
-		got, err := templates[c.Template].Render(c.Messages, Options{AddGenerationPrompt: c.Generate, Extra: extra})
+		got, err := templates[c.Template].Render(context.Background(), c.Messages, Options{AddGenerationPrompt: c.Generate, Extra: extra})
 		switch {
 		case c.Want == nil:
 			if !errors.Is(err, ErrRejected) || !strings.Contains(err.Error(), c.Error) {
@@ -89,12 +90,38 @@ func TestHostileTemplateEnds(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if p, err := template.Render([]Message{{Role: "user", Content: strings.Repeat("x", 4<<20)}}, Options{}); !errors.Is(err, ErrTooLarge) || p.Text != "" {
+		if p, err := template.Render(context.Background(), []Message{{Role: "user", Content: strings.Repeat("x", 4<<20)}}, Options{}); !errors.Is(err, ErrTooLarge) || p.Text != "" {
 			t.Errorf("%s: %d bytes, error %v", name, len(p.Text), err)
 		}
 	}
-	if _, err := load(t, "tiny.jinja").Render(make([]Message, maxMessages+1), Options{}); !errors.Is(err, ErrTooLarge) {
+	if _, err := load(t, "tiny.jinja").Render(context.Background(), make([]Message, maxMessages+1), Options{}); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("too many messages: error %v", err)
+	}
+}
+
+// TestWhoLeavesFreesTheSlot: a client that goes while it waits for a rendering of others is told why, and
+// leaves nothing behind.
+func TestWhoLeavesFreesTheSlot(t *testing.T) {
+	template := load(t, "tiny.jinja")
+	for range cap(template.slots) {
+		template.slots <- struct{}{}
+	}
+	ctx, leave := context.WithCancelCause(t.Context())
+	why := errors.New("gone")
+	ended := make(chan error)
+	go func() {
+		_, err := template.Render(ctx, []Message{{Role: "user", Content: "hi"}}, Options{})
+		ended <- err
+	}()
+	leave(why)
+	if err := <-ended; !errors.Is(err, why) {
+		t.Errorf("error %v", err)
+	}
+	for range cap(template.slots) {
+		<-template.slots
+	}
+	if _, err := template.Render(t.Context(), []Message{{Role: "user", Content: "hi"}}, Options{}); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -106,10 +133,10 @@ func TestLargeConversationFits(t *testing.T) {
 		for i := range 4096 {
 			messages = append(messages, Message{Role: []string{"user", "assistant"}[i%2], Content: strings.Repeat("word ", 400)})
 		}
-		if _, err := template.Render(messages[:4095], Options{AddGenerationPrompt: true}); err != nil {
+		if _, err := template.Render(context.Background(), messages[:4095], Options{AddGenerationPrompt: true}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		if _, err := template.Render([]Message{{Role: "user", Content: strings.Repeat("word ", 1600<<10)}}, Options{AddGenerationPrompt: true}); err != nil {
+		if _, err := template.Render(context.Background(), []Message{{Role: "user", Content: strings.Repeat("word ", 1600<<10)}}, Options{AddGenerationPrompt: true}); err != nil {
 			t.Errorf("%s, one message of 8 MiB: %v", name, err)
 		}
 	}
@@ -190,11 +217,11 @@ func TestControlTokensAreTheTemplates(t *testing.T) {
 				harmless = append(harmless, m)
 			}
 			options := Options{AddGenerationPrompt: rapid.Bool().Draw(t, "generate")}
-			bad, err := template.Render(hostile, options)
+			bad, err := template.Render(context.Background(), hostile, options)
 			if err != nil {
 				t.Fatal(name, err)
 			}
-			good, err := template.Render(harmless, options)
+			good, err := template.Render(context.Background(), harmless, options)
 			if err != nil {
 				t.Fatal(name, err)
 			}
@@ -230,7 +257,7 @@ func TestMessagesAreNeverTheTemplatesOwn(t *testing.T) {
 				messages = append(messages, Message{Role: []string{"user", "assistant"}[i%2], Content: said(), Name: said()})
 			}
 			extra := map[string]any{"tools": []any{map[string]any{"type": "function", "function": map[string]any{"name": said(), "description": said(), "parameters": map[string]any{said(): said()}}}}}
-			p, err := template.Render(messages, Options{AddGenerationPrompt: true, Extra: extra})
+			p, err := template.Render(context.Background(), messages, Options{AddGenerationPrompt: true, Extra: extra})
 			if err != nil {
 				t.Fatal(name, err)
 			}
@@ -261,7 +288,7 @@ func TestNewRefuses(t *testing.T) {
 }
 
 func TestRejection(t *testing.T) {
-	_, err := load(t, "alternating.jinja").Render([]Message{{Role: "user"}, {Role: "user"}}, Options{})
+	_, err := load(t, "alternating.jinja").Render(context.Background(), []Message{{Role: "user"}, {Role: "user"}}, Options{})
 	if !errors.Is(err, ErrRejected) {
 		t.Fatalf("error %v", err)
 	}
@@ -276,12 +303,12 @@ func TestOrderOfKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := template.Render(nil, Options{Extra: map[string]any{"x": json.RawMessage(`{"z":1,"a":{"y":2.5,"b":[null,true]},"m":"<é>"}`)}})
+	got, err := template.Render(context.Background(), nil, Options{Extra: map[string]any{"x": json.RawMessage(`{"z":1,"a":{"y":2.5,"b":[null,true]},"m":"<é>"}`)}})
 	if want := `{"z": 1, "a": {"y": 2.5, "b": [null, true]}, "m": "<é>"}|zam`; err != nil || got.Text != want {
 		t.Errorf("got %s, %v, want %s", got.Text, err, want)
 	}
 	for _, bad := range []string{`{`, `{"a":1} 2`, strings.Repeat("[", 5000) + strings.Repeat("]", 5000), ``} {
-		if _, err := template.Render(nil, Options{Extra: map[string]any{"x": json.RawMessage(bad)}}); err == nil || !strings.Contains(err.Error(), `variable "x"`) {
+		if _, err := template.Render(context.Background(), nil, Options{Extra: map[string]any{"x": json.RawMessage(bad)}}); err == nil || !strings.Contains(err.Error(), `variable "x"`) {
 			t.Errorf("%.20s: error %v", bad, err)
 		}
 	}
@@ -297,7 +324,7 @@ func BenchmarkRender(b *testing.B) {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := template.Render(messages, Options{AddGenerationPrompt: true}); err != nil {
+				if _, err := template.Render(context.Background(), messages, Options{AddGenerationPrompt: true}); err != nil {
 					b.Fatal(err)
 				}
 			}

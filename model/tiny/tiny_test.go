@@ -1,6 +1,7 @@
 package tiny_test
 
 import (
+	"context"
 	"encoding/json"
 	"math"
 	"os"
@@ -73,7 +74,7 @@ func TestPrompts(t *testing.T) {
 			continue
 		}
 		question, _, _ = strings.Cut(question, "<|im_end|>")
-		got, err := template.Render([]chat.Message{{Role: "user", Content: question}}, chat.Options{AddGenerationPrompt: true})
+		got, err := template.Render(context.Background(), []chat.Message{{Role: "user", Content: question}}, chat.Options{AddGenerationPrompt: true})
 		if err != nil || got.Text != c.Prompt {
 			t.Errorf("the template gives %q, %v, want %q", got.Text, err, c.Prompt)
 		}

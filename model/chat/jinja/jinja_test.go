@@ -1,6 +1,7 @@
 package jinja
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -37,7 +38,7 @@ func render(source string, o Object, limits Limits) (Text, error) {
 	if err != nil {
 		return Text{}, err
 	}
-	return t.Render(o, Environment{Limits: limits, Now: clock})
+	return t.Render(context.Background(), o, Environment{Limits: limits, Now: clock})
 }
 
 type languageCase struct {
@@ -148,7 +149,7 @@ func TestBudgetHolds(t *testing.T) {
 		}
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		_, err = template.Render(Object{{"data", "d"}}, Environment{Limits: limits, Now: clock})
+		_, err = template.Render(context.Background(), Object{{"data", "d"}}, Environment{Limits: limits, Now: clock})
 		runtime.ReadMemStats(&after)
 		if e := (*Error)(nil); !errors.As(err, &e) || !e.Limit {
 			t.Errorf("%s: error %v, want one of a limit", name, err)
@@ -297,6 +298,27 @@ func FuzzTemplate(f *testing.F) {
 	})
 }
 
+// TestRenderingEndsWithItsContext: a rendering that has much left to do ends when nobody wants it any more,
+// whatever it is doing.
+func TestRenderingEndsWithItsContext(t *testing.T) {
+	for _, source := range []string{
+		"{% for a in range(30000) %}{% for b in range(30000) %}{% endfor %}{% endfor %}",
+		"{% for a in range(30000) %}{% set x = data | upper | lower | replace('a', 'b') %}{% endfor %}",
+	} {
+		template, err := Parse(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, leave := context.WithCancelCause(t.Context())
+		why := errors.New("gone")
+		leave(why)
+		limits := Limits{Steps: 1 << 40, Bytes: 1 << 40}
+		if got, err := template.Render(ctx, Object{{"data", strings.Repeat("a", 1<<16)}}, Environment{Limits: limits, Now: clock}); !errors.Is(err, why) || got.s != "" {
+			t.Errorf("%s: %d bytes, error %v", source, len(got.s), err)
+		}
+	}
+}
+
 // TestFamilies compares templates in the formats of a dozen families, rendered over conversations with
 // tools, thoughts, parts and documents, with what transformers renders; see testdata/families.py.
 func TestFamilies(t *testing.T) {
@@ -347,7 +369,7 @@ func TestFamilies(t *testing.T) {
 			}
 			o = append(o, Member{name, v})
 		}
-		got, err := templates[c.Template].Render(o, Environment{Limits: generous, Now: clock})
+		got, err := templates[c.Template].Render(context.Background(), o, Environment{Limits: generous, Now: clock})
 		var e *Error
 		switch {
 		case c.Want != nil && err != nil:

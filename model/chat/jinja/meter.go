@@ -1,6 +1,9 @@
 package jinja
 
-import "fmt"
+import (
+	"context"
+	"fmt"
+)
 
 // Limits are what one rendering may spend.
 type Limits struct {
@@ -45,14 +48,24 @@ func fail(format string, args ...any) {
 type meter struct {
 	limits       Limits
 	steps, bytes int
+	ctx          context.Context
+	left         bool // ctx has ended
 }
+
+// stepsPerLook is how often a rendering looks whether it is still wanted: some microseconds.
+const stepsPerLook = 1024
 
 // step pays for n steps.
 func (m *meter) step(n int) {
 	if n > m.steps {
 		panic(&Error{Limit: true, Text: fmt.Sprintf("the limit of %d steps is reached", m.limits.Steps)})
 	}
+	before := m.steps
 	m.steps -= n
+	if before/stepsPerLook != m.steps/stepsPerLook && m.ctx.Err() != nil {
+		m.left = true
+		fail("nobody wants the text any more")
+	}
 }
 
 // scan pays for looking through n bytes.

@@ -1,6 +1,7 @@
 package jinja
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -23,13 +24,16 @@ type Environment struct {
 	Now func() time.Time
 }
 
-// Render returns the text of t with variables. Their values are those of encoding/json, [Object], and
-// [Text]; strings count as data. The error is an [*Error].
-func (t *Template) Render(variables Object, e Environment) (out Text, err error) {
-	in := &interp{m: meter{limits: e.Limits, steps: e.Limits.Steps, bytes: e.Limits.Bytes}, now: e.Now}
+// Render returns the text of t with variables, unless ctx ends before that. Their values are those of encoding/json, [Object], and
+// [Text]; strings count as data. The error is an [*Error], or why ctx has ended.
+func (t *Template) Render(ctx context.Context, variables Object, e Environment) (out Text, err error) {
+	in := &interp{m: meter{ctx: ctx, limits: e.Limits, steps: e.Limits.Steps, bytes: e.Limits.Bytes}, now: e.Now}
 	defer func() {
 		if e, ok := err.(*Error); ok && e.Line == 0 {
 			e.Line = in.line
+		}
+		if in.m.left {
+			err = context.Cause(ctx)
 		}
 	}()
 	defer catch(&err)
