@@ -170,7 +170,9 @@ func TestRefusals(t *testing.T) {
 		want   string
 	}{
 		{Regex, `(`, ErrUnsupported, "missing closing )"},
-		{Regex, `ab(?=c)`, ErrUnsupported, "offset 2"},
+		{Regex, `ab(?=c)`, ErrUnsupported, "offset 2: look-around is not supported"},
+		{Regex, `(a)\1`, ErrUnsupported, "back-references"},
+		{JSONSchema, `{"type":"string","pattern":"^(?!^[-+.]*$)[+-]?0*\\d*\\.?\\d*$"}`, ErrUnsupported, "Decimal"},
 		{Regex, `a\b`, ErrUnsupported, `\b`},
 		{Regex, `a^b`, ErrUnsupported, "^ is not at the beginning"},
 		{Regex, `(a$)*`, ErrUnsupported, "$ is not at the end"},
@@ -189,7 +191,9 @@ func TestRefusals(t *testing.T) {
 		{JSONSchema, `false`, ErrUnsupported, "allows nothing"},
 		{JSONSchema, `{"properties":{"a/b":{"not":{}}}}`, ErrUnsupported, `"/properties/a~1b/not"`},
 		{JSONSchema, `{"items":{"type":"array","uniqueItems":true}}`, ErrUnsupported, `"/items/uniqueItems"`},
-		{JSONSchema, `{"type":"array","uniqueItems":true}`, ErrUnsupported, `"/uniqueItems"`},
+		{JSONSchema, `{"type":"array","uniqueItems":true}`, ErrUnsupported, `"/uniqueItems": true is supported where items is an enum`},
+		{JSONSchema, `{"type":"array","uniqueItems":true,"items":{"enum":[1,2,3,4,5,6,7,8,9]}}`, ErrUnsupported, "enum of up to 8"},
+		{JSONSchema, `{"type":"array","uniqueItems":true,"minItems":3,"items":{"enum":[1,1.0,2]}}`, ErrUnsupported, "at least 3 different items, and there are 2"},
 		{JSONSchema, `{"type":"number","minimum":1,"maximum":0.5}`, ErrUnsupported, "no number"},
 		{JSONSchema, `{"type":"number","multipleOf":0.3}`, ErrUnsupported, `"/multipleOf"`},
 		{JSONSchema, `{"type":"integer","multipleOf":1001}`, ErrUnsupported, `"/multipleOf"`},

@@ -86,7 +86,11 @@ func (s *schemas) merge(x, y *object, place string) *object {
 			out.set(name, w)
 		default:
 			both, ok := s.both(name, v, w)
-			if !ok {
+			switch {
+			case !ok && name == "type":
+				s.refuse(join(place, name), "no value is of this type and of the one that is said elsewhere too")
+				return out
+			case !ok:
 				s.refuse(join(place, name), "%s, which is said elsewhere too and otherwise, can't be merged", name)
 				return out
 			}

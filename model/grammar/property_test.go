@@ -44,7 +44,7 @@ func drawSchema(t *rapid.T, depth int, self string) sample {
 func drawKind(t *rapid.T, depth int, self string) sample {
 	kinds := []string{"string", "length", "pattern", "integer", "number", "boolean", "null", "enum", "const", "bounded", "cents", "multiple", "counted"}
 	if depth > 0 {
-		kinds = append(kinds, "tuple", "allOf", "beside", "object", "object", "object", "map", "array", "array", "any", "anyOf", "types", "recursion")
+		kinds = append(kinds, "tuple", "set", "allOf", "beside", "object", "object", "object", "map", "array", "array", "any", "anyOf", "types", "recursion")
 	}
 	literal := func(r *rand.Rand) string {
 		return spell([]any{"x y", json.Number("12.50"), nil, true, &object{names: []string{"k"}, values: map[string]any{"k": []any{json.Number("1")}}}}[r.IntN(5)])
@@ -159,6 +159,18 @@ func drawKind(t *rapid.T, depth int, self string) sample {
 			}
 			return "[" + strings.Join(items, ",") + "]"
 		}}
+	case "set":
+		values := []string{`"a"`, `"ab"`, "1", "12", "-0.5", "null", "true"}
+		lo := rapid.IntRange(0, 3).Draw(t, "min")
+		hi := lo + rapid.IntRange(0, len(values)-lo).Draw(t, "more")
+		return sample{fmt.Sprintf(`{"type":"array","items":{"enum":[%s,1.0]},"uniqueItems":true,"minItems":%d,"maxItems":%d}`, strings.Join(values, ","), lo, max(hi, 2)),
+			func(r *rand.Rand, _ int) string {
+				var items []string
+				for _, i := range r.Perm(len(values))[:lo+r.IntN(hi-lo+1)] {
+					items = append(items, values[i])
+				}
+				return "[" + strings.Join(items, ",") + "]"
+			}}
 	case "any":
 		return sample{`{}`, func(r *rand.Rand, _ int) string {
 			return []string{`{"a": [1, {"b": []}]}`, `[]`, `"x"`, `-1.5`, `[[[null]]]`}[r.IntN(5)]

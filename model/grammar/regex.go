@@ -54,6 +54,17 @@ func (b *builder) pattern(from, to int32, source string, min, max int) {
 
 func atLeast(n, least int) int { return max(n, least) }
 
+// instead says what to write instead of what other engines have and no automaton has.
+func instead(expr string) string {
+	switch {
+	case strings.HasPrefix(expr, "(?=") || strings.HasPrefix(expr, "(?!") || strings.HasPrefix(expr, "(?<=") || strings.HasPrefix(expr, "(?<!"):
+		return `: look-around is not supported, say what may stand there instead; a decimal number, as of Pydantic's Decimal, is ^[+-]?\d+(\.\d+)?$, or type number`
+	case len(expr) == 2 && expr[0] == '\\' && expr[1] >= '1' && expr[1] <= '9':
+		return ": back-references are not supported"
+	}
+	return ""
+}
+
 // runOf takes ^x{lo,hi}$ apart, x being one character; sub is nil for anything else.
 func runOf(r *syntax.Regexp) (sub *syntax.Regexp, lo, hi int) {
 	if r.Op != syntax.OpConcat || len(r.Sub) != 3 || r.Sub[0].Op != syntax.OpBeginText || r.Sub[2].Op != syntax.OpEndText {
@@ -152,7 +163,7 @@ func (b *builder) parseRegex(source string) *syntax.Regexp {
 		if i := strings.Index(source, at.Expr); i > 0 && at.Expr != "" {
 			where = fmt.Sprintf(" at offset %d", i)
 		}
-		err = fmt.Errorf("%s: %.100q%s", at.Code, at.Expr, where)
+		err = fmt.Errorf("%s: %.100q%s%s", at.Code, at.Expr, where, instead(at.Expr))
 	}
 	b.fail(fmt.Errorf("%w: %s: %w", ErrUnsupported, b.place, err))
 	return nil

@@ -3,6 +3,7 @@ package grammar
 import (
 	"fmt"
 	"math/big"
+	"math/bits"
 	"net/url"
 	"slices"
 	"strings"
@@ -225,13 +226,23 @@ func (s *schemas) typed(from, to int32, name string, o *object, place string) {
 
 // constants adds the values that the rest of the schema allows.
 func (s *schemas) constants(from, to int32, list []any, o *object, used []string, place string) {
+	var texts []string
+	for _, v := range s.allowed(list, o, used, place) {
+		texts = append(texts, spell(v))
+	}
+	if s.b.err == nil {
+		s.b.literals(from, to, texts)
+	}
+}
+
+// allowed are those of some constants that what stands beside them allows, one at least.
+func (s *schemas) allowed(list []any, o *object, used []string, place string) (values []any) {
 	var allowed []string
 	if _, ok := o.values["type"]; ok {
 		if allowed = s.types(o, []string{"type"}, place); s.b.err != nil {
-			return
+			return nil
 		}
 	}
-	var texts []string
 	for _, v := range list {
 		t := typeOf(v)
 		if allowed != nil && !slices.Contains(allowed, t) && !(t == "integer" && slices.Contains(allowed, "number")) {
@@ -244,7 +255,7 @@ func (s *schemas) constants(from, to int32, list []any, o *object, used []string
 				ok, known := s.holds(v, name, o.values[name])
 				if !known {
 					s.refuse(join(place, name), "%s together with enum or const", name)
-					return
+					return nil
 				}
 				holds = holds && ok
 			}
@@ -253,14 +264,13 @@ func (s *schemas) constants(from, to int32, list []any, o *object, used []string
 			holds = false // a const that the enum beside it does not have
 		}
 		if holds {
-			texts = append(texts, spell(v))
+			values = append(values, v)
 		}
 	}
-	if len(texts) == 0 {
+	if len(values) == 0 {
 		s.refuse(place, "no value is of the type, or within the bounds")
-		return
 	}
-	s.b.literals(from, to, texts)
+	return values
 }
 
 // holds says whether a constant satisfies a keyword that speaks of its type; known is false where
@@ -332,7 +342,11 @@ func (s *schemas) array(from, to int32, o *object, place string) {
 		return
 	}
 	if unique, ok := o.values["uniqueItems"]; ok && unique != false && (unique != true || max < 0 || max > 1) {
-		s.refuse(join(place, "uniqueItems"), "only false is supported")
+		if values := s.distinct(o, place); unique == true && values != nil {
+			s.set(from, to, values, min, max, place)
+			return
+		}
+		s.refuse(join(place, "uniqueItems"), "true is supported where items is an enum of up to %d texts, numbers, true, false and null, without prefixItems, or maxItems is 1; without it, check the answer", mostUnique)
 		return
 	}
 	restName, listName := "items", "prefixItems"
@@ -382,17 +396,8 @@ func (s *schemas) array(from, to int32, o *object, place string) {
 	if min == 0 {
 		s.b.bytes(at, to, ']', ']')
 	}
-	close := func(at int32) {
-		last := s.b.node()
-		s.b.space(at, last)
-		s.b.bytes(last, to, ']', ']')
-	}
-	separator := func(from int32) int32 {
-		comma, next := s.b.node(), s.b.node()
-		s.b.bytes(from, comma, ',', ',')
-		s.b.space(comma, next)
-		return next
-	}
+	close := func(at int32) { s.closed(at, to) }
+	separator := s.separator
 	for i := 0; (most < 0 || i < most) && s.b.err == nil; i++ {
 		if i > 0 && i >= len(prefix) {
 			more := s.b.automaton(func(from, to int32) { s.b.call(separator(from), others, to, false) })
@@ -421,6 +426,127 @@ func (s *schemas) array(from, to int32, o *object, place string) {
 	}
 	if most > 0 {
 		close(at)
+	}
+}
+
+// closed ends an array behind an item.
+func (s *schemas) closed(from, to int32) {
+	last := s.b.node()
+	s.b.space(from, last)
+	s.b.bytes(last, to, ']', ']')
+}
+
+// separator adds what stands between two items, and returns where the next one begins.
+func (s *schemas) separator(from int32) int32 {
+	comma, next := s.b.node(), s.b.node()
+	s.b.bytes(from, comma, ',', ',')
+	s.b.space(comma, next)
+	return next
+}
+
+// mostUnique bounds the values of an array's items that must differ, for the automaton knows every set of
+// them.
+const mostUnique = 8
+
+// distinct are the values of an array's items where these are few and no arrays or objects; nil otherwise.
+// None equals another.
+func (s *schemas) distinct(o *object, place string) (values []any) {
+	items, at := o.values["items"], join(place, "items")
+	if _, ok := o.values["prefixItems"]; ok {
+		return nil
+	}
+	for open := []string(nil); ; {
+		sub, ok := items.(*object)
+		if !ok {
+			return nil
+		}
+		used := s.keywords(sub, at)
+		if ref, ok := sub.values["$ref"]; ok && len(used) == 1 {
+			if items, at, ok = s.follow(ref, at, open); !ok {
+				return nil
+			}
+			open = append(open, at)
+			continue
+		}
+		list, isEnum := sub.values["enum"].([]any)
+		if c, isConst := sub.values["const"]; isConst && !isEnum {
+			list = []any{c}
+		}
+		if len(list) == 0 || slices.ContainsFunc(used, func(name string) bool {
+			return keywords[name] == "" && name != "enum" && name != "const" && name != "type"
+		}) {
+			return nil
+		}
+		for _, v := range s.allowed(list, sub, used, at) {
+			if _, isObject := v.(*object); isObject || typeOf(v) == "array" {
+				return nil
+			}
+			if !slices.ContainsFunc(values, func(w any) bool { return equal(v, w) }) {
+				values = append(values, v)
+			}
+		}
+		if len(values) > mostUnique {
+			return nil
+		}
+		return values
+	}
+}
+
+// equal reports whether two values that are no arrays or objects are the same: 1 and 1.0 are.
+func equal(v, w any) bool {
+	x, isNumber := number(v)
+	y, both := number(w)
+	if isNumber && both {
+		return x.Cmp(y) == 0
+	}
+	return isNumber == both && spell(v) == spell(w)
+}
+
+// set adds arrays of min to max of some values, none twice. Its nodes are the sets that an array may hold
+// so far.
+func (s *schemas) set(from, to int32, values []any, min, max int, place string) {
+	if max < 0 || max > len(values) {
+		max = len(values)
+	}
+	if min > max {
+		s.refuse(place, "at least %d different items, and there are %d", min, max)
+		return
+	}
+	items := make([]int32, len(values))
+	for i, v := range values {
+		items[i] = s.b.automaton(func(from, to int32) { s.b.literal(from, to, spell(v)) })
+	}
+	inside, empty := s.b.node(), s.b.node()
+	s.b.bytes(from, inside, '[', '[')
+	s.b.space(inside, empty)
+	holding := map[int]int32{0: empty}
+	for held := range 1 << len(values) {
+		at, ok := holding[held]
+		n := bits.OnesCount(uint(held))
+		switch {
+		case !ok:
+			continue // more than max
+		case n == 0 && min == 0:
+			s.b.bytes(at, to, ']', ']')
+		case n > 0 && n >= min:
+			s.closed(at, to)
+		}
+		if n == max {
+			continue
+		}
+		if n > 0 {
+			at = s.separator(at)
+		}
+		for i, item := range items {
+			more := held | 1<<i
+			if more == held {
+				continue
+			}
+			if _, ok := holding[more]; !ok {
+				holding[more] = s.b.node()
+			}
+			s.b.call(at, item, holding[more], false)
+		}
 	}
 }
 
