@@ -32,21 +32,13 @@ func (g *Gateway) start(ctx context.Context, c *call) (*answer, *apiError) {
 	}
 	a := g.newAnswer(c)
 	ids := make([]string, len(c.prompts))
-	held := 0
 	for i := range ids {
 		ids[i] = c.part(i)
-		if i >= c.places && g.lives.lingers(ids[i]) {
-			held++ // it has a place for its client
-		}
 	}
-	if len(ids) > g.MaxRequests {
-		return nil, invalid("prompt", "prompt holds %d prompts; the gateway serves %d at once", len(ids), g.MaxRequests)
-	}
-	if e := g.acquire(len(ids) - c.places - held); e != nil {
+	if e := g.seat(c, ids); e != nil {
 		return nil, e
 	}
-	g.inUse.Add(int64(held))
-	a.places, c.places = len(ids), 0
+	a.places, c.places = c.places, 0
 	for i, id := range ids {
 		request := g.request(id, c, &c.prompts[i])
 		create := func() *live {
@@ -123,9 +115,7 @@ func (g *Gateway) enter(a *answer, id string, digest []byte, create func() *live
 	if e.replaced != nil {
 		e.replaced.fail(moved())
 	}
-	if e.lingered {
-		g.release(1)
-	}
+	g.release(e.freed)
 	if e.live != nil {
 		a.add(e.live)
 	}
@@ -284,7 +274,7 @@ func (a *answer) close(ctx context.Context) {
 	for _, l := range a.lives {
 		d := g.lives.leave(l, &a.reader, until)
 		if d.lingers {
-			a.places-- // the live keeps it
+			a.places -= len(l.choices) // the live keeps them
 		}
 		if d.retired {
 			l.observe(g.Now())
@@ -302,7 +292,7 @@ func (a *answer) close(ctx context.Context) {
 func (g *Gateway) expire(ctx context.Context, l *live, now time.Time) {
 	d := g.lives.expire(l, now)
 	if d.retired {
-		g.release(1)
+		g.release(len(l.choices))
 		l.observe(now)
 	}
 	if d.abandoned {

@@ -72,7 +72,8 @@ type Settings struct {
 	MaxBodyBytes int64
 	// MaxBodiesBytes bounds all HTTP bodies that are being read and parsed; what is above is refused with 429. 128 MiB.
 	MaxBodiesBytes int64
-	// MaxRequests bounds the prompts being served at once; more are refused with 429. 1024.
+	// MaxRequests bounds the sequences being served at once, one for each choice of each prompt; more are refused
+	// with 429. 1024.
 	MaxRequests int
 	// SubmitTimeout bounds the wait for an admission's commit, an election included; 30 s.
 	SubmitTimeout time.Duration
@@ -346,12 +347,40 @@ func (g *Gateway) serving(m *served) capacity {
 	return capacity{}
 }
 
-// acquire takes places for n prompts, or reports that there are not so many.
+// acquire takes n places, or reports that there are not so many.
 func (g *Gateway) acquire(n int) *apiError {
 	if now := g.inUse.Add(int64(n)); n > 0 && now > int64(g.MaxRequests) {
 		g.inUse.Add(-int64(n))
-		return overloaded(time.Second, "the gateway serves %d requests at once and has no place for %d more", g.MaxRequests, n)
+		return overloaded(time.Second, "the gateway serves %d sequences at once and has no place for %d more", g.MaxRequests, n)
 	}
+	return nil
+}
+
+// seat takes places for all sequences of a call, one for each choice of each prompt, beside those that it
+// has already. What waits for its client has places of its own, which it gives up when it is entered.
+func (g *Gateway) seat(c *call, ids []string) *apiError {
+	all, each := c.choices(), c.choices()/len(ids)
+	if all > g.MaxRequests {
+		param := "prompt"
+		if len(ids) == 1 {
+			param = "n"
+		}
+		return invalid(param, "%d prompts with n %d are %d sequences; the gateway serves %d at once", len(ids), each, all, g.MaxRequests)
+	}
+	more := 0
+	for i, id := range ids {
+		if g.lives.lingers(id) {
+			continue
+		}
+		if more += each; i == 0 {
+			more -= c.places
+		}
+	}
+	if e := g.acquire(more); e != nil {
+		return e
+	}
+	g.inUse.Add(int64(all - c.places - more))
+	c.places = all
 	return nil
 }
 

@@ -231,7 +231,7 @@ func TestPlaces(t *testing.T) {
 	first := d.stream(textPath, streamed)
 	first.next()
 	r := d.post(textPath, `{"model":"test","prompt":["a","b"]}`)
-	const want = `{"error":{"message":"the gateway serves 2 requests at once and has no place for 1 more","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}` + "\n"
+	const want = `{"error":{"message":"the gateway serves 2 sequences at once and has no place for 1 more","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}` + "\n"
 	if r.status != 429 || r.body != want {
 		t.Errorf("%d %s", r.status, r.body)
 	}
@@ -240,6 +240,50 @@ func TestPlaces(t *testing.T) {
 	d.Await(func(s gatewaytest.State) bool { return s.Live == 0 })
 	d.Step(100)
 	await(t, func() bool { return d.post(textPath, `{"model":"test","prompt":["a","b"]}`).status == 200 })
+}
+
+// TestPlacesAreSequences: each choice of each prompt has a place, from a call's begin over its client's absence
+// and return to its end, and exactly these places come back.
+func TestPlacesAreSequences(t *testing.T) {
+	d := open(t, gatewaytest.Options{Manual: true}, func(s *gateway.Settings) { s.MaxRequests = 5 })
+	holds := func(want float64) {
+		t.Helper()
+		await(t, func() bool { return metric(t, d.do("GET", "/metrics", "").body, "quire_gateway_requests") == want })
+	}
+	const three = `{"model":"test","prompt":"hi","stream":true,"max_tokens":30,"seed":3,"n":3}`
+	d.Step(1)
+	first := d.stream(textPath, three, "Idempotency-Key", "k")
+	first.next()
+	holds(3)
+	for _, c := range []struct {
+		body, text string
+		status     int
+	}{
+		{`{"model":"test","prompt":"a","n":3}`, "no place for 2 more", 429}, // beside the one that every call has
+		{`{"model":"test","prompt":["a","b","c"]}`, "no place for 2 more", 429},
+		{`{"model":"test","prompt":"a","n":6}`, "1 prompts with n 6 are 6 sequences; the gateway serves 5 at once", 400},
+		{`{"model":"test","prompt":["a","b","c"],"n":2}`, "3 prompts with n 2 are 6 sequences; the gateway serves 5 at once", 400},
+	} {
+		if r := d.post(textPath, c.body); r.status != c.status || !strings.Contains(r.body, c.text) {
+			t.Errorf("%s: %d %s, want %d with %q", c.body, r.status, r.body, c.status, c.text)
+		}
+		holds(3)
+	}
+	first.close()
+	second := d.stream(textPath, three, "Idempotency-Key", "k", "Last-Event-ID", first.id)
+	if second.resp.StatusCode != 200 {
+		t.Fatalf("back: %d", second.resp.StatusCode)
+	}
+	holds(3)
+	d.Step(100)
+	second.text()
+	second.close()
+	holds(0)
+	d.Step(100)
+	if r := d.post(textPath, `{"model":"test","prompt":"a","n":5}`); r.status != 200 {
+		t.Errorf("with all places free: %d %s", r.status, r.body)
+	}
+	holds(0)
 }
 
 // TestControlPlaneErrors translates the leader's other answers.

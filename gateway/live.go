@@ -326,7 +326,9 @@ func (t *table) enter(id string, r *reader, named bool, digest []byte, create fu
 				return entry{undecided: l.admitted}
 			}
 		}
-		e.lingered = !l.lingers.IsZero()
+		if !l.lingers.IsZero() {
+			e.freed = len(l.choices)
+		}
 		l.lingers = time.Time{}
 		switch {
 		case l.failure != nil:
@@ -354,8 +356,8 @@ func (t *table) enter(id string, r *reader, named bool, digest []byte, create fu
 type entry struct {
 	live  *live // nil if there is none and none was to be made
 	fresh bool  // live was made
-	// lingered: there was one without a reader, which held a place.
-	lingered bool
+	// freed are the places that one without a reader held, and gives up.
+	freed int
 	// other: the id belongs to another body.
 	other bool
 	// undecided: another body asks for the id, and this is closed once it has it or is refused.

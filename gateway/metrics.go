@@ -238,7 +238,7 @@ var (
 	descInfo      = prometheus.NewDesc("quire_kv_cache_info", "Always 1; the labels say how the KV cache is cut.", []string{"model_name", "block_size", "num_gpu_blocks"}, nil)
 	descReady     = prometheus.NewDesc("quire_workers_ready", "Workers attached to this gateway.", modelLabel, nil)
 	descBodies    = prometheus.NewDesc("quire_gateway_body_bytes", "Memory taken by the HTTP bodies that are being read and parsed.", nil, nil)
-	descInUse     = prometheus.NewDesc("quire_gateway_requests", "Prompts that this gateway is serving.", nil, nil)
+	descInUse     = prometheus.NewDesc("quire_gateway_requests", "Sequences that this gateway is serving: one for each choice of each prompt.", nil, nil)
 )
 
 func (c *workerCollector) Describe(ch chan<- *prometheus.Desc) {

@@ -33,12 +33,8 @@ func (g *Gateway) reopen(ctx context.Context, who caller, received []int32) (*an
 	if e := g.place(who); e != nil {
 		return nil, e
 	}
-	taken := true // and not handed to an answer
-	defer func() {
-		if taken {
-			g.release(1)
-		}
-	}()
+	taken := 1 // of the gateway's places, and not handed to an answer
+	defer func() { g.release(taken) }()
 	asked, cancel := context.WithTimeout(ctx, g.SubmitTimeout)
 	defer cancel()
 	request, tokens := (*pb.Request)(nil), int32(0)
@@ -62,12 +58,15 @@ func (g *Gateway) reopen(ctx context.Context, who caller, received []int32) (*an
 	if m == nil {
 		return nil, unknownModel(request.Model)
 	}
-	c := &call{caller: who, model: m, params: request.Sampling, prompts: []prompt{{maxTokens: request.Sampling.MaxTokens}}}
+	c := &call{caller: who, places: taken, model: m, params: request.Sampling, prompts: []prompt{{maxTokens: request.Sampling.MaxTokens}}}
 	if e := c.receive(received); e != nil {
 		return nil, e
 	}
+	if e := g.seat(c, []string{who.key()}); e != nil {
+		return nil, e
+	}
 	a := g.newAnswer(c)
-	a.places, taken = 1, false
+	a.places, c.places, taken = c.places, 0, 0
 	e := g.enter(a, who.key(), nil, func() *live {
 		l := newLive(request, m, true, g.Now())
 		l.promptTokens = tokens

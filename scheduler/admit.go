@@ -308,7 +308,7 @@ func (l *leader) accepts(r *live, now time.Time) *refusal {
 	}
 	if account := l.s.store.View().Account(r.request.GetTenant()); account != nil && account.Limits != nil {
 		// The log has the word; but what it refuses by now it will not admit in a moment.
-		if refused := account.Check(l.clock.ms(now), state.Cost(r.request)); refused != nil {
+		if refused := account.Check(l.clock.ms(now), r.request); refused != nil {
 			return refusedByLog(refused)
 		}
 		r.limited = true

@@ -53,7 +53,7 @@ func (s *serverFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&s.data, "data", stateDir(), "folder of the Raft log and snapshots")
 	f.StringVar(&s.store, "raft-store", string(consensus.WAL), "files of the log: wal or boltdb; a folder keeps the one that it began with")
 	f.StringVar(&s.durability, "durability", "disk", "disk: an admission is on the disks of a majority before it is answered; local: the log is in memory only, and a node that stops has lost it")
-	f.IntVar(&s.maxRequests, "max-requests", 1024, "prompts that the gateway serves at once; more are answered with 429")
+	f.IntVar(&s.maxRequests, "max-requests", 1024, "sequences (prompts times n) that the gateway serves at once; more are answered with 429")
 	f.IntVar(&s.queueRequests, "queue-requests", 16384, "requests that wait for a worker at the leader, each counted once for each of its choices; more are answered with 429")
 	f.Int64Var(&s.queueBytes, "queue-bytes", 256<<20, "memory that these may take at the leader, in bytes; docs/scheduling.md says how much one takes")
 	f.StringVar(&s.placement, "placement", string(batch.PolicyTTFT), fmt.Sprintf("which worker gets a request, one of %s; docs/scheduling.md tells what they do", placements()))

@@ -48,7 +48,7 @@ func newTenantSet(o *operator) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.Int64Var(&t.Weight, "weight", 1, "share of the cluster beside other tenants")
-	f.Int32Var(&t.MaxRequests, "max-requests", 0, "requests that may run and wait at once; 0: any number")
+	f.Int32Var(&t.MaxRequests, "max-requests", 0, "requests that may run and wait at once, one for each choice (n); 0: any number")
 	f.Int64Var(&t.RequestsPerMinute, "requests-per-minute", 0, "requests admitted a minute; 0: any number")
 	f.Int64Var(&t.TokensPerMinute, "tokens-per-minute", 0, "prompt tokens and max_tokens of what is admitted a minute; 0: any number")
 	return cmd
@@ -118,7 +118,7 @@ func newTenantList(o *operator) *cobra.Command {
 					return fmt.Sprintf("%d/%d", have, limit)
 				}
 				t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-				fmt.Fprintln(t, "NAME\tWEIGHT\tREQUESTS\tLEFT/MIN\tTOKENS LEFT/MIN\tSERVED")
+				fmt.Fprintln(t, "NAME\tWEIGHT\tSEQUENCES\tLEFT/MIN\tTOKENS LEFT/MIN\tSERVED")
 				for _, r := range rows {
 					requests := strconv.FormatInt(r.Requests, 10)
 					if r.MaxRequests > 0 {

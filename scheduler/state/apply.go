@@ -264,7 +264,7 @@ func (a *application) finish(c *pb.FinishCommand) Result {
 	outputs, grown, _ := extend(old.Outputs, choices(old.Request), c.GetChoices())
 	r.Outputs = outputs
 	a.served(r.Request.GetTenant(), 2*int64(grown))
-	a.account(r.Request.GetTenant()).Live--
+	a.account(r.Request.GetTenant()).Live -= int64(choices(r.Request))
 	a.model(r.Request.GetModel()).Live--
 	if stopped(c.GetFinishReason()) && !complete(r.Outputs) {
 		r.Outputs = nil // A part would pass for the whole.

@@ -196,7 +196,7 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, *View, error) {
 			if request.Phase == Finished {
 				a.keepEnd(request)
 			} else {
-				a.account(request.Request.GetTenant()).Live++
+				a.account(request.Request.GetTenant()).Live += int64(choices(request.Request))
 				a.model(request.Request.GetModel()).Live++
 			}
 			err = txn.Insert(requestsTable, request)

@@ -456,10 +456,10 @@ func TestStateIsAFunctionOfTheLog(t *testing.T) {
 			case Assigned:
 				assigned++
 				live++
-				running[r.Request.GetTenant()]++
+				running[r.Request.GetTenant()] += int64(max(1, r.Request.GetSampling().GetN()))
 			case Queued:
 				live++
-				running[r.Request.GetTenant()]++
+				running[r.Request.GetTenant()] += int64(max(1, r.Request.GetSampling().GetN()))
 			}
 		}
 		var all Kept

@@ -25,7 +25,7 @@ type Account struct {
 	Name string
 	// Limits are nil for a tenant that has none of its own.
 	Limits *pb.Tenant
-	// Live counts admitted requests that have not ended.
+	// Live counts the sequences of admitted requests that have not ended: each has one for each of its choices.
 	Live int64
 	// requestsLeft and tokensLeft are the two buckets, in thousandths, as of refilledMS. A bucket
 	// holds what a minute brings.
@@ -77,9 +77,8 @@ func (a *Account) refill(nowMS int64) {
 	a.refilledMS += int64(steps) * refillStepMS
 }
 
-// Check says whether a request of this cost would be admitted at nowMS; nil if it would. It changes
-// nothing.
-func (a Account) Check(nowMS, cost int64) *Refusal { return a.admit(nowMS, cost) }
+// Check says whether a request would be admitted at nowMS; nil if it would. It changes nothing.
+func (a Account) Check(nowMS int64, r *pb.Request) *Refusal { return a.admit(nowMS, r) }
 
 // Left is what is left of the two buckets at nowMS, in requests and tokens.
 func (a Account) Left(nowMS int64) (requests, tokens int64) {
@@ -87,8 +86,9 @@ func (a Account) Left(nowMS int64) (requests, tokens int64) {
 	return a.requestsLeft / 1000, a.tokensLeft / 1000
 }
 
-// admit takes a request of this cost into the account, or says why not.
-func (a *Account) admit(nowMS, cost int64) *Refusal {
+// admit takes a request into the account, or says why not.
+func (a *Account) admit(nowMS int64, r *pb.Request) *Refusal {
+	cost, sequences := Cost(r), int64(choices(r))
 	if a.Limits != nil {
 		a.refill(nowMS)
 		cost = min(max(0, cost), MaxRate+1)
@@ -107,8 +107,10 @@ func (a *Account) admit(nowMS, cost int64) *Refusal {
 		switch {
 		case tokens > 0 && cost > tokens:
 			return refuse("tokens_per_minute", 0, "the request may take %d tokens, the limit is %d a minute", cost, tokens)
-		case most > 0 && a.Live >= most:
-			return refuse("max_requests", max(1000, wait, forTokens), "%d requests run or wait, the limit is %d", a.Live, most)
+		case most > 0 && sequences > most:
+			return refuse("max_requests", 0, "the request has %d sequences, the limit is %d at once", sequences, most)
+		case most > 0 && a.Live+sequences > most:
+			return refuse("max_requests", max(1000, wait, forTokens), "%d sequences run or wait, this request has %d more, the limit is %d", a.Live, sequences, most)
 		case forTokens > wait:
 			return refuse("tokens_per_minute", forTokens, "the limit is %d tokens a minute, and the request may take %d", tokens, cost)
 		case wait > 0:
@@ -121,7 +123,7 @@ func (a *Account) admit(nowMS, cost int64) *Refusal {
 			a.tokensLeft -= 1000 * cost
 		}
 	}
-	a.Live++
+	a.Live += sequences
 	return nil
 }
 
@@ -132,7 +134,7 @@ func untilMS(missing, perMinute int64) int64 {
 
 // Cost is what a request may take of its tenant's tokens: its prompt, and all that it may generate.
 func Cost(r *pb.Request) int64 {
-	return int64(len(r.GetPrompt())) + int64(max(1, r.GetSampling().GetN()))*int64(max(0, r.GetSampling().GetMaxTokens()))
+	return int64(len(r.GetPrompt())) + int64(choices(r))*int64(max(0, r.GetSampling().GetMaxTokens()))
 }
 
 // set changes the limits. Buckets that were limited before keep what was left; new ones begin full.
@@ -175,7 +177,7 @@ func (a *application) admit(r *pb.Request) *Refusal {
 			acc.Served = max(acc.Served, min(lowest.share(), MaxRate)*acc.Weight())
 		}
 	}
-	return acc.admit(a.nowMS, Cost(r))
+	return acc.admit(a.nowMS, r)
 }
 
 // served books what a tenant was given.

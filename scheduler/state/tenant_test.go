@@ -79,7 +79,7 @@ func TestLimits(t *testing.T) {
 	fine(try(later+10_020, "tokens", 300))
 
 	fine(try(at, "most", 1))
-	want(try(at, "most", 1), "1 requests run or wait, the limit is 1", 1000)
+	want(try(at, "most", 1), "1 sequences run or wait, this request has 1 more, the limit is 1", 1000)
 	l.apply(at, finish(fmt.Sprint("r", n-1), pb.FinishReason_FINISH_REASON_STOP))
 	fine(try(at, "most", 1))
 
@@ -103,30 +103,39 @@ func TestNobodyIsOverAdmitted(t *testing.T) {
 		l.apply(now, limit(&pb.Tenant{Name: "t", RequestsPerMinute: rate, TokensPerMinute: tokens, MaxRequests: most}))
 		type admission struct{ ms, tokens int64 }
 		var admitted []admission
-		var running []string
+		var running []*pb.Request
+		sequences := func(more ...*pb.Request) (n int32) {
+			for _, r := range append(more, running...) {
+				n += max(1, r.GetSampling().GetN())
+			}
+			return n
+		}
 		for i := range rapid.IntRange(1, 60).Draw(t, "steps") {
 			now += rapid.SampledFrom([]int64{0, 0, 1, 7, 59, 60, 61, 500, 5000, 70_000}).Draw(t, "wait")
 			if len(running) > 0 && rapid.Bool().Draw(t, "ends") {
-				l.apply(now, finish(running[0], pb.FinishReason_FINISH_REASON_STOP))
+				l.apply(now, finish(running[0].GetId(), pb.FinishReason_FINISH_REASON_STOP))
 				running = running[1:]
 			}
 			cost, id := rapid.Int32Range(1, 400).Draw(t, "cost"), fmt.Sprint("r", i)
+			command := of("t", id, cost)
+			request := command.GetSubmit().GetRequest()
+			request.Sampling.N = rapid.Int32Range(0, 5).Draw(t, "n")
 			account := l.store.View().Account("t")
-			promised := account.Check(now, int64(cost))
-			result := l.apply(now, of("t", id, cost))[0]
+			promised := account.Check(now, request)
+			result := l.apply(now, command)[0]
 			if (promised == nil) != (result.Refused == nil) {
 				t.Fatalf("promised %+v, did %+v", promised, result.Refused)
 			}
 			if result.Refused == nil {
-				admitted = append(admitted, admission{now, int64(cost)})
-				running = append(running, id)
-			} else if retry := result.Refused.RetryMS; retry > 0 && len(running) < int(most) {
-				if again := account.Check(now+retry, int64(cost)); again != nil {
+				admitted = append(admitted, admission{now, Cost(request)})
+				running = append(running, request)
+			} else if retry := result.Refused.RetryMS; retry > 0 && sequences(request) <= most {
+				if again := account.Check(now+retry, request); again != nil {
 					t.Fatalf("refused %+v after it was told to wait %d ms", again, retry)
 				}
 			}
-			if len(running) > int(most) {
-				t.Fatalf("%d run, the limit is %d", len(running), most)
+			if account := l.store.View().Account("t"); sequences() > most || account.Live != int64(sequences()) {
+				t.Fatalf("%d sequences run and %d are counted, the limit is %d", sequences(), account.Live, most)
 			}
 		}
 		for i := range admitted {

@@ -1008,7 +1008,7 @@ type Tenant struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Share of the cluster beside other tenants; 0 counts as 1.
 	Weight int64 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"`
-	// Requests admitted and not ended.
+	// Sequences admitted and not ended: a request has one for each choice.
 	MaxRequests       int32 `protobuf:"varint,3,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
 	RequestsPerMinute int64 `protobuf:"varint,4,opt,name=requests_per_minute,json=requestsPerMinute,proto3" json:"requests_per_minute,omitempty"`
 	// Prompt tokens and max_tokens of what is admitted.

@@ -1713,7 +1713,7 @@ type TenantStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its limits; only the name if it has none.
 	Tenant *Tenant `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	// Requests admitted and not ended.
+	// Sequences admitted and not ended: a request has one for each choice.
 	Live int64 `protobuf:"varint,2,opt,name=live,proto3" json:"live,omitempty"`
 	// What is left of each bucket now, if it is limited.
 	RequestsLeft int64 `protobuf:"varint,3,opt,name=requests_left,json=requestsLeft,proto3" json:"requests_left,omitempty"`
