@@ -34,12 +34,12 @@ typedef struct {
 	float *value;  // [queries][padded d]
 	float *weight; // [queries][span]
 	float *head;   // [d]
-} desk;
+} workspace;
 
 INLINE int padded(int d) { return (d + 15) / 16 * 16; }
 
-static desk desk_at(uint8_t *mem, int d) {
-	desk k = {.query = (float *)mem};
+static workspace workspace_at(uint8_t *mem, int d) {
+	workspace k = {.query = (float *)mem};
 	k.value = k.query + most_queries * padded(d);
 	k.weight = k.value + most_queries * padded(d);
 	k.head = k.weight + most_queries * span_tokens;
@@ -104,7 +104,7 @@ SPECIAL void gather(float *value, const float *weight, const uint8_t *const *val
 
 // attend computes n queries of one KV head at the positions at, which do not fall. Tiles that lie
 // behind the window of all of them are not touched, nor are their entries of the table.
-SPECIAL void attend(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t head, const int32_t *at, float *const *out, const desk *k, const int n, const int type) {
+SPECIAL void attend(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t head, const int32_t *at, float *const *out, const workspace *k, const int n, const int type) {
 	const int d = ph->head_dim;
 	const int together = QC_ACCUMULATORS / n >= 4 ? 4 : QC_ACCUMULATORS / n >= 2 ? 2 : 1;
 	const int32_t window = ph->window, begin = window > 0 && at[0] >= window ? at[0] - window + 1 : 0;
@@ -198,7 +198,7 @@ SPECIAL void attend(const qc_exec *e, const qc_phase *ph, const int32_t *table, 
 }
 
 #define ATTEND(n) \
-	static void attend_##n(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t head, const int32_t *at, float *const *out, const desk *k) { \
+	static void attend_##n(const qc_exec *e, const qc_phase *ph, const int32_t *table, int32_t head, const int32_t *at, float *const *out, const workspace *k) { \
 		switch (e->cache[0].kind) { \
 		case QC_CACHE_I8: \
 			attend(e, ph, table, head, at, out, k, n, QC_CACHE_I8); \
@@ -212,15 +212,15 @@ SPECIAL void attend(const qc_exec *e, const qc_phase *ph, const int32_t *table, 
 	}
 ATTEND(1) ATTEND(2) ATTEND(3) ATTEND(4) ATTEND(6)
 
-// A crowd is queries that wait to be computed together.
+// A query_batch is queries that wait to be computed together.
 typedef struct {
 	int32_t at[most_queries], row[most_queries], head[most_queries];
 	float *out[most_queries];
 	int count;
-} crowd;
+} query_batch;
 
-// attend_crowd loads the first n queries of c, rotated and scaled, computes and removes them.
-static void attend_crowd(const qc_exec *e, const qc_phase *ph, const qc_seq *seq, int32_t kv_head, crowd *c, const desk *k) {
+// attend_batch loads the first n queries of c, rotated and scaled, computes and removes them.
+static void attend_batch(const qc_exec *e, const qc_phase *ph, const qc_seq *seq, int32_t kv_head, query_batch *c, const workspace *k) {
 	const qc_buffer *src = &e->buffer[ph->src];
 	const int d = ph->head_dim;
 	for (int done = 0; done < c->count;) {
@@ -234,7 +234,7 @@ static void attend_crowd(const qc_exec *e, const qc_phase *ph, const qc_seq *seq
 			for (int i = 0; i < d; i++)
 				k->query[i * n + q] = x[i] * ph->scale;
 		}
-		static void (*const by_count[])(const qc_exec *, const qc_phase *, const int32_t *, int32_t, const int32_t *, float *const *, const desk *) = {
+		static void (*const by_count[])(const qc_exec *, const qc_phase *, const int32_t *, int32_t, const int32_t *, float *const *, const workspace *) = {
 			NULL, attend_1, attend_2, attend_3, attend_4, NULL, attend_6};
 		by_count[n](e, ph, e->tables + seq->table[ph->group], kv_head, c->at + done, c->out + done, k);
 		done += n;
@@ -253,7 +253,7 @@ INLINE int64_t query_cost(const qc_phase *ph, int32_t position) {
 static void attend_part(const qc_exec *e, const qc_phase *ph, int thread, int apart, int from_part, int to_part, int parts) {
 	const qc_buffer *dst = &e->buffer[ph->dst];
 	const int per_kv = ph->heads / ph->kv_heads;
-	const desk k = desk_at(e->scratch + thread * e->scratch_bytes, ph->head_dim);
+	const workspace k = workspace_at(e->scratch + thread * e->scratch_bytes, ph->head_dim);
 	int64_t total = 0;
 	for (int32_t r = 0; r < e->rows; r++)
 		total += query_cost(ph, e->positions[r]) * ph->heads;
@@ -261,7 +261,7 @@ static void attend_part(const qc_exec *e, const qc_phase *ph, int thread, int ap
 	int64_t cost = 0;
 	for (const qc_seq *seq = e->seq; seq < e->seq + e->seqs && cost < to; seq++) {
 		for (int32_t kv = 0; kv < ph->kv_heads; kv++) {
-			crowd c = {.count = 0};
+			query_batch c = {.count = 0};
 			for (int32_t r = seq->row; r < seq->row + seq->rows; r++) {
 				const int64_t each = query_cost(ph, e->positions[r]);
 				const int64_t begin = cost;
@@ -275,10 +275,10 @@ static void attend_part(const qc_exec *e, const qc_phase *ph, int thread, int ap
 					c.head[c.count] = head;
 					c.out[c.count++] = dst->data + (int64_t)r * dst->width + head * ph->head_dim;
 					if (c.count == most_queries)
-						attend_crowd(e, ph, seq, kv, &c, &k);
+						attend_batch(e, ph, seq, kv, &c, &k);
 				}
 			}
-			attend_crowd(e, ph, seq, kv, &c, &k);
+			attend_batch(e, ph, seq, kv, &c, &k);
 		}
 	}
 }
@@ -341,7 +341,7 @@ static void store_share(const qc_exec *e, const qc_phase *ph, int thread, int th
 	const int64_t total = (int64_t)e->rows * ph->kv_heads;
 	int64_t i = share(total, thread, threads);
 	const int64_t to = share(total, thread + 1, threads);
-	float *t = desk_at(e->scratch + thread * e->scratch_bytes, ph->head_dim).head;
+	float *t = workspace_at(e->scratch + thread * e->scratch_bytes, ph->head_dim).head;
 	for (const qc_seq *seq = e->seq; i < to; seq++)
 		for (; i < to && i / ph->kv_heads < seq->row + seq->rows; i++)
 			store_kv(e, ph, e->tables + seq->table[ph->group], (int32_t)(i / ph->kv_heads), (int32_t)(i % ph->kv_heads), t);

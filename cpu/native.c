@@ -47,7 +47,7 @@ int64_t qc_input_bytes(const qc_matrix *m, int64_t rows) {
 	return (rows + 12) * ((int64_t)m->cols / 32 * 15 * 4 + (int64_t)m->cols * 4) + 64;
 }
 
-// qc_scratch_bytes is what a thread takes to attend: see desk in attention.h.
+// qc_scratch_bytes is what a thread takes to attend: see workspace in attention.h.
 int64_t qc_scratch_bytes(const qc_phase *ph) {
 	const int64_t d = (ph->head_dim + 15) / 16 * 16;
 	return (6 * d + 6 * d + 6 * 64 + d) * 4;
