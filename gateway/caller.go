@@ -64,6 +64,15 @@ func identify(w http.ResponseWriter, r *http.Request) (caller, *apiError) {
 	return c, e
 }
 
+// echoLabel answers with the client's x-request-id if it is valid, else with ours.
+func echoLabel(w http.ResponseWriter, r *http.Request, ours string) {
+	label := r.Header.Get("X-Request-Id")
+	if !validID(label) {
+		label = ours
+	}
+	w.Header().Set("X-Request-Id", label)
+}
+
 // key is the name of a tenant's request within the cluster: two tenants' ids have nothing to do with each
 // other. No two callers' keys are the same, because a tenant's name has no slash, and an id without a tenant
 // that has one gets another in front.

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -89,13 +90,47 @@ func (w *statusWriter) WriteHeader(code int) {
 // Unwrap lets http.ResponseController reach the connection.
 func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// echoLabel answers with the client's x-request-id if it is valid, else with ours.
-func echoLabel(w http.ResponseWriter, r *http.Request, ours string) {
-	label := r.Header.Get("X-Request-Id")
-	if !validID(label) {
-		label = ours
+// parser makes a call of a body.
+type parser func(ctx context.Context, f *fields, who caller) (*call, opener, *apiError)
+
+// serve answers the calls of one route.
+func (g *Gateway) serve(parse parser) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		c, open, e := g.take(w, r, parse)
+		if e != nil {
+			g.refuse(w, r, e)
+			return
+		}
+		defer g.yield(c)
+		g.respond(w, r, c, open)
 	}
-	w.Header().Set("X-Request-Id", label)
+}
+
+// take reads a call, which then has a place.
+func (g *Gateway) take(w http.ResponseWriter, r *http.Request, parse parser) (c *call, open opener, e *apiError) {
+	who, e := identify(w, r)
+	if e != nil {
+		return nil, nil, e
+	}
+	recordOf(r.Context()).identify(who)
+	raw, e := g.body(w, r)
+	if e != nil {
+		return nil, nil, e
+	}
+	defer g.bodies.held.Add(-int64(cap(raw)))
+	if e := g.place(who); e != nil {
+		return nil, nil, e
+	}
+	f, e := parseBody(raw)
+	if e == nil {
+		c, open, e = parse(r.Context(), f, who)
+	}
+	if e != nil {
+		g.release(1)
+		return nil, nil, e
+	}
+	c.places = 1
+	return c, open, nil
 }
 
 // refuse answers with an error, and notes it.

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -74,49 +73,6 @@ func (b *bodies) read(r io.Reader, limit int64) (body []byte, err error) {
 			return body, err
 		}
 	}
-}
-
-// parser makes a call of a body.
-type parser func(ctx context.Context, f *fields, who caller) (*call, opener, *apiError)
-
-// serve answers the calls of one route.
-func (g *Gateway) serve(parse parser) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		c, open, e := g.take(w, r, parse)
-		if e != nil {
-			g.refuse(w, r, e)
-			return
-		}
-		defer g.yield(c)
-		g.respond(w, r, c, open)
-	}
-}
-
-// take reads a call, which then has a place.
-func (g *Gateway) take(w http.ResponseWriter, r *http.Request, parse parser) (c *call, open opener, e *apiError) {
-	who, e := identify(w, r)
-	if e != nil {
-		return nil, nil, e
-	}
-	recordOf(r.Context()).identify(who)
-	raw, e := g.body(w, r)
-	if e != nil {
-		return nil, nil, e
-	}
-	defer g.bodies.held.Add(-int64(cap(raw)))
-	if e := g.place(who); e != nil {
-		return nil, nil, e
-	}
-	f, e := parseBody(raw)
-	if e == nil {
-		c, open, e = parse(r.Context(), f, who)
-	}
-	if e != nil {
-		g.release(1)
-		return nil, nil, e
-	}
-	c.places = 1
-	return c, open, nil
 }
 
 // place takes the first place of a call, or reports that there is none. One that its client comes back to has
