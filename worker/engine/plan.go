@@ -326,11 +326,19 @@ func (p *planner) fork(st *step) {
 			kept = append(kept, c)
 		case len(c.tokens)+c.pending >= c.limit:
 			c.state = stateParked
+		case p.faults.suspects > 0:
+			p.enqueue(c) // it is no suspect, and has no row before the last of them is trusted
 		case parent.kv.None() || parent.state != stateRunning || parent.computed != c.computed:
 			// Once its parent has gone on without it there is no sharing: blocks that the parent has
 			// filled since are not the child's.
 			p.enqueue(c)
 		default:
+			// The books may not have heard of the newest tokens that its blocks hold, and would have a block
+			// that these fill copied.
+			if err := parent.kv.Grow(parent.computed); err != nil {
+				p.enqueue(c)
+				continue
+			}
 			kv, copies, err := parent.kv.Fork(p.copies)
 			if err != nil {
 				p.enqueue(c)
