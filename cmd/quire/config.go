@@ -83,7 +83,11 @@ func eachFlag(cmd *cobra.Command, f func(*pflag.Flag)) {
 // explainFlag says what is wrong with a flag in words of the command line.
 func explainFlag(cmd *cobra.Command, err error) error {
 	if unknown := (*pflag.NotExistError)(nil); errors.As(err, &unknown) {
-		if name := unknown.GetSpecifiedName(); len(name) > 1 {
+		name := unknown.GetSpecifiedName()
+		if name == "server" && cmd.Flag("control") != nil {
+			return fmt.Errorf("unknown flag --server for %q; --control names the cluster's ports (8004) of its nodes", cmd.CommandPath())
+		}
+		if len(name) > 1 {
 			return fmt.Errorf("unknown flag --%s for %q%s", name, cmd.CommandPath(), didYouMean(nearFlags(cmd, name)))
 		}
 		return err

@@ -216,6 +216,7 @@ func TestUsageErrorsNameTheFlag(t *testing.T) {
 		{[]string{"dve"}, `unknown command "dve" for "quire"; did you mean dev?`},
 		{[]string{"dev", "extra"}, "quire dev takes no arguments"},
 		{[]string{"dev", "--htpp", "x"}, `unknown flag --htpp for "quire dev"; did you mean --http?`},
+		{[]string{"pool", "workers", "--server", "127.0.0.1:8001"}, `unknown flag --server for "quire pool workers"; --control names`},
 		{[]string{"dev", "--http", "8000"}, `--http: "8000" is not host:port`},
 		{[]string{"dev", "--threads", "many"}, `--threads: "many" is not a whole number`},
 		{[]string{"dev", "--model", "no-such-model"}, "--model no-such-model: "},
