@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -90,6 +91,8 @@ type Settings struct {
 	// KeepAlive is how often a streamed answer without news gets a comment, so that neither its client nor
 	// what lies between takes the connection for dead; 5 s.
 	KeepAlive time.Duration
+	// Collectors are reported beside the gateway's own metrics.
+	Collectors []prometheus.Collector
 	// Now is the clock; time.Now.
 	Now func() time.Time
 	// Log is slog.Default if nil.
@@ -198,8 +201,11 @@ type Gateway struct {
 	capacities sync.Mutex
 	// unserved are the models whose requests the leader refuses, as it said last.
 	unserved atomic.Pointer[pb.Unserved]
-	inUse    atomic.Int64
-	bodies   bodies
+	// queued is what waits in the leader's queue, as it said last.
+	queued atomic.Pointer[pb.Queued]
+	totals totals
+	inUse  atomic.Int64
+	bodies bodies
 	// sweeping: what nobody reads is being aborted.
 	sweeping atomic.Bool
 	answers  answers

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sort"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -67,7 +68,8 @@ type meters struct {
 	queue, prefill, decode, inference           prometheus.Observer
 	promptTokens, generatedTokens, longest      prometheus.Observer
 	choices, maxTokens                          prometheus.Observer
-	prompt, generated                           prometheus.Counter
+	prompt, generated, admissions               prometheus.Counter
+	all                                         *metrics
 	ended                                       map[string]prometheus.Counter
 	// What went on where it did not begin.
 	gap                                          prometheus.Observer
@@ -81,10 +83,29 @@ type metrics struct {
 	counters   map[string]*prometheus.CounterVec
 	http, grpc *prometheus.CounterVec
 	refusals   *prometheus.CounterVec
+
+	mu      sync.Mutex
+	tenants map[string]bool
+}
+
+// maxTenantSeries bounds the tenants that have series of their own.
+const maxTenantSeries = 100
+
+// tenant is the label of a tenant: its name, as long as there are not too many.
+func (m *metrics) tenant(name string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.tenants[name] {
+		if len(m.tenants) >= maxTenantSeries {
+			return "other"
+		}
+		m.tenants[name] = true
+	}
+	return name
 }
 
 func newMetrics(g *Gateway) *metrics {
-	m := &metrics{registry: prometheus.NewRegistry(), histograms: map[string]*prometheus.HistogramVec{}, counters: map[string]*prometheus.CounterVec{}}
+	m := &metrics{registry: prometheus.NewRegistry(), histograms: map[string]*prometheus.HistogramVec{}, counters: map[string]*prometheus.CounterVec{}, tenants: map[string]bool{}}
 	for _, h := range []struct {
 		name, help string
 		buckets    []float64
@@ -114,6 +135,9 @@ func newMetrics(g *Gateway) *metrics {
 	}{
 		{"quire_prompt_tokens_total", "Prompt tokens of admitted requests.", []string{"model_name"}},
 		{"quire_generated_tokens_total", "Tokens received from workers.", []string{"model_name"}},
+		{"quire_requests_admitted_total", "Requests that the leader has taken.", []string{"model_name"}},
+		{"quire_tenant_requests_total", "Requests of a tenant that ended; the first tenants have a name of their own, all others are \"other\".", []string{"tenant"}},
+		{"quire_tenant_tokens_total", "Tokens of a tenant's ended requests, prompt and output.", []string{"tenant", "kind"}},
 		{"quire_requests_total", "Requests that ended, by reason.", []string{"model_name", "finished_reason"}},
 		{"quire_requests_continued_total", "Requests that went on where they did not begin, by how: resumed by a client after what it had, replayed from the start under the same id, adopted from another gateway, recovered after a failover, rerun because their output was not kept.", []string{"model_name", "how"}},
 	} {
@@ -125,6 +149,7 @@ func newMetrics(g *Gateway) *metrics {
 	m.grpc = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "quire_grpc_requests_total", Help: "Streaming gRPC calls of clients, by method and status."}, []string{"method", "code"})
 	m.refusals = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "quire_refusals_total", Help: "Requests that were refused or ended with an error, by the code of the error or what the leader calls it."}, []string{"reason"})
 	m.registry.MustRegister(m.http, m.grpc, m.refusals, &workerCollector{g}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(g.Collectors...)
 	return m
 }
 
@@ -141,7 +166,9 @@ func (m *metrics) of(model string) *meters {
 		prompt:    m.counters["quire_prompt_tokens_total"].WithLabelValues(model),
 		generated: m.counters["quire_generated_tokens_total"].WithLabelValues(model),
 		ended:     map[string]prometheus.Counter{},
+		all:       m,
 	}
+	v.admissions = m.counters["quire_requests_admitted_total"].WithLabelValues(model)
 	v.gap = h("quire_stream_gap_seconds")
 	for how, counter := range map[string]*prometheus.Counter{
 		"resumed": &v.resumed, "replayed": &v.replayed, "adopted": &v.adopted, "recovered": &v.recovered, "rerun": &v.rerun,
@@ -161,6 +188,7 @@ func (m *metrics) refused(e *apiError) {
 
 // admitted records what a request asked for.
 func (m *meters) admitted(l *live) {
+	m.admissions.Inc()
 	m.prompt.Add(float64(len(l.request.Prompt)))
 	m.promptTokens.Observe(float64(len(l.request.Prompt)))
 	m.choices.Observe(float64(len(l.choices)))
@@ -194,6 +222,11 @@ func (l *live) observe(now time.Time) {
 		reason = "length"
 	}
 	m.ended[reason].Inc()
+	tenant := m.all.tenant(l.request.Tenant)
+	m.all.counters["quire_tenant_requests_total"].WithLabelValues(tenant).Inc()
+	tokens := m.all.counters["quire_tenant_tokens_total"]
+	tokens.WithLabelValues(tenant, "prompt").Add(float64(l.promptTokens))
+	tokens.WithLabelValues(tenant, "output").Add(float64(total))
 	m.duration.Observe(now.Sub(l.arrived).Seconds())
 	if total == 0 {
 		return
@@ -210,48 +243,46 @@ func (l *live) observe(now time.Time) {
 	}
 }
 
-// workerCollector reports what workers say of themselves, summed by model.
+// workerCollector reports what workers say of themselves, summed by model, and what the leader says.
 type workerCollector struct{ g *Gateway }
 
 var (
-	modelLabel    = []string{"model_name"}
-	descRunning   = prometheus.NewDesc("quire_requests_running", "Requests in workers' batches.", modelLabel, nil)
-	descWaiting   = prometheus.NewDesc("quire_requests_waiting", "Requests waiting at workers.", modelLabel, nil)
-	descUsage     = prometheus.NewDesc("quire_kv_cache_usage_ratio", "Share of KV cache blocks in use, 0 to 1.", modelLabel, nil)
-	descQueries   = prometheus.NewDesc("quire_prefix_cache_query_tokens_total", "Prompt tokens looked up in prefix caches.", modelLabel, nil)
-	descHits      = prometheus.NewDesc("quire_prefix_cache_hit_tokens_total", "Prompt tokens found in prefix caches.", modelLabel, nil)
-	descShort     = prometheus.NewDesc("quire_prefix_cache_short_tokens_total", "Prompt tokens looked up in prefix caches of prompts shorter than a KV block, which no cache keeps.", modelLabel, nil)
-	descPreempted = prometheus.NewDesc("quire_preemptions_total", "Requests put back for want of blocks.", modelLabel, nil)
-	descHost      = prometheus.NewDesc("quire_kv_host_hit_tokens_total", "Tokens whose KV was copied up from host memory.", modelLabel, nil)
-	descDisk      = prometheus.NewDesc("quire_kv_disk_hit_tokens_total", "Tokens whose KV was copied up from disk.", modelLabel, nil)
-	descPeer      = prometheus.NewDesc("quire_kv_peer_hit_tokens_total", "Tokens whose KV came from a worker that handed their request over.", modelLabel, nil)
-	descFetches   = prometheus.NewDesc("quire_kv_failed_fetches_total", "Fetches from another worker that failed or took too long.", modelLabel, nil)
-	descTier      = prometheus.NewDesc("quire_kv_tier_blocks", "KV blocks held below the device.", []string{"model_name", "tier"}, nil)
-	descDamaged   = prometheus.NewDesc("quire_kv_disk_damaged_total", "Block files that were damaged and dropped.", modelLabel, nil)
-	descSwaps     = prometheus.NewDesc("quire_swaps_total", "Preemptions that count on copying blocks back.", modelLabel, nil)
-	descReturned  = prometheus.NewDesc("quire_requests_returned_total", "Preempted requests handed back to the leader.", modelLabel, nil)
-	descDrafts    = prometheus.NewDesc("quire_drafts_total", "Steps of choices that guessed tokens ahead.", modelLabel, nil)
-	descDrafted   = prometheus.NewDesc("quire_draft_tokens_total", "Tokens guessed ahead.", modelLabel, nil)
-	descAccepted  = prometheus.NewDesc("quire_accepted_draft_tokens_total", "Tokens guessed ahead that were right.", modelLabel, nil)
-	descPlace     = prometheus.NewDesc("quire_accepted_draft_tokens_at_total", "Tokens guessed ahead that were right, by their place among a step's.", []string{"model_name", "position"}, nil)
-	descSteps     = prometheus.NewDesc("quire_step_tokens", "Tokens computed a step.", modelLabel, nil)
-	descInfo      = prometheus.NewDesc("quire_kv_cache_info", "Always 1; the labels say how the KV cache is cut.", []string{"model_name", "block_size", "num_gpu_blocks"}, nil)
-	descReady     = prometheus.NewDesc("quire_workers_ready", "Workers attached to this gateway.", modelLabel, nil)
-	descBodies    = prometheus.NewDesc("quire_gateway_body_bytes", "Memory taken by the HTTP bodies that are being read and parsed.", nil, nil)
-	descInUse     = prometheus.NewDesc("quire_gateway_requests", "Sequences that this gateway is serving: one for each choice of each prompt.", nil, nil)
+	modelLabel   = []string{"model_name"}
+	descRunning  = prometheus.NewDesc("quire_requests_running", "Requests in workers' batches.", modelLabel, nil)
+	descWaiting  = prometheus.NewDesc("quire_requests_waiting", "Requests that wait, in the leader's queue and at workers.", modelLabel, nil)
+	descQueued   = prometheus.NewDesc("quire_queue_requests", "Requests in the leader's queue, as it said last.", modelLabel, nil)
+	descUsage    = prometheus.NewDesc("quire_kv_cache_usage_ratio", "Share of KV cache blocks in use, 0 to 1.", modelLabel, nil)
+	descTier     = prometheus.NewDesc("quire_kv_tier_blocks", "KV blocks held below the device.", []string{"model_name", "tier"}, nil)
+	descAccepted = prometheus.NewDesc("quire_accepted_draft_tokens_total", "Tokens guessed ahead that were right.", modelLabel, nil)
+	descPlace    = prometheus.NewDesc("quire_accepted_draft_tokens_at_total", "Tokens guessed ahead that were right, by their place among a step's.", []string{"model_name", "position"}, nil)
+	descSteps    = prometheus.NewDesc("quire_step_tokens", "Tokens computed a step.", modelLabel, nil)
+	descInfo     = prometheus.NewDesc("quire_kv_cache_info", "Always 1; the labels say how the KV cache is cut.", []string{"model_name", "block_size", "num_gpu_blocks"}, nil)
+	descTakes    = prometheus.NewDesc("quire_model_ready", "1 if requests for the model are taken, 0 if they are refused.", modelLabel, nil)
+	descReady    = prometheus.NewDesc("quire_workers_ready", "Workers attached to this gateway.", modelLabel, nil)
+	descBodies   = prometheus.NewDesc("quire_gateway_body_bytes", "Memory taken by the HTTP bodies that are being read and parsed.", nil, nil)
+	descInUse    = prometheus.NewDesc("quire_gateway_requests", "Sequences that this gateway is serving: one for each choice of each prompt.", nil, nil)
 )
 
 func (c *workerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descUsage, descQueries, descHits, descShort, descPreempted, descHost, descDisk, descPeer, descFetches, descTier, descDamaged, descSwaps, descReturned, descDrafts, descDrafted, descAccepted, descPlace, descSteps, descInfo, descReady, descBodies, descInUse} {
+	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descQueued, descUsage, descTier, descAccepted, descPlace, descSteps, descInfo, descReady, descTakes, descBodies, descInUse} {
 		ch <- d
+	}
+	for _, c := range workerCounters {
+		if c.desc != nil {
+			ch <- c.desc
+		}
 	}
 }
 
 func (c *workerCollector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(descBodies, prometheus.GaugeValue, float64(c.g.bodies.held.Load()))
 	ch <- prometheus.MustNewConstMetric(descInUse, prometheus.GaugeValue, float64(c.g.inUse.Load()))
+	queued := map[string]int64{}
+	for _, q := range c.g.queued.Load().GetModels() {
+		queued[q.Name] = q.Requests
+	}
 	for _, m := range c.g.order {
-		var sum pb.WorkerStats
+		var now pb.WorkerStats
 		ready := 0
 		for _, a := range c.g.workers.list() {
 			connected, s := a.snapshot()
@@ -262,73 +293,51 @@ func (c *workerCollector) Collect(ch chan<- prometheus.Metric) {
 			if s == nil {
 				continue
 			}
-			sum.Running += s.Running
-			sum.Waiting += s.Waiting
-			sum.FreeBlocks += s.FreeBlocks
-			sum.TotalBlocks += s.TotalBlocks
-			sum.BlockTokens = s.BlockTokens
-			sum.PrefixQueryTokens += s.PrefixQueryTokens
-			sum.PrefixHitTokens += s.PrefixHitTokens
-			sum.PrefixShortTokens += s.PrefixShortTokens
-			sum.Preemptions += s.Preemptions
-			sum.HostHitTokens += s.HostHitTokens
-			sum.DiskHitTokens += s.DiskHitTokens
-			sum.PeerHitTokens += s.PeerHitTokens
-			sum.FailedFetches += s.FailedFetches
-			sum.HostBlocks += s.HostBlocks
-			sum.DiskBlocks += s.DiskBlocks
-			sum.DiskDamaged += s.DiskDamaged
-			sum.Swaps += s.Swaps
-			sum.Returned += s.Returned
-			sum.Drafts += s.Drafts
-			sum.DraftTokens += s.DraftTokens
-			for len(sum.AcceptedDraftTokens) < len(s.AcceptedDraftTokens) {
-				sum.AcceptedDraftTokens = append(sum.AcceptedDraftTokens, 0)
-			}
-			for i, n := range s.AcceptedDraftTokens {
-				sum.AcceptedDraftTokens[i] += n
-			}
-			sum.Steps += s.Steps
-			sum.StepTokens += s.StepTokens
+			now.Running += s.Running
+			now.Waiting += s.Waiting
+			now.FreeBlocks += s.FreeBlocks
+			now.TotalBlocks += s.TotalBlocks
+			now.BlockTokens = s.BlockTokens
+			now.HostBlocks += s.HostBlocks
+			now.DiskBlocks += s.DiskBlocks
 		}
-		gauge := func(d *prometheus.Desc, v float64) {
-			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, m.ID)
+		gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, append([]string{m.ID}, labels...)...)
 		}
-		counter := func(d *prometheus.Desc, v int64) {
-			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), m.ID)
+		counter := func(d *prometheus.Desc, v int64, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), append([]string{m.ID}, labels...)...)
 		}
 		usage := 0.0
-		if sum.TotalBlocks > 0 {
-			usage = float64(sum.TotalBlocks-sum.FreeBlocks) / float64(sum.TotalBlocks)
+		if now.TotalBlocks > 0 {
+			usage = float64(now.TotalBlocks-now.FreeBlocks) / float64(now.TotalBlocks)
+		}
+		takes := 0.0
+		if c.g.refused(m) == "" {
+			takes = 1
 		}
 		gauge(descReady, float64(ready))
-		gauge(descRunning, float64(sum.Running))
-		gauge(descWaiting, float64(sum.Waiting))
+		gauge(descTakes, takes)
+		gauge(descRunning, float64(now.Running))
+		gauge(descQueued, float64(queued[m.ID]))
+		gauge(descWaiting, float64(int64(now.Waiting)+queued[m.ID]))
 		gauge(descUsage, usage)
-		counter(descQueries, sum.PrefixQueryTokens)
-		counter(descHits, sum.PrefixHitTokens)
-		counter(descShort, sum.PrefixShortTokens)
-		counter(descPreempted, sum.Preemptions)
-		counter(descHost, sum.HostHitTokens)
-		counter(descDisk, sum.DiskHitTokens)
-		counter(descPeer, sum.PeerHitTokens)
-		counter(descFetches, sum.FailedFetches)
-		counter(descDamaged, sum.DiskDamaged)
-		counter(descSwaps, sum.Swaps)
-		counter(descReturned, sum.Returned)
-		ch <- prometheus.MustNewConstMetric(descTier, prometheus.GaugeValue, float64(sum.HostBlocks), m.ID, "host")
-		ch <- prometheus.MustNewConstMetric(descTier, prometheus.GaugeValue, float64(sum.DiskBlocks), m.ID, "disk")
-		counter(descDrafts, sum.Drafts)
-		counter(descDrafted, sum.DraftTokens)
+		gauge(descTier, float64(now.HostBlocks), "host")
+		gauge(descTier, float64(now.DiskBlocks), "disk")
+		gauge(descInfo, 1, strconv.Itoa(int(now.BlockTokens)), strconv.Itoa(int(now.TotalBlocks)))
+		sum := c.g.totals.of(m.ID)
+		for _, c := range workerCounters {
+			if c.desc != nil {
+				counter(c.desc, *c.of(sum))
+			}
+		}
 		accepted := int64(0)
 		for i, n := range sum.AcceptedDraftTokens {
 			accepted += n
-			ch <- prometheus.MustNewConstMetric(descPlace, prometheus.CounterValue, float64(n), m.ID, strconv.Itoa(i))
+			counter(descPlace, n, strconv.Itoa(i))
 		}
 		counter(descAccepted, accepted)
 		// Workers count steps and tokens, not their distribution: a histogram of one bucket.
 		ch <- prometheus.MustNewConstHistogram(descSteps, uint64(sum.Steps), float64(sum.StepTokens), nil, m.ID)
-		ch <- prometheus.MustNewConstMetric(descInfo, prometheus.GaugeValue, 1, m.ID, strconv.Itoa(int(sum.BlockTokens)), strconv.Itoa(int(sum.TotalBlocks)))
 	}
 }
 

@@ -105,6 +105,36 @@ func TestMetricsWhileRunning(t *testing.T) {
 	}
 }
 
+// TestWhatWaitsCounts: requests in the leader's queue wait, under vLLM's name too, which scaling goes by.
+func TestWhatWaitsCounts(t *testing.T) {
+	d := open(t, gatewaytest.Options{})
+	d.Queue(17)
+	await(t, func() bool {
+		return strings.Contains(d.do("GET", "/metrics", "").body, "\nquire_queue_requests{model_name=\"test\"} 17\n")
+	})
+	if got := metric(t, d.do("GET", "/metrics", "").body, `vllm:num_requests_waiting{engine="0",model_name="test"}`); got != 17 {
+		t.Errorf("%g wait", got)
+	}
+}
+
+// TestTenantSeriesAreBounded: tenants are named by clients, so that only the first have series of their own.
+func TestTenantSeriesAreBounded(t *testing.T) {
+	d := open(t, gatewaytest.Options{})
+	for i := range 105 {
+		d.post(textPath, `{"model":"test","prompt":"hi","max_tokens":1}`, "X-Quire-Tenant", "t"+strconv.Itoa(i))
+	}
+	page := d.do("GET", "/metrics", "").body
+	if n := strings.Count(page, "\nquire_tenant_requests_total{"); n != 101 {
+		t.Errorf("%d series", n)
+	}
+	if got := metric(t, page, `quire_tenant_requests_total{tenant="other"}`); got != 5 {
+		t.Errorf("%g of others", got)
+	}
+	if got := metric(t, page, `quire_tenant_tokens_total{kind="output",tenant="t7"}`); got != 1 {
+		t.Errorf("%g tokens of one", got)
+	}
+}
+
 // TestPages checks the small pages.
 func TestPages(t *testing.T) {
 	d := open(t, gatewaytest.Options{}, frozen)

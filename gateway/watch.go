@@ -95,6 +95,9 @@ func (g *Gateway) follow(ctx context.Context, workers *roster.View) (address str
 			release = g.control.cutIfMoved(g.control.news(), address, moved)
 			g.Log.Info("following the leader", "node", address)
 		}
+		if news.Queued != nil {
+			g.queued.Store(news.Queued)
+		}
 		if news.Unserved != nil {
 			g.unserved.Store(news.Unserved)
 			g.updateReady()

@@ -272,6 +272,7 @@ func (g *Gateway) session(ctx context.Context, a *attachment, client pb.WorkerCl
 			a.mu.Lock()
 			a.stats = resp.Stats
 			a.mu.Unlock()
+			g.totals.take(source{a.info.Id, a.info.Model}, resp.Stats, g.attached)
 		}
 		if len(resp.Events) > 0 {
 			if r.route(resp.Events, g.Now()) {

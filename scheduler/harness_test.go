@@ -408,6 +408,7 @@ type watchStream struct {
 	adopted []string
 	// refusing is why each model's requests are refused.
 	refusing map[string]string
+	queued   map[string]int64
 }
 
 func (w *watchStream) Context() context.Context { return w.ctx }
@@ -421,6 +422,12 @@ func (w *watchStream) Send(m *pb.WatchResponse) error {
 	w.workers = nil
 	for _, worker := range w.roster.Workers() {
 		w.workers = append(w.workers, worker.GetId())
+	}
+	if q := m.GetQueued(); q != nil {
+		w.queued = map[string]int64{}
+		for _, model := range q.GetModels() {
+			w.queued[model.GetName()] = model.GetRequests()
+		}
 	}
 	for _, e := range m.GetEnded() {
 		w.ended[e.GetRequestId()] = e
@@ -444,6 +451,13 @@ func (w *watchStream) sees(workers ...string) func() bool {
 		defer w.mu.Unlock()
 		return slices.Equal(w.workers, workers)
 	}
+}
+
+// waits is how many requests wait for a model's workers, as the leader said last.
+func (w *watchStream) waits(model string) int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.queued[model]
 }
 
 func (w *watchStream) end(id string) *pb.Ended {

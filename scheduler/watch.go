@@ -36,8 +36,10 @@ type watcher struct {
 	owned          []string
 	// unserved is nil where it is as it was.
 	unserved *pb.Unserved
-	ready    chan struct{}
-	err      error
+	// queued comes with the greeting.
+	queued *pb.Queued
+	ready  chan struct{}
+	err    error
 }
 
 // owner is a gateway that watches, or that requests stream to.
@@ -102,7 +104,7 @@ func (w *watcher) next(workers *roster.Roster) (*pb.WatchResponse, error) {
 	if !w.greet && w.unserved == nil && len(w.news)+len(w.ended)+len(w.lost)+len(w.adopted)+len(w.owned) == 0 {
 		return nil, nil
 	}
-	out := &pb.WatchResponse{Unserved: w.unserved}
+	out := &pb.WatchResponse{Unserved: w.unserved, Queued: w.queued}
 	if len(w.news) > 0 {
 		out.Workers, w.news = w.news[0], w.news[1:]
 	}
@@ -110,7 +112,7 @@ func (w *watcher) next(workers *roster.Roster) (*pb.WatchResponse, error) {
 	out.Adopted, w.adopted = cutOff(w.adopted)
 	out.Ended, w.ended = cutOff(w.ended)
 	out.Owned, w.owned = cutOff(w.owned)
-	w.greet, w.unserved = false, nil
+	w.greet, w.unserved, w.queued = false, nil, nil
 	return out, nil
 }
 
@@ -148,7 +150,8 @@ func (s *Scheduler) Watch(in *pb.WatchRequest, stream pb.Control_WatchServer) er
 		case <-stream.Context().Done():
 			return status.FromContextError(stream.Context().Err()).Err()
 		case <-alive.C:
-			w.update(func() { w.greet = true })
+			queued := l.queueNews()
+			w.update(func() { w.greet, w.queued = true, queued })
 		case <-w.ready:
 		}
 		for {
@@ -169,6 +172,17 @@ func (s *Scheduler) Watch(in *pb.WatchRequest, stream pb.Control_WatchServer) er
 			}
 		}
 	}
+}
+
+// queueNews is what waits, by model.
+func (l *leader) queueNews() *pb.Queued {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := &pb.Queued{}
+	for model, requests := range l.batcher.Waiting() {
+		out.Models = append(out.Models, &pb.QueuedModel{Name: model, Requests: int64(requests)})
+	}
+	return out
 }
 
 func (l *leader) watch(in *pb.WatchRequest) (*watcher, error) {

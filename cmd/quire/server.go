@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 
@@ -195,6 +196,7 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 		},
 		Models:      gatewayModels(specs),
 		MaxRequests: s.maxRequests,
+		Collectors:  []prometheus.Collector{n.scheduler.Metrics()},
 		ResumeGrace: cmp.Or(s.grace, -1),
 	})
 	if err != nil {

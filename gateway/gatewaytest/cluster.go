@@ -80,6 +80,7 @@ type Cluster struct {
 	unheard    int // Submits whose answer is to be lost
 	mute       map[string]bool
 	unserved   *pb.Unserved
+	queued     *pb.Queued
 	unanswered int
 
 	servers map[string]*server

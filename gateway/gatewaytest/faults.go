@@ -198,6 +198,14 @@ func (c *Cluster) setWorkers(n int) {
 	}
 }
 
+// Queue tells gateways how many requests wait for the model's workers.
+func (c *Cluster) Queue(requests int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.queued = &pb.Queued{Models: []*pb.QueuedModel{{Name: c.opts.Model, Requests: requests}}}
+	c.changed.Broadcast()
+}
+
 // Unserved tells gateways that requests for the model are refused for a reason, and that they are not any
 // more if there is none.
 func (c *Cluster) Unserved(reason string) {

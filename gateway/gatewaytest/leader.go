@@ -329,6 +329,7 @@ func (n *node) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.
 	var news []*pb.RosterNews
 	greeted := false
 	var unserved *pb.Unserved // as it was said last
+	var queued *pb.Queued     // the same
 	c.mu.Lock()
 	c.watchers[w] = true
 	c.mu.Unlock()
@@ -345,7 +346,7 @@ func (n *node) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.
 					known = news[len(news)-1].At
 				}
 			}
-			return !greeted || unserved != c.unserved || len(news) > 0 || w.endings < len(c.endings) || len(w.ended)+len(w.lost)+len(w.adopted)+len(w.owned) > 0
+			return !greeted || unserved != c.unserved || queued != c.queued || len(news) > 0 || w.endings < len(c.endings) || len(w.ended)+len(w.lost)+len(w.adopted)+len(w.owned) > 0
 		}
 		for !c.closed && ctx.Err() == nil && c.leader == n.place && !(told() && !c.mute[nodeID(n.place)]) {
 			c.changed.Wait()
@@ -358,11 +359,11 @@ func (n *node) Watch(req *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.
 			c.mu.Unlock()
 			return n.leads(ctx, stream.SetTrailer)
 		}
-		resp := &pb.WatchResponse{Ended: append(w.ended, c.endings[w.endings:]...), Lost: w.lost, Adopted: w.adopted, Owned: w.owned, Unserved: c.unserved}
+		resp := &pb.WatchResponse{Ended: append(w.ended, c.endings[w.endings:]...), Lost: w.lost, Adopted: w.adopted, Owned: w.owned, Unserved: c.unserved, Queued: c.queued}
 		if len(news) > 0 {
 			resp.Workers, news = news[0], news[1:]
 		}
-		greeted, unserved, w.endings, w.ended, w.lost, w.adopted, w.owned = true, c.unserved, len(c.endings), nil, nil, nil, nil
+		greeted, unserved, queued, w.endings, w.ended, w.lost, w.adopted, w.owned = true, c.unserved, c.queued, len(c.endings), nil, nil, nil, nil
 		c.mu.Unlock()
 		if err := stream.Send(resp); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package batch
 
 import (
+	"iter"
 	"maps"
 	"slices"
 )
@@ -17,6 +18,17 @@ type Figures struct {
 	Classes [classes]int
 	// Reserved are the workers that are kept for a request.
 	Reserved int
+}
+
+// Waiting counts the requests in each model's queue.
+func (b *Batcher) Waiting() iter.Seq2[string, int] {
+	return func(yield func(string, int) bool) {
+		for _, model := range slices.Sorted(maps.Keys(b.pools)) {
+			if !yield(model, b.pools[model].queue.len) {
+				return
+			}
+		}
+	}
 }
 
 // Figures are the queues', by model. Only the oldest wait takes a look at everything that waits.

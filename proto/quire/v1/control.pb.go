@@ -79,7 +79,7 @@ func (x CacheEvent_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CacheEvent_Kind.Descriptor instead.
 func (CacheEvent_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{26, 0}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{28, 0}
 }
 
 type CacheEvent_Medium int32
@@ -131,7 +131,7 @@ func (x CacheEvent_Medium) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CacheEvent_Medium.Descriptor instead.
 func (CacheEvent_Medium) EnumDescriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{26, 1}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{28, 1}
 }
 
 // Request is what a worker needs to generate: a pure function of weights and this message.
@@ -1046,7 +1046,9 @@ type WatchResponse struct {
 	// more. So an abort that was lost is made up for, and what an earlier process left behind ends.
 	Owned []string `protobuf:"bytes,5,rep,name=owned,proto3" json:"owned,omitempty"`
 	// The models whose requests are refused; not set where that is as it was.
-	Unserved      *Unserved `protobuf:"bytes,6,opt,name=unserved,proto3" json:"unserved,omitempty"`
+	Unserved *Unserved `protobuf:"bytes,6,opt,name=unserved,proto3" json:"unserved,omitempty"`
+	// What waits in the leader's queue, said every second.
+	Queued        *Queued `protobuf:"bytes,7,opt,name=queued,proto3" json:"queued,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1123,6 +1125,110 @@ func (x *WatchResponse) GetUnserved() *Unserved {
 	return nil
 }
 
+func (x *WatchResponse) GetQueued() *Queued {
+	if x != nil {
+		return x.Queued
+	}
+	return nil
+}
+
+// Queued is what waits for a worker, by model.
+type Queued struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Models        []*QueuedModel         `protobuf:"bytes,1,rep,name=models,proto3" json:"models,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Queued) Reset() {
+	*x = Queued{}
+	mi := &file_quire_v1_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Queued) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Queued) ProtoMessage() {}
+
+func (x *Queued) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Queued.ProtoReflect.Descriptor instead.
+func (*Queued) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Queued) GetModels() []*QueuedModel {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+type QueuedModel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Requests      int64                  `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QueuedModel) Reset() {
+	*x = QueuedModel{}
+	mi := &file_quire_v1_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QueuedModel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QueuedModel) ProtoMessage() {}
+
+func (x *QueuedModel) ProtoReflect() protoreflect.Message {
+	mi := &file_quire_v1_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QueuedModel.ProtoReflect.Descriptor instead.
+func (*QueuedModel) Descriptor() ([]byte, []int) {
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *QueuedModel) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *QueuedModel) GetRequests() int64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
 // Unserved are all models of which no worker has taken requests for a while, so that they are refused.
 type Unserved struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1133,7 +1239,7 @@ type Unserved struct {
 
 func (x *Unserved) Reset() {
 	*x = Unserved{}
-	mi := &file_quire_v1_control_proto_msgTypes[12]
+	mi := &file_quire_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1251,7 @@ func (x *Unserved) String() string {
 func (*Unserved) ProtoMessage() {}
 
 func (x *Unserved) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[12]
+	mi := &file_quire_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1264,7 @@ func (x *Unserved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unserved.ProtoReflect.Descriptor instead.
 func (*Unserved) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Unserved) GetModels() []*UnservedModel {
@@ -1179,7 +1285,7 @@ type UnservedModel struct {
 
 func (x *UnservedModel) Reset() {
 	*x = UnservedModel{}
-	mi := &file_quire_v1_control_proto_msgTypes[13]
+	mi := &file_quire_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1297,7 @@ func (x *UnservedModel) String() string {
 func (*UnservedModel) ProtoMessage() {}
 
 func (x *UnservedModel) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[13]
+	mi := &file_quire_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1310,7 @@ func (x *UnservedModel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnservedModel.ProtoReflect.Descriptor instead.
 func (*UnservedModel) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UnservedModel) GetName() string {
@@ -1233,7 +1339,7 @@ type Lost struct {
 
 func (x *Lost) Reset() {
 	*x = Lost{}
-	mi := &file_quire_v1_control_proto_msgTypes[14]
+	mi := &file_quire_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1351,7 @@ func (x *Lost) String() string {
 func (*Lost) ProtoMessage() {}
 
 func (x *Lost) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[14]
+	mi := &file_quire_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1364,7 @@ func (x *Lost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lost.ProtoReflect.Descriptor instead.
 func (*Lost) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Lost) GetRequestId() string {
@@ -1295,7 +1401,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_quire_v1_control_proto_msgTypes[15]
+	mi := &file_quire_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1413,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[15]
+	mi := &file_quire_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1426,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Output) GetTokenIds() []int32 {
@@ -1360,7 +1466,7 @@ type ChoiceProgress struct {
 
 func (x *ChoiceProgress) Reset() {
 	*x = ChoiceProgress{}
-	mi := &file_quire_v1_control_proto_msgTypes[16]
+	mi := &file_quire_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +1478,7 @@ func (x *ChoiceProgress) String() string {
 func (*ChoiceProgress) ProtoMessage() {}
 
 func (x *ChoiceProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[16]
+	mi := &file_quire_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +1491,7 @@ func (x *ChoiceProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChoiceProgress.ProtoReflect.Descriptor instead.
 func (*ChoiceProgress) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ChoiceProgress) GetChoice() int32 {
@@ -1436,7 +1542,7 @@ type RequestProgress struct {
 
 func (x *RequestProgress) Reset() {
 	*x = RequestProgress{}
-	mi := &file_quire_v1_control_proto_msgTypes[17]
+	mi := &file_quire_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1554,7 @@ func (x *RequestProgress) String() string {
 func (*RequestProgress) ProtoMessage() {}
 
 func (x *RequestProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[17]
+	mi := &file_quire_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1567,7 @@ func (x *RequestProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestProgress.ProtoReflect.Descriptor instead.
 func (*RequestProgress) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RequestProgress) GetRequestId() string {
@@ -1507,7 +1613,7 @@ type AdoptRequest struct {
 
 func (x *AdoptRequest) Reset() {
 	*x = AdoptRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[18]
+	mi := &file_quire_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1625,7 @@ func (x *AdoptRequest) String() string {
 func (*AdoptRequest) ProtoMessage() {}
 
 func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[18]
+	mi := &file_quire_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1638,7 @@ func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
 func (*AdoptRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AdoptRequest) GetRequestId() string {
@@ -1588,7 +1694,7 @@ type AdoptResponse struct {
 
 func (x *AdoptResponse) Reset() {
 	*x = AdoptResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[19]
+	mi := &file_quire_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1706,7 @@ func (x *AdoptResponse) String() string {
 func (*AdoptResponse) ProtoMessage() {}
 
 func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[19]
+	mi := &file_quire_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +1719,7 @@ func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptResponse.ProtoReflect.Descriptor instead.
 func (*AdoptResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AdoptResponse) GetFound() bool {
@@ -1699,7 +1805,7 @@ type RecallRequest struct {
 
 func (x *RecallRequest) Reset() {
 	*x = RecallRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[20]
+	mi := &file_quire_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1817,7 @@ func (x *RecallRequest) String() string {
 func (*RecallRequest) ProtoMessage() {}
 
 func (x *RecallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[20]
+	mi := &file_quire_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1830,7 @@ func (x *RecallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecallRequest.ProtoReflect.Descriptor instead.
 func (*RecallRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RecallRequest) GetGatewayId() string {
@@ -1749,7 +1855,7 @@ type RecallResponse struct {
 
 func (x *RecallResponse) Reset() {
 	*x = RecallResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[21]
+	mi := &file_quire_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1867,7 @@ func (x *RecallResponse) String() string {
 func (*RecallResponse) ProtoMessage() {}
 
 func (x *RecallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[21]
+	mi := &file_quire_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1880,7 @@ func (x *RecallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecallResponse.ProtoReflect.Descriptor instead.
 func (*RecallResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 type Ended struct {
@@ -1788,7 +1894,7 @@ type Ended struct {
 
 func (x *Ended) Reset() {
 	*x = Ended{}
-	mi := &file_quire_v1_control_proto_msgTypes[22]
+	mi := &file_quire_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +1906,7 @@ func (x *Ended) String() string {
 func (*Ended) ProtoMessage() {}
 
 func (x *Ended) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[22]
+	mi := &file_quire_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +1919,7 @@ func (x *Ended) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ended.ProtoReflect.Descriptor instead.
 func (*Ended) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Ended) GetRequestId() string {
@@ -1853,7 +1959,7 @@ type WorkRequest struct {
 
 func (x *WorkRequest) Reset() {
 	*x = WorkRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[23]
+	mi := &file_quire_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1865,7 +1971,7 @@ func (x *WorkRequest) String() string {
 func (*WorkRequest) ProtoMessage() {}
 
 func (x *WorkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[23]
+	mi := &file_quire_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1878,7 +1984,7 @@ func (x *WorkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkRequest.ProtoReflect.Descriptor instead.
 func (*WorkRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WorkRequest) GetMessage() isWorkRequest_Message {
@@ -1978,7 +2084,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_quire_v1_control_proto_msgTypes[24]
+	mi := &file_quire_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1990,7 +2096,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[24]
+	mi := &file_quire_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2003,7 +2109,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Progress) GetRequests() []*RequestProgress {
@@ -2023,7 +2129,7 @@ type CacheEvents struct {
 
 func (x *CacheEvents) Reset() {
 	*x = CacheEvents{}
-	mi := &file_quire_v1_control_proto_msgTypes[25]
+	mi := &file_quire_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2035,7 +2141,7 @@ func (x *CacheEvents) String() string {
 func (*CacheEvents) ProtoMessage() {}
 
 func (x *CacheEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[25]
+	mi := &file_quire_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2048,7 +2154,7 @@ func (x *CacheEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheEvents.ProtoReflect.Descriptor instead.
 func (*CacheEvents) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CacheEvents) GetEvents() []*CacheEvent {
@@ -2071,7 +2177,7 @@ type CacheEvent struct {
 
 func (x *CacheEvent) Reset() {
 	*x = CacheEvent{}
-	mi := &file_quire_v1_control_proto_msgTypes[26]
+	mi := &file_quire_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2083,7 +2189,7 @@ func (x *CacheEvent) String() string {
 func (*CacheEvent) ProtoMessage() {}
 
 func (x *CacheEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[26]
+	mi := &file_quire_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2096,7 +2202,7 @@ func (x *CacheEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheEvent.ProtoReflect.Descriptor instead.
 func (*CacheEvent) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CacheEvent) GetKind() CacheEvent_Kind {
@@ -2141,7 +2247,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_quire_v1_control_proto_msgTypes[27]
+	mi := &file_quire_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2259,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[27]
+	mi := &file_quire_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2272,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Hello) GetWorker() *WorkerInfo {
@@ -2215,7 +2321,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_quire_v1_control_proto_msgTypes[28]
+	mi := &file_quire_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2227,7 +2333,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[28]
+	mi := &file_quire_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2240,7 +2346,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -2345,7 +2451,7 @@ type DeviceFrame struct {
 
 func (x *DeviceFrame) Reset() {
 	*x = DeviceFrame{}
-	mi := &file_quire_v1_control_proto_msgTypes[29]
+	mi := &file_quire_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2357,7 +2463,7 @@ func (x *DeviceFrame) String() string {
 func (*DeviceFrame) ProtoMessage() {}
 
 func (x *DeviceFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[29]
+	mi := &file_quire_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2370,7 +2476,7 @@ func (x *DeviceFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceFrame.ProtoReflect.Descriptor instead.
 func (*DeviceFrame) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DeviceFrame) GetIndex() int32 {
@@ -2508,7 +2614,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_quire_v1_control_proto_msgTypes[30]
+	mi := &file_quire_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2520,7 +2626,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[30]
+	mi := &file_quire_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2533,7 +2639,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Finished) GetRequests() []*FinishedRequest {
@@ -2563,7 +2669,7 @@ type FinishedRequest struct {
 
 func (x *FinishedRequest) Reset() {
 	*x = FinishedRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[31]
+	mi := &file_quire_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2575,7 +2681,7 @@ func (x *FinishedRequest) String() string {
 func (*FinishedRequest) ProtoMessage() {}
 
 func (x *FinishedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[31]
+	mi := &file_quire_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2588,7 +2694,7 @@ func (x *FinishedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishedRequest.ProtoReflect.Descriptor instead.
 func (*FinishedRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *FinishedRequest) GetRequestId() string {
@@ -2664,7 +2770,7 @@ type WorkResponse struct {
 
 func (x *WorkResponse) Reset() {
 	*x = WorkResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[32]
+	mi := &file_quire_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2676,7 +2782,7 @@ func (x *WorkResponse) String() string {
 func (*WorkResponse) ProtoMessage() {}
 
 func (x *WorkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[32]
+	mi := &file_quire_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2689,7 +2795,7 @@ func (x *WorkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse.ProtoReflect.Descriptor instead.
 func (*WorkResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WorkResponse) GetMessage() isWorkResponse_Message {
@@ -2803,7 +2909,7 @@ type Heard struct {
 
 func (x *Heard) Reset() {
 	*x = Heard{}
-	mi := &file_quire_v1_control_proto_msgTypes[33]
+	mi := &file_quire_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2815,7 +2921,7 @@ func (x *Heard) String() string {
 func (*Heard) ProtoMessage() {}
 
 func (x *Heard) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[33]
+	mi := &file_quire_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2828,7 +2934,7 @@ func (x *Heard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heard.ProtoReflect.Descriptor instead.
 func (*Heard) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Heard) GetSequence() uint64 {
@@ -2850,7 +2956,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_quire_v1_control_proto_msgTypes[34]
+	mi := &file_quire_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2862,7 +2968,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[34]
+	mi := &file_quire_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2875,7 +2981,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Welcome) GetTerm() uint64 {
@@ -2912,7 +3018,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_quire_v1_control_proto_msgTypes[35]
+	mi := &file_quire_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +3030,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[35]
+	mi := &file_quire_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2937,7 +3043,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Redirect) GetTerm() uint64 {
@@ -2974,7 +3080,7 @@ type Dispatch struct {
 
 func (x *Dispatch) Reset() {
 	*x = Dispatch{}
-	mi := &file_quire_v1_control_proto_msgTypes[36]
+	mi := &file_quire_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2986,7 +3092,7 @@ func (x *Dispatch) String() string {
 func (*Dispatch) ProtoMessage() {}
 
 func (x *Dispatch) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[36]
+	mi := &file_quire_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2999,7 +3105,7 @@ func (x *Dispatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dispatch.ProtoReflect.Descriptor instead.
 func (*Dispatch) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Dispatch) GetTerm() uint64 {
@@ -3034,7 +3140,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_quire_v1_control_proto_msgTypes[37]
+	mi := &file_quire_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3046,7 +3152,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[37]
+	mi := &file_quire_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3059,7 +3165,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Revoke) GetTerm() uint64 {
@@ -3087,7 +3193,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_quire_v1_control_proto_msgTypes[38]
+	mi := &file_quire_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +3205,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[38]
+	mi := &file_quire_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +3218,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Drain) GetHandOver() bool {
@@ -3136,7 +3242,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[39]
+	mi := &file_quire_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3148,7 +3254,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[39]
+	mi := &file_quire_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3161,7 +3267,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AttachRequest) GetMessage() isAttachRequest_Message {
@@ -3233,7 +3339,7 @@ type AttachHello struct {
 
 func (x *AttachHello) Reset() {
 	*x = AttachHello{}
-	mi := &file_quire_v1_control_proto_msgTypes[40]
+	mi := &file_quire_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3245,7 +3351,7 @@ func (x *AttachHello) String() string {
 func (*AttachHello) ProtoMessage() {}
 
 func (x *AttachHello) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[40]
+	mi := &file_quire_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3258,7 +3364,7 @@ func (x *AttachHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachHello.ProtoReflect.Descriptor instead.
 func (*AttachHello) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AttachHello) GetGatewayId() string {
@@ -3286,7 +3392,7 @@ type ResumePoint struct {
 
 func (x *ResumePoint) Reset() {
 	*x = ResumePoint{}
-	mi := &file_quire_v1_control_proto_msgTypes[41]
+	mi := &file_quire_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3298,7 +3404,7 @@ func (x *ResumePoint) String() string {
 func (*ResumePoint) ProtoMessage() {}
 
 func (x *ResumePoint) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[41]
+	mi := &file_quire_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3311,7 +3417,7 @@ func (x *ResumePoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumePoint.ProtoReflect.Descriptor instead.
 func (*ResumePoint) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ResumePoint) GetRequestId() string {
@@ -3339,7 +3445,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[42]
+	mi := &file_quire_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3351,7 +3457,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[42]
+	mi := &file_quire_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3364,7 +3470,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AttachResponse) GetEvents() []*TokenEvent {
@@ -3424,7 +3530,7 @@ type WorkerStats struct {
 
 func (x *WorkerStats) Reset() {
 	*x = WorkerStats{}
-	mi := &file_quire_v1_control_proto_msgTypes[43]
+	mi := &file_quire_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3436,7 +3542,7 @@ func (x *WorkerStats) String() string {
 func (*WorkerStats) ProtoMessage() {}
 
 func (x *WorkerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[43]
+	mi := &file_quire_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3449,7 +3555,7 @@ func (x *WorkerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStats.ProtoReflect.Descriptor instead.
 func (*WorkerStats) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *WorkerStats) GetRunning() int32 {
@@ -3629,7 +3735,7 @@ type FetchBlocksRequest struct {
 
 func (x *FetchBlocksRequest) Reset() {
 	*x = FetchBlocksRequest{}
-	mi := &file_quire_v1_control_proto_msgTypes[44]
+	mi := &file_quire_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3641,7 +3747,7 @@ func (x *FetchBlocksRequest) String() string {
 func (*FetchBlocksRequest) ProtoMessage() {}
 
 func (x *FetchBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[44]
+	mi := &file_quire_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3654,7 +3760,7 @@ func (x *FetchBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlocksRequest.ProtoReflect.Descriptor instead.
 func (*FetchBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *FetchBlocksRequest) GetRequestId() string {
@@ -3693,7 +3799,7 @@ type FetchBlocksResponse struct {
 
 func (x *FetchBlocksResponse) Reset() {
 	*x = FetchBlocksResponse{}
-	mi := &file_quire_v1_control_proto_msgTypes[45]
+	mi := &file_quire_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3705,7 +3811,7 @@ func (x *FetchBlocksResponse) String() string {
 func (*FetchBlocksResponse) ProtoMessage() {}
 
 func (x *FetchBlocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[45]
+	mi := &file_quire_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3718,7 +3824,7 @@ func (x *FetchBlocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlocksResponse.ProtoReflect.Descriptor instead.
 func (*FetchBlocksResponse) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *FetchBlocksResponse) GetBlock() int32 {
@@ -3773,7 +3879,7 @@ type TokenEvent struct {
 
 func (x *TokenEvent) Reset() {
 	*x = TokenEvent{}
-	mi := &file_quire_v1_control_proto_msgTypes[46]
+	mi := &file_quire_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3785,7 +3891,7 @@ func (x *TokenEvent) String() string {
 func (*TokenEvent) ProtoMessage() {}
 
 func (x *TokenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_quire_v1_control_proto_msgTypes[46]
+	mi := &file_quire_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3798,7 +3904,7 @@ func (x *TokenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenEvent.ProtoReflect.Descriptor instead.
 func (*TokenEvent) Descriptor() ([]byte, []int) {
-	return file_quire_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_quire_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TokenEvent) GetRequestId() string {
@@ -3995,14 +4101,20 @@ const file_quire_v1_control_proto_rawDesc = "" +
 	"\x06blocks\x18\x02 \x01(\x05R\x06blocks\":\n" +
 	"\fGatewayModel\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\tR\x06digest\"\xea\x01\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"\x94\x02\n" +
 	"\rWatchResponse\x12.\n" +
 	"\aworkers\x18\x01 \x01(\v2\x14.quire.v1.RosterNewsR\aworkers\x12%\n" +
 	"\x05ended\x18\x02 \x03(\v2\x0f.quire.v1.EndedR\x05ended\x12\"\n" +
 	"\x04lost\x18\x03 \x03(\v2\x0e.quire.v1.LostR\x04lost\x12\x18\n" +
 	"\aadopted\x18\x04 \x03(\tR\aadopted\x12\x14\n" +
 	"\x05owned\x18\x05 \x03(\tR\x05owned\x12.\n" +
-	"\bunserved\x18\x06 \x01(\v2\x12.quire.v1.UnservedR\bunserved\";\n" +
+	"\bunserved\x18\x06 \x01(\v2\x12.quire.v1.UnservedR\bunserved\x12(\n" +
+	"\x06queued\x18\a \x01(\v2\x10.quire.v1.QueuedR\x06queued\"7\n" +
+	"\x06Queued\x12-\n" +
+	"\x06models\x18\x01 \x03(\v2\x15.quire.v1.QueuedModelR\x06models\"=\n" +
+	"\vQueuedModel\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\brequests\x18\x02 \x01(\x03R\brequests\";\n" +
 	"\bUnserved\x12/\n" +
 	"\x06models\x18\x01 \x03(\v2\x17.quire.v1.UnservedModelR\x06models\";\n" +
 	"\rUnservedModel\x12\x12\n" +
@@ -4271,7 +4383,7 @@ func file_quire_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_quire_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_quire_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_quire_v1_control_proto_goTypes = []any{
 	(CacheEvent_Kind)(0),        // 0: quire.v1.CacheEvent.Kind
 	(CacheEvent_Medium)(0),      // 1: quire.v1.CacheEvent.Medium
@@ -4287,52 +4399,54 @@ var file_quire_v1_control_proto_goTypes = []any{
 	(*TenantShare)(nil),         // 11: quire.v1.TenantShare
 	(*GatewayModel)(nil),        // 12: quire.v1.GatewayModel
 	(*WatchResponse)(nil),       // 13: quire.v1.WatchResponse
-	(*Unserved)(nil),            // 14: quire.v1.Unserved
-	(*UnservedModel)(nil),       // 15: quire.v1.UnservedModel
-	(*Lost)(nil),                // 16: quire.v1.Lost
-	(*Output)(nil),              // 17: quire.v1.Output
-	(*ChoiceProgress)(nil),      // 18: quire.v1.ChoiceProgress
-	(*RequestProgress)(nil),     // 19: quire.v1.RequestProgress
-	(*AdoptRequest)(nil),        // 20: quire.v1.AdoptRequest
-	(*AdoptResponse)(nil),       // 21: quire.v1.AdoptResponse
-	(*RecallRequest)(nil),       // 22: quire.v1.RecallRequest
-	(*RecallResponse)(nil),      // 23: quire.v1.RecallResponse
-	(*Ended)(nil),               // 24: quire.v1.Ended
-	(*WorkRequest)(nil),         // 25: quire.v1.WorkRequest
-	(*Progress)(nil),            // 26: quire.v1.Progress
-	(*CacheEvents)(nil),         // 27: quire.v1.CacheEvents
-	(*CacheEvent)(nil),          // 28: quire.v1.CacheEvent
-	(*Hello)(nil),               // 29: quire.v1.Hello
-	(*Heartbeat)(nil),           // 30: quire.v1.Heartbeat
-	(*DeviceFrame)(nil),         // 31: quire.v1.DeviceFrame
-	(*Finished)(nil),            // 32: quire.v1.Finished
-	(*FinishedRequest)(nil),     // 33: quire.v1.FinishedRequest
-	(*WorkResponse)(nil),        // 34: quire.v1.WorkResponse
-	(*Heard)(nil),               // 35: quire.v1.Heard
-	(*Welcome)(nil),             // 36: quire.v1.Welcome
-	(*Redirect)(nil),            // 37: quire.v1.Redirect
-	(*Dispatch)(nil),            // 38: quire.v1.Dispatch
-	(*Revoke)(nil),              // 39: quire.v1.Revoke
-	(*Drain)(nil),               // 40: quire.v1.Drain
-	(*AttachRequest)(nil),       // 41: quire.v1.AttachRequest
-	(*AttachHello)(nil),         // 42: quire.v1.AttachHello
-	(*ResumePoint)(nil),         // 43: quire.v1.ResumePoint
-	(*AttachResponse)(nil),      // 44: quire.v1.AttachResponse
-	(*WorkerStats)(nil),         // 45: quire.v1.WorkerStats
-	(*FetchBlocksRequest)(nil),  // 46: quire.v1.FetchBlocksRequest
-	(*FetchBlocksResponse)(nil), // 47: quire.v1.FetchBlocksResponse
-	(*TokenEvent)(nil),          // 48: quire.v1.TokenEvent
-	(*SamplingParams)(nil),      // 49: quire.v1.SamplingParams
-	(*TokenIds)(nil),            // 50: quire.v1.TokenIds
-	(FinishReason)(0),           // 51: quire.v1.FinishReason
-	(*Usage)(nil),               // 52: quire.v1.Usage
-	(*Logprobs)(nil),            // 53: quire.v1.Logprobs
+	(*Queued)(nil),              // 14: quire.v1.Queued
+	(*QueuedModel)(nil),         // 15: quire.v1.QueuedModel
+	(*Unserved)(nil),            // 16: quire.v1.Unserved
+	(*UnservedModel)(nil),       // 17: quire.v1.UnservedModel
+	(*Lost)(nil),                // 18: quire.v1.Lost
+	(*Output)(nil),              // 19: quire.v1.Output
+	(*ChoiceProgress)(nil),      // 20: quire.v1.ChoiceProgress
+	(*RequestProgress)(nil),     // 21: quire.v1.RequestProgress
+	(*AdoptRequest)(nil),        // 22: quire.v1.AdoptRequest
+	(*AdoptResponse)(nil),       // 23: quire.v1.AdoptResponse
+	(*RecallRequest)(nil),       // 24: quire.v1.RecallRequest
+	(*RecallResponse)(nil),      // 25: quire.v1.RecallResponse
+	(*Ended)(nil),               // 26: quire.v1.Ended
+	(*WorkRequest)(nil),         // 27: quire.v1.WorkRequest
+	(*Progress)(nil),            // 28: quire.v1.Progress
+	(*CacheEvents)(nil),         // 29: quire.v1.CacheEvents
+	(*CacheEvent)(nil),          // 30: quire.v1.CacheEvent
+	(*Hello)(nil),               // 31: quire.v1.Hello
+	(*Heartbeat)(nil),           // 32: quire.v1.Heartbeat
+	(*DeviceFrame)(nil),         // 33: quire.v1.DeviceFrame
+	(*Finished)(nil),            // 34: quire.v1.Finished
+	(*FinishedRequest)(nil),     // 35: quire.v1.FinishedRequest
+	(*WorkResponse)(nil),        // 36: quire.v1.WorkResponse
+	(*Heard)(nil),               // 37: quire.v1.Heard
+	(*Welcome)(nil),             // 38: quire.v1.Welcome
+	(*Redirect)(nil),            // 39: quire.v1.Redirect
+	(*Dispatch)(nil),            // 40: quire.v1.Dispatch
+	(*Revoke)(nil),              // 41: quire.v1.Revoke
+	(*Drain)(nil),               // 42: quire.v1.Drain
+	(*AttachRequest)(nil),       // 43: quire.v1.AttachRequest
+	(*AttachHello)(nil),         // 44: quire.v1.AttachHello
+	(*ResumePoint)(nil),         // 45: quire.v1.ResumePoint
+	(*AttachResponse)(nil),      // 46: quire.v1.AttachResponse
+	(*WorkerStats)(nil),         // 47: quire.v1.WorkerStats
+	(*FetchBlocksRequest)(nil),  // 48: quire.v1.FetchBlocksRequest
+	(*FetchBlocksResponse)(nil), // 49: quire.v1.FetchBlocksResponse
+	(*TokenEvent)(nil),          // 50: quire.v1.TokenEvent
+	(*SamplingParams)(nil),      // 51: quire.v1.SamplingParams
+	(*TokenIds)(nil),            // 52: quire.v1.TokenIds
+	(FinishReason)(0),           // 53: quire.v1.FinishReason
+	(*Usage)(nil),               // 54: quire.v1.Usage
+	(*Logprobs)(nil),            // 55: quire.v1.Logprobs
 }
 var file_quire_v1_control_proto_depIdxs = []int32{
-	49, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
-	50, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
+	51, // 0: quire.v1.Request.sampling:type_name -> quire.v1.SamplingParams
+	52, // 1: quire.v1.Request.generated:type_name -> quire.v1.TokenIds
 	2,  // 2: quire.v1.SubmitRequest.request:type_name -> quire.v1.Request
-	51, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
+	53, // 3: quire.v1.SubmitResponse.finish_reason:type_name -> quire.v1.FinishReason
 	12, // 4: quire.v1.WatchRequest.models:type_name -> quire.v1.GatewayModel
 	8,  // 5: quire.v1.WatchRequest.known:type_name -> quire.v1.RosterPosition
 	8,  // 6: quire.v1.RosterNews.after:type_name -> quire.v1.RosterPosition
@@ -4340,71 +4454,73 @@ var file_quire_v1_control_proto_depIdxs = []int32{
 	8,  // 8: quire.v1.RosterNews.at:type_name -> quire.v1.RosterPosition
 	11, // 9: quire.v1.WorkerInfo.tenants:type_name -> quire.v1.TenantShare
 	9,  // 10: quire.v1.WatchResponse.workers:type_name -> quire.v1.RosterNews
-	24, // 11: quire.v1.WatchResponse.ended:type_name -> quire.v1.Ended
-	16, // 12: quire.v1.WatchResponse.lost:type_name -> quire.v1.Lost
-	14, // 13: quire.v1.WatchResponse.unserved:type_name -> quire.v1.Unserved
-	15, // 14: quire.v1.Unserved.models:type_name -> quire.v1.UnservedModel
-	51, // 15: quire.v1.Output.finish_reason:type_name -> quire.v1.FinishReason
-	51, // 16: quire.v1.ChoiceProgress.finish_reason:type_name -> quire.v1.FinishReason
-	18, // 17: quire.v1.RequestProgress.choices:type_name -> quire.v1.ChoiceProgress
-	2,  // 18: quire.v1.AdoptResponse.request:type_name -> quire.v1.Request
-	17, // 19: quire.v1.AdoptResponse.outputs:type_name -> quire.v1.Output
-	51, // 20: quire.v1.AdoptResponse.finish_reason:type_name -> quire.v1.FinishReason
-	52, // 21: quire.v1.AdoptResponse.usage:type_name -> quire.v1.Usage
-	19, // 22: quire.v1.RecallRequest.requests:type_name -> quire.v1.RequestProgress
-	51, // 23: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
-	29, // 24: quire.v1.WorkRequest.hello:type_name -> quire.v1.Hello
-	30, // 25: quire.v1.WorkRequest.heartbeat:type_name -> quire.v1.Heartbeat
-	32, // 26: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
-	26, // 27: quire.v1.WorkRequest.progress:type_name -> quire.v1.Progress
-	27, // 28: quire.v1.WorkRequest.cache_events:type_name -> quire.v1.CacheEvents
-	19, // 29: quire.v1.Progress.requests:type_name -> quire.v1.RequestProgress
-	28, // 30: quire.v1.CacheEvents.events:type_name -> quire.v1.CacheEvent
-	0,  // 31: quire.v1.CacheEvent.kind:type_name -> quire.v1.CacheEvent.Kind
-	1,  // 32: quire.v1.CacheEvent.medium:type_name -> quire.v1.CacheEvent.Medium
-	10, // 33: quire.v1.Hello.worker:type_name -> quire.v1.WorkerInfo
-	31, // 34: quire.v1.Heartbeat.devices:type_name -> quire.v1.DeviceFrame
-	33, // 35: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
-	51, // 36: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
-	52, // 37: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
-	18, // 38: quire.v1.FinishedRequest.choices:type_name -> quire.v1.ChoiceProgress
-	36, // 39: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
-	38, // 40: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
-	39, // 41: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
-	40, // 42: quire.v1.WorkResponse.drain:type_name -> quire.v1.Drain
-	37, // 43: quire.v1.WorkResponse.redirect:type_name -> quire.v1.Redirect
-	35, // 44: quire.v1.WorkResponse.heard:type_name -> quire.v1.Heard
-	2,  // 45: quire.v1.Dispatch.requests:type_name -> quire.v1.Request
-	42, // 46: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
-	5,  // 47: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
-	43, // 48: quire.v1.AttachRequest.resume:type_name -> quire.v1.ResumePoint
-	43, // 49: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
-	48, // 50: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
-	45, // 51: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
-	53, // 52: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
-	53, // 53: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
-	51, // 54: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
-	3,  // 55: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
-	5,  // 56: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
-	7,  // 57: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
-	20, // 58: quire.v1.Control.Adopt:input_type -> quire.v1.AdoptRequest
-	22, // 59: quire.v1.Control.Recall:input_type -> quire.v1.RecallRequest
-	25, // 60: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
-	41, // 61: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
-	46, // 62: quire.v1.Worker.FetchBlocks:input_type -> quire.v1.FetchBlocksRequest
-	4,  // 63: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
-	6,  // 64: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
-	13, // 65: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
-	21, // 66: quire.v1.Control.Adopt:output_type -> quire.v1.AdoptResponse
-	23, // 67: quire.v1.Control.Recall:output_type -> quire.v1.RecallResponse
-	34, // 68: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
-	44, // 69: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
-	47, // 70: quire.v1.Worker.FetchBlocks:output_type -> quire.v1.FetchBlocksResponse
-	63, // [63:71] is the sub-list for method output_type
-	55, // [55:63] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	26, // 11: quire.v1.WatchResponse.ended:type_name -> quire.v1.Ended
+	18, // 12: quire.v1.WatchResponse.lost:type_name -> quire.v1.Lost
+	16, // 13: quire.v1.WatchResponse.unserved:type_name -> quire.v1.Unserved
+	14, // 14: quire.v1.WatchResponse.queued:type_name -> quire.v1.Queued
+	15, // 15: quire.v1.Queued.models:type_name -> quire.v1.QueuedModel
+	17, // 16: quire.v1.Unserved.models:type_name -> quire.v1.UnservedModel
+	53, // 17: quire.v1.Output.finish_reason:type_name -> quire.v1.FinishReason
+	53, // 18: quire.v1.ChoiceProgress.finish_reason:type_name -> quire.v1.FinishReason
+	20, // 19: quire.v1.RequestProgress.choices:type_name -> quire.v1.ChoiceProgress
+	2,  // 20: quire.v1.AdoptResponse.request:type_name -> quire.v1.Request
+	19, // 21: quire.v1.AdoptResponse.outputs:type_name -> quire.v1.Output
+	53, // 22: quire.v1.AdoptResponse.finish_reason:type_name -> quire.v1.FinishReason
+	54, // 23: quire.v1.AdoptResponse.usage:type_name -> quire.v1.Usage
+	21, // 24: quire.v1.RecallRequest.requests:type_name -> quire.v1.RequestProgress
+	53, // 25: quire.v1.Ended.finish_reason:type_name -> quire.v1.FinishReason
+	31, // 26: quire.v1.WorkRequest.hello:type_name -> quire.v1.Hello
+	32, // 27: quire.v1.WorkRequest.heartbeat:type_name -> quire.v1.Heartbeat
+	34, // 28: quire.v1.WorkRequest.finished:type_name -> quire.v1.Finished
+	28, // 29: quire.v1.WorkRequest.progress:type_name -> quire.v1.Progress
+	29, // 30: quire.v1.WorkRequest.cache_events:type_name -> quire.v1.CacheEvents
+	21, // 31: quire.v1.Progress.requests:type_name -> quire.v1.RequestProgress
+	30, // 32: quire.v1.CacheEvents.events:type_name -> quire.v1.CacheEvent
+	0,  // 33: quire.v1.CacheEvent.kind:type_name -> quire.v1.CacheEvent.Kind
+	1,  // 34: quire.v1.CacheEvent.medium:type_name -> quire.v1.CacheEvent.Medium
+	10, // 35: quire.v1.Hello.worker:type_name -> quire.v1.WorkerInfo
+	33, // 36: quire.v1.Heartbeat.devices:type_name -> quire.v1.DeviceFrame
+	35, // 37: quire.v1.Finished.requests:type_name -> quire.v1.FinishedRequest
+	53, // 38: quire.v1.FinishedRequest.finish_reason:type_name -> quire.v1.FinishReason
+	54, // 39: quire.v1.FinishedRequest.usage:type_name -> quire.v1.Usage
+	20, // 40: quire.v1.FinishedRequest.choices:type_name -> quire.v1.ChoiceProgress
+	38, // 41: quire.v1.WorkResponse.welcome:type_name -> quire.v1.Welcome
+	40, // 42: quire.v1.WorkResponse.dispatch:type_name -> quire.v1.Dispatch
+	41, // 43: quire.v1.WorkResponse.revoke:type_name -> quire.v1.Revoke
+	42, // 44: quire.v1.WorkResponse.drain:type_name -> quire.v1.Drain
+	39, // 45: quire.v1.WorkResponse.redirect:type_name -> quire.v1.Redirect
+	37, // 46: quire.v1.WorkResponse.heard:type_name -> quire.v1.Heard
+	2,  // 47: quire.v1.Dispatch.requests:type_name -> quire.v1.Request
+	44, // 48: quire.v1.AttachRequest.hello:type_name -> quire.v1.AttachHello
+	5,  // 49: quire.v1.AttachRequest.abort:type_name -> quire.v1.AbortRequest
+	45, // 50: quire.v1.AttachRequest.resume:type_name -> quire.v1.ResumePoint
+	45, // 51: quire.v1.AttachHello.resume:type_name -> quire.v1.ResumePoint
+	50, // 52: quire.v1.AttachResponse.events:type_name -> quire.v1.TokenEvent
+	47, // 53: quire.v1.AttachResponse.stats:type_name -> quire.v1.WorkerStats
+	55, // 54: quire.v1.TokenEvent.logprobs:type_name -> quire.v1.Logprobs
+	55, // 55: quire.v1.TokenEvent.prompt_logprobs:type_name -> quire.v1.Logprobs
+	53, // 56: quire.v1.TokenEvent.finish_reason:type_name -> quire.v1.FinishReason
+	3,  // 57: quire.v1.Control.Submit:input_type -> quire.v1.SubmitRequest
+	5,  // 58: quire.v1.Control.Abort:input_type -> quire.v1.AbortRequest
+	7,  // 59: quire.v1.Control.Watch:input_type -> quire.v1.WatchRequest
+	22, // 60: quire.v1.Control.Adopt:input_type -> quire.v1.AdoptRequest
+	24, // 61: quire.v1.Control.Recall:input_type -> quire.v1.RecallRequest
+	27, // 62: quire.v1.Control.Work:input_type -> quire.v1.WorkRequest
+	43, // 63: quire.v1.Worker.Attach:input_type -> quire.v1.AttachRequest
+	48, // 64: quire.v1.Worker.FetchBlocks:input_type -> quire.v1.FetchBlocksRequest
+	4,  // 65: quire.v1.Control.Submit:output_type -> quire.v1.SubmitResponse
+	6,  // 66: quire.v1.Control.Abort:output_type -> quire.v1.AbortResponse
+	13, // 67: quire.v1.Control.Watch:output_type -> quire.v1.WatchResponse
+	23, // 68: quire.v1.Control.Adopt:output_type -> quire.v1.AdoptResponse
+	25, // 69: quire.v1.Control.Recall:output_type -> quire.v1.RecallResponse
+	36, // 70: quire.v1.Control.Work:output_type -> quire.v1.WorkResponse
+	46, // 71: quire.v1.Worker.Attach:output_type -> quire.v1.AttachResponse
+	49, // 72: quire.v1.Worker.FetchBlocks:output_type -> quire.v1.FetchBlocksResponse
+	65, // [65:73] is the sub-list for method output_type
+	57, // [57:65] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_quire_v1_control_proto_init() }
@@ -4414,14 +4530,14 @@ func file_quire_v1_control_proto_init() {
 	}
 	file_quire_v1_inference_proto_init()
 	file_quire_v1_control_proto_msgTypes[3].OneofWrappers = []any{}
-	file_quire_v1_control_proto_msgTypes[23].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[25].OneofWrappers = []any{
 		(*WorkRequest_Hello)(nil),
 		(*WorkRequest_Heartbeat)(nil),
 		(*WorkRequest_Finished)(nil),
 		(*WorkRequest_Progress)(nil),
 		(*WorkRequest_CacheEvents)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[32].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[34].OneofWrappers = []any{
 		(*WorkResponse_Welcome)(nil),
 		(*WorkResponse_Dispatch)(nil),
 		(*WorkResponse_Revoke)(nil),
@@ -4429,19 +4545,19 @@ func file_quire_v1_control_proto_init() {
 		(*WorkResponse_Redirect)(nil),
 		(*WorkResponse_Heard)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[39].OneofWrappers = []any{
+	file_quire_v1_control_proto_msgTypes[41].OneofWrappers = []any{
 		(*AttachRequest_Hello)(nil),
 		(*AttachRequest_Abort)(nil),
 		(*AttachRequest_Resume)(nil),
 	}
-	file_quire_v1_control_proto_msgTypes[46].OneofWrappers = []any{}
+	file_quire_v1_control_proto_msgTypes[48].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quire_v1_control_proto_rawDesc), len(file_quire_v1_control_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   47,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
