@@ -110,7 +110,7 @@ func TestPlacesComeFirst(t *testing.T) {
 		if r := d.post(textPath, `{"no JSON`); r.status != 400 {
 			t.Errorf("%d %s", r.status, r.body)
 		}
-		if r := d.post(textPath, `{"model":"test","prompt":["a","b"]}`); r.status != 400 || !strings.Contains(r.body, "2 prompts; the gateway serves 1 at once") {
+		if r := d.post(textPath, `{"model":"test","prompt":["a","b"]}`); r.status != 400 || !strings.Contains(r.body, "the gateway serves 1 at once") {
 			t.Errorf("%d %s", r.status, r.body)
 		}
 	}
