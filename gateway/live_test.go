@@ -64,6 +64,41 @@ func TestApplyPlacesByPosition(t *testing.T) {
 	})
 }
 
+// TestExpiryGivesThePlaceBack: what waits for its client holds a place, until it does not wait any more.
+func TestExpiryGivesThePlaceBack(t *testing.T) {
+	g := &Gateway{}
+	l := testLive("r", 10, 1)
+	l.done, l.lingers = true, time.Unix(2, 0)
+	g.lives.byID = map[string]*live{"r": l}
+	g.inUse.Store(1)
+	g.expire(t.Context(), l, time.Unix(1, 0))
+	if g.inUse.Load() != 1 || g.lives.get("r") == nil {
+		t.Error("it was ended before its time")
+	}
+	for range 2 {
+		g.expire(t.Context(), l, time.Unix(3, 0))
+		if g.inUse.Load() != 0 || g.lives.get("r") != nil {
+			t.Errorf("%d places are held by what is gone", g.inUse.Load())
+		}
+	}
+}
+
+// TestRecalledOutputIsNotShown: what is handed back to the leader is all that the client is ever shown of that
+// dispatch.
+func TestRecalledOutputIsNotShown(t *testing.T) {
+	l := testLive("r", 10, 1)
+	l.apply("w", &pb.TokenEvent{Term: 2, Index: 5, TokenIds: []int32{1}}, time.Unix(1, 0))
+	given := l.recall(dispatch{2, 5})
+	l.apply("w", &pb.TokenEvent{Term: 2, Index: 5, First: 1, TokenIds: []int32{2}}, time.Unix(1, 0))
+	if len(given) != 1 || !slices.Equal(given[0].TokenIds, []int32{1}) || !slices.Equal(l.choices[0].tokens, []int32{1}) {
+		t.Errorf("given back %v, shown %v", given, l.choices[0].tokens)
+	}
+	l.apply("next", &pb.TokenEvent{Term: 2, Index: 6, First: 1, TokenIds: []int32{3}}, time.Unix(1, 0))
+	if !slices.Equal(l.choices[0].tokens, []int32{1, 3}) {
+		t.Errorf("shown %v", l.choices[0].tokens)
+	}
+}
+
 // TestOldTermsAreFenced: a leader that is gone may have counted further than the next one begins.
 func TestOldTermsAreFenced(t *testing.T) {
 	l := testLive("r", 10, 1)

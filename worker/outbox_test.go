@@ -248,3 +248,35 @@ func TestEndBeforeTheHelloIsDelivered(t *testing.T) {
 		t.Errorf("told again: %v", events)
 	}
 }
+
+// TestOnlyTheOwnerResumes: a gateway gets what streams to it, and nothing by asking for another's.
+func TestOnlyTheOwnerResumes(t *testing.T) {
+	o, _ := box(Settings{})
+	o.open(ask("a", 5), 1, 1)
+	o.add([]engine.Event{tokens("a", 0, 1, 2)}, time.Unix(1000, 0))
+	other, owner := o.attach(&pb.AttachHello{GatewayId: "other"}), o.attach(&pb.AttachHello{GatewayId: ask("a", 5).GatewayId})
+	if got, _ := o.collect(nil, owner, 1<<20); len(got) != 1 || len(got[0].TokenIds) != 2 {
+		t.Errorf("its gateway got %v", got)
+	}
+	o.resume(other, &pb.ResumePoint{RequestId: "a"})
+	for _, s := range []*session{other, owner} {
+		if got, _ := o.collect(nil, s, 1<<20); len(got) != 0 {
+			t.Errorf("after another gateway had asked for it, %s got %v", s.gateway, got)
+		}
+	}
+}
+
+// TestReturnedRequestsHaveNoEnd: the gateway of a request that was handed back gets its tokens and no finish:
+// the request goes on elsewhere.
+func TestReturnedRequestsHaveNoEnd(t *testing.T) {
+	o, _ := box(Settings{})
+	o.open(ask("a", 5), 1, 1)
+	s := o.attach(&pb.AttachHello{GatewayId: ask("a", 5).GatewayId})
+	o.add([]engine.Event{tokens("a", 0, 1)}, time.Unix(1000, 0))
+	o.giveBack("a")
+	o.add([]engine.Event{{RequestID: "a", First: 1, Finish: pb.FinishReason_FINISH_REASON_ABORT, Error: "drained", Done: true}}, time.Unix(1000, 0))
+	got, _ := o.collect(nil, s, 1<<20)
+	if len(got) != 1 || len(got[0].TokenIds) != 1 || got[0].FinishReason != 0 || got[0].RequestDone {
+		t.Errorf("its gateway got %v", got)
+	}
+}

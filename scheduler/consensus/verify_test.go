@@ -1,7 +1,10 @@
 package consensus
 
 import (
+	"bytes"
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -54,4 +57,65 @@ type misplaced struct {
 func (m misplaced) GetLog(_ uint64, entry *raft.Log) error {
 	*entry = *m.entry
 	return nil
+}
+
+// TestFilesAreChecked: whatever bit of a file with a checksum is another one, it says so or holds what was
+// written.
+func TestFilesAreChecked(t *testing.T) {
+	type content struct {
+		Name string `json:"name"`
+		Term uint64 `json:"term"`
+	}
+	path := filepath.Join(t.TempDir(), "file")
+	want := content{"n1", 7}
+	if err := WriteChecked(path, want); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	for bit := range 8 * len(data) {
+		harmed := bytes.Clone(data)
+		harmed[bit/8] ^= 1 << (bit % 8)
+		if err := os.WriteFile(path, harmed, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var got content
+		var damage *Damage
+		switch err := ReadChecked(path, &got); {
+		case errors.As(err, &damage):
+			refused++
+		case err != nil || got != want:
+			t.Errorf("with bit %d another it reads %+v, %v", bit, got, err)
+		}
+	}
+	if refused == 0 {
+		t.Error("nothing was refused")
+	}
+}
+
+// TestSnapshotsDescriptionsAreSummedWhole: all that raft takes from one is in its checksum.
+func TestSnapshotsDescriptionsAreSummedWhole(t *testing.T) {
+	meta := func(change func(*raft.SnapshotMeta)) uint64 {
+		m := &raft.SnapshotMeta{Version: 1, Index: 5, Term: 2, ConfigurationIndex: 3, Configuration: raft.Configuration{
+			Servers: []raft.Server{{ID: "a", Address: "x", Suffrage: raft.Voter}},
+		}}
+		change(m)
+		return metaSum(m)
+	}
+	was := meta(func(*raft.SnapshotMeta) {})
+	for name, change := range map[string]func(*raft.SnapshotMeta){
+		"version":       func(m *raft.SnapshotMeta) { m.Version++ },
+		"index":         func(m *raft.SnapshotMeta) { m.Index++ },
+		"term":          func(m *raft.SnapshotMeta) { m.Term++ },
+		"members":       func(m *raft.SnapshotMeta) { m.Configuration.Servers[0].ID = "b" },
+		"suffrage":      func(m *raft.SnapshotMeta) { m.Configuration.Servers[0].Suffrage = raft.Nonvoter },
+		"members' time": func(m *raft.SnapshotMeta) { m.ConfigurationIndex++ },
+	} {
+		if meta(change) == was {
+			t.Errorf("another %s has the same checksum", name)
+		}
+	}
 }

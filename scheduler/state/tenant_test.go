@@ -200,3 +200,12 @@ func TestTimeNeverGoesBack(t *testing.T) {
 		t.Errorf("restored with the time %d, %v; want 700", again.View().TimeMS(), err)
 	}
 }
+
+// TestEveryChoiceCosts: a request takes its prompt once and max_tokens for each choice from its tenant's tokens.
+func TestEveryChoiceCosts(t *testing.T) {
+	for n, want := range map[int32]int64{0: 14, 1: 14, 3: 34, 128: 4 + 1280} {
+		if got := Cost(&pb.Request{Prompt: make([]int32, 4), Sampling: &pb.SamplingParams{N: n, MaxTokens: 10}}); got != want {
+			t.Errorf("n = %d costs %d, want %d", n, got, want)
+		}
+	}
+}
