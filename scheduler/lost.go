@@ -45,7 +45,7 @@ func (l *leader) lose(id string, now time.Time) {
 func (l *leader) recall(r *live, now time.Time) {
 	l.takeBack(r)
 	if !l.owners[r.request.GetGatewayId()].watches() {
-		l.goOn(r)
+		l.requeue(r)
 		return
 	}
 	r.phase = phaseLost
@@ -63,9 +63,9 @@ func (l *leader) takeBack(r *live) {
 	l.displace(r)
 }
 
-// goOn brings a request that was taken back from a worker into the queue, or ends it if workers were
+// requeue brings a request that was taken back from a worker into the queue, or ends it if workers were
 // lost with it too often without a new token.
-func (l *leader) goOn(r *live) {
+func (l *leader) requeue(r *live) {
 	r.phase = phaseReturned
 	if r.attempts >= maxAttempts {
 		l.giveUp(r, reasonLost, &pb.FinishCommand{
@@ -101,7 +101,7 @@ func (l *leader) recalled(in *pb.RecallRequest) {
 			continue
 		}
 		l.learn(r, have.GetChoices())
-		l.goOn(r)
+		l.requeue(r)
 	}
 }
 
@@ -111,7 +111,7 @@ func (l *leader) expireRecalls(now time.Time) {
 		waits := l.recalls[0]
 		l.recalls = l.recalls[1:]
 		if waits.request.phase == phaseLost && waits.request.dispatched == waits.dispatched {
-			l.goOn(waits.request)
+			l.requeue(waits.request)
 		}
 	}
 }

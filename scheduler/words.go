@@ -9,7 +9,6 @@ import (
 // What a worker says is checked against what it may say, before anything is made of it: a worker is another
 // program on another machine. Requests that are not its own are not an error, for its words and the leader's
 // cross; they change nothing. A session in which something impossible is said ends.
-
 //
 // Gateways are held to the same. A gateway is believed about the tenants whose requests it brings, for it alone
 // sees the clients; not about requests that are another's, nor about output that a request cannot have.

@@ -376,7 +376,7 @@ func (l *leader) heartbeat(s *session, h *pb.Heartbeat, now time.Time) {
 			if r := l.onWorker[s.info.GetId()][request]; r != nil && r.source == s {
 				delete(s.missing, request)
 				l.takeBack(r)
-				l.goOn(r)
+				l.requeue(r)
 			}
 		}
 	}
@@ -408,7 +408,7 @@ func (l *leader) finished(s *session, f *pb.Finished, now time.Time) {
 			r.source = s
 			if s.draining {
 				l.takeBack(r)
-				l.goOn(r)
+				l.requeue(r)
 			} else {
 				s.missing[done.GetRequestId()] = now.Add(returnPause)
 			}
