@@ -74,6 +74,7 @@ func TestImportDirection(t *testing.T) {
 		{"scheduler/prefix", []string{"kvcache"}, "an index knows the names of blocks and nothing of who asks"},
 		{"scheduler/batch", []string{"kvcache", "scheduler/prefix"}, "decisions are pure functions of their inputs"},
 		{"scheduler/rpc", nil, "how a service says what is wrong depends on no service"},
+		{"scheduler/check", []string{"proto", "scheduler/rpc", "scheduler/state"}, "whether a message may be said depends on that message alone"},
 		{"scheduler/snapshot", []string{"proto", "scheduler/state"}, "a file is the state and its checksum, whoever saves or reads it"},
 		{"scheduler/membership", []string{"proto", "transport", "trust", "scheduler/consensus", "scheduler/rpc", "scheduler/snapshot", "scheduler/state"}, "which nodes there are has nothing to do with requests and workers; the scheduler is built on it"},
 		{"scheduler", []string{"scheduler", "kvcache", "proto", "roster", "transport", "trust"}, "the control plane never links a device or a model"},

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +15,8 @@ import (
 	"github.com/quire-serve/quire/kvcache"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/batch"
+	"github.com/quire-serve/quire/scheduler/check"
+	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -118,13 +119,6 @@ func (r *live) longest() int {
 	return len(r.request.GetPrompt()) + int(most)
 }
 
-// withPrompt is the request with another prompt. The two share all else.
-func withPrompt(r *pb.Request, prompt []int32) *pb.Request {
-	out := state.WithGateway(r, r.GetGatewayId())
-	out.Prompt = prompt
-	return out
-}
-
 // digest names a request by what is in it, where nobody says what the client sent. Where it came from and
 // when are not part of that.
 func digest(r *pb.Request) ([]byte, error) {
@@ -142,39 +136,6 @@ func digestOf(r *pb.Request) ([]byte, error) {
 	return sum[:16], nil
 }
 
-func checkRequest(r *pb.Request) error {
-	switch {
-	case r == nil:
-		return invalid("request", "is missing")
-	case r.GetId() == "" || len(r.GetId()) > maxRequestIDBytes:
-		return invalid("request.id", "%d bytes; it must have 1 to %d", len(r.GetId()), maxRequestIDBytes)
-	case r.GetModel() == "" || len(r.GetModel()) > maxModelBytes:
-		return invalid("request.model", "%d bytes; it must have 1 to %d", len(r.GetModel()), maxModelBytes)
-	case len(r.GetTenant()) > maxIDBytes:
-		return invalid("request.tenant", "%d bytes; the limit is %d", len(r.GetTenant()), maxIDBytes)
-	case len(r.GetGatewayId()) > maxIDBytes:
-		return invalid("request.gateway_id", "%d bytes; the limit is %d", len(r.GetGatewayId()), maxIDBytes)
-	case len(r.GetPrompt()) == 0:
-		return invalid("request.prompt", "is empty; it needs at least one token")
-	case len(r.GetGenerated()) > 0:
-		return invalid("request.generated", "is for workers; the control plane keeps what a request has generated")
-	case r.GetKvSource() != "":
-		return invalid("request.kv_source", "is for workers; the control plane knows who handed a request over")
-	case r.GetSampling().GetN() > maxChoices:
-		return invalid("request.sampling.n", "%d; the limit is %d", r.GetSampling().GetN(), maxChoices)
-	case r.GetPatienceMs() < 0 || r.GetPatienceMs() > maxPatienceMS:
-		return invalid("request.patience_ms", "%d; it must be 0 to %d", r.GetPatienceMs(), maxPatienceMS)
-	case proto.Size(r) > maxRequestBytes:
-		return invalid("request", "%d bytes encoded, with %d prompt tokens; the limit is %d bytes", proto.Size(r), len(r.GetPrompt()), maxRequestBytes)
-	case proto.Size(r) > onePieceBytes && proto.Size(withPrompt(r, nil)) > bodyBytes:
-		return invalid("request", "%d bytes encoded without its prompt; the limit for one above %d bytes is %d", proto.Size(withPrompt(r, nil)), onePieceBytes, bodyBytes)
-	}
-	if i := slices.IndexFunc(r.GetPrompt(), func(id int32) bool { return id < 0 }); i >= 0 {
-		return invalid("request.prompt", "token %d is %d; token ids are not negative", i, r.GetPrompt()[i])
-	}
-	return nil
-}
-
 // Submit admits a request; see the service's definition.
 func (s *Scheduler) Submit(ctx context.Context, in *pb.SubmitRequest) (*pb.SubmitResponse, error) {
 	request, known, l, err := s.take(ctx, in)
@@ -184,7 +145,7 @@ func (s *Scheduler) Submit(ctx context.Context, in *pb.SubmitRequest) (*pb.Submi
 	select {
 	case <-request.admitted:
 	case <-l.done:
-		return nil, errNotLeading("the request was being admitted")
+		return nil, rpc.NotLeading("the request was being admitted")
 	case <-ctx.Done():
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
@@ -205,24 +166,24 @@ func (s *Scheduler) take(ctx context.Context, in *pb.SubmitRequest) (request *li
 		return nil, nil, nil, status.FromContextError(ctx.Err()).Err()
 	}
 	r := in.GetRequest()
-	if err := checkRequest(r); err != nil {
+	if err := check.Request(r); err != nil {
 		return nil, nil, nil, err
 	}
 	if len(in.GetDigest()) > maxDigestBytes {
-		return nil, nil, nil, invalid("digest", "%d bytes; the limit is %d", len(in.GetDigest()), maxDigestBytes)
+		return nil, nil, nil, rpc.Invalid("digest", "%d bytes; the limit is %d", len(in.GetDigest()), maxDigestBytes)
 	}
 	body, err := digest(r)
 	if err != nil {
-		return nil, nil, nil, invalid("request", "does not encode: %v", err)
+		return nil, nil, nil, rpc.Invalid("request", "does not encode: %v", err)
 	}
 	prompt, err := digestOf(&pb.Request{Prompt: r.GetPrompt()})
 	if err != nil {
-		return nil, nil, nil, invalid("request", "does not encode: %v", err)
+		return nil, nil, nil, rpc.Invalid("request", "does not encode: %v", err)
 	}
 	if len(in.GetDigest()) > 0 {
 		body = in.GetDigest()
 	}
-	l, err = s.leading(unaryTrailer(ctx))
+	l, err = s.leading(rpc.Trailer(ctx))
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -401,7 +362,7 @@ func (l *leader) answer(r *live, duplicate bool) *pb.SubmitResponse {
 
 // Abort ends a request in any state. It returns once the end is in the log.
 func (s *Scheduler) Abort(ctx context.Context, in *pb.AbortRequest) (*pb.AbortResponse, error) {
-	l, err := s.leading(unaryTrailer(ctx))
+	l, err := s.leading(rpc.Trailer(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -413,7 +374,7 @@ func (s *Scheduler) Abort(ctx context.Context, in *pb.AbortRequest) (*pb.AbortRe
 	case <-ended:
 		return &pb.AbortResponse{Found: true}, nil
 	case <-l.done:
-		return nil, errNotLeading("the request was being aborted")
+		return nil, rpc.NotLeading("the request was being aborted")
 	case <-ctx.Done():
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -26,13 +27,13 @@ type adoption struct {
 func (s *Scheduler) Adopt(ctx context.Context, in *pb.AdoptRequest) (*pb.AdoptResponse, error) {
 	switch {
 	case in.GetRequestId() == "" || len(in.GetRequestId()) > maxRequestIDBytes:
-		return nil, invalid("request_id", "%d bytes; it must have 1 to %d", len(in.GetRequestId()), maxRequestIDBytes)
+		return nil, rpc.Invalid("request_id", "%d bytes; it must have 1 to %d", len(in.GetRequestId()), maxRequestIDBytes)
 	case in.GetGatewayId() == "" || len(in.GetGatewayId()) > maxIDBytes:
-		return nil, invalid("gateway_id", "%d bytes; it must have 1 to %d", len(in.GetGatewayId()), maxIDBytes)
+		return nil, rpc.Invalid("gateway_id", "%d bytes; it must have 1 to %d", len(in.GetGatewayId()), maxIDBytes)
 	case len(in.GetTenant()) > maxIDBytes:
-		return nil, invalid("tenant", "%d bytes; the limit is %d", len(in.GetTenant()), maxIDBytes)
+		return nil, rpc.Invalid("tenant", "%d bytes; the limit is %d", len(in.GetTenant()), maxIDBytes)
 	}
-	l, err := s.leading(unaryTrailer(ctx))
+	l, err := s.leading(rpc.Trailer(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +48,7 @@ func (s *Scheduler) Adopt(ctx context.Context, in *pb.AdoptRequest) (*pb.AdoptRe
 	case <-a.done:
 		return a.response, nil
 	case <-l.done:
-		return nil, errNotLeading("the request was being adopted")
+		return nil, rpc.NotLeading("the request was being adopted")
 	case <-ctx.Done():
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
@@ -57,7 +58,7 @@ func (l *leader) adopt(a *adoption) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.adopts) >= adoptsWaiting {
-		return exhausted("too many adoptions wait for the log", instant)
+		return rpc.Exhausted("too many adoptions wait for the log", instant)
 	}
 	l.adopts = append(l.adopts, a)
 	l.kick()

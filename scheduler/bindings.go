@@ -18,19 +18,6 @@ import (
 // A model's name stands for one set of weights. The log says for which, workers are let in by it, and
 // gateways say what copies they have of its tokenizer and template.
 
-// checkModels bounds what a gateway says of its models.
-func checkModels(models []*pb.GatewayModel) error {
-	if len(models) > state.MaxModels {
-		return invalid("models", "%d; the limit is %d", len(models), state.MaxModels)
-	}
-	for i, m := range models {
-		if m.GetName() == "" || len(m.GetName()) > maxModelBytes || len(m.GetDigest()) > maxModelBytes {
-			return invalid("models", "%d: a name has 1 to %d bytes, a digest at most as many", i, maxModelBytes)
-		}
-	}
-	return nil
-}
-
 // copies are the gateways that watch: those whose copy of the model is as the identity says, those that
 // have another, and those that have none. The caller holds the lock.
 func (l *leader) copies(model *pb.ModelIdentity) (same, other, none []string) {
@@ -79,7 +66,7 @@ func (l *leader) unusable(w *pb.WorkerInfo) string {
 
 // ListBindings lists what models' names stand for, after everything that was committed before it.
 func (s *Scheduler) ListBindings(ctx context.Context, _ *pb.ListBindingsRequest) (*pb.ListBindingsResponse, error) {
-	l, err := s.leading(unaryTrailer(ctx))
+	l, err := s.leading(rpc.Trailer(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -105,11 +92,11 @@ func (s *Scheduler) BindModel(ctx context.Context, in *pb.BindModelRequest) (*pb
 	m := in.GetModel()
 	switch {
 	case m.GetName() == "" || len(m.GetName()) > maxModelBytes:
-		return nil, invalid("model.name", "%d bytes; it must have 1 to %d", len(m.GetName()), maxModelBytes)
+		return nil, rpc.Invalid("model.name", "%d bytes; it must have 1 to %d", len(m.GetName()), maxModelBytes)
 	case m.GetDigest() == "" || len(m.GetDigest()) > maxModelBytes:
-		return nil, invalid("model.digest", "%d bytes; it must have 1 to %d", len(m.GetDigest()), maxModelBytes)
+		return nil, rpc.Invalid("model.digest", "%d bytes; it must have 1 to %d", len(m.GetDigest()), maxModelBytes)
 	case len(m.GetArithmetic()) > maxErrorBytes:
-		return nil, invalid("model.arithmetic", "%d bytes; the limit is %d", len(m.GetArithmetic()), maxErrorBytes)
+		return nil, rpc.Invalid("model.arithmetic", "%d bytes; the limit is %d", len(m.GetArithmetic()), maxErrorBytes)
 	}
 	if _, err := s.change(ctx, &pb.Command{Command: &pb.Command_Bind{Bind: &pb.BindCommand{Model: m}}}); err != nil {
 		return nil, err
@@ -120,7 +107,7 @@ func (s *Scheduler) BindModel(ctx context.Context, in *pb.BindModelRequest) (*pb
 // ReleaseModel frees a name; see the service's definition.
 func (s *Scheduler) ReleaseModel(ctx context.Context, in *pb.ReleaseModelRequest) (*pb.ReleaseModelResponse, error) {
 	if in.GetName() == "" || len(in.GetName()) > maxModelBytes {
-		return nil, invalid("name", "%d bytes; it must have 1 to %d", len(in.GetName()), maxModelBytes)
+		return nil, rpc.Invalid("name", "%d bytes; it must have 1 to %d", len(in.GetName()), maxModelBytes)
 	}
 	command := &pb.BindCommand{Model: &pb.ModelIdentity{Name: in.GetName()}, Released: true}
 	changed, err := s.change(ctx, &pb.Command{Command: &pb.Command_Bind{Bind: command}})

@@ -103,7 +103,7 @@ func (l *leader) composeSubmit(e *entry, r *live) offered {
 	}
 	submit := &pb.SubmitCommand{Request: r.request, Digest: r.digest, PromptDigest: r.promptDigest, Rerun: r.rerun, Upload: r.upload, DeadlineMs: r.deadlineMS}
 	if r.upload != 0 {
-		submit.Request = withPrompt(r.request, r.request.GetPrompt()[r.logged:])
+		submit.Request = state.WithPrompt(r.request, r.request.GetPrompt()[r.logged:])
 	}
 	e.add(&pb.Command{Command: &pb.Command_Submit{Submit: submit}}, size, func(result state.Result) {
 		if result.Refused != nil {

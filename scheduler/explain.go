@@ -9,11 +9,12 @@ import (
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/batch"
+	"github.com/quire-serve/quire/scheduler/rpc"
 )
 
 // Explain says where a request is and why it waits; see the service's definition.
 func (s *Scheduler) Explain(ctx context.Context, in *pb.ExplainRequest) (*pb.ExplainResponse, error) {
-	l, err := s.leading(unaryTrailer(ctx))
+	l, err := s.leading(rpc.Trailer(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +79,7 @@ func waiting(why batch.Explanation) *pb.Waiting {
 
 // Summary sums the queue up; see the service's definition.
 func (s *Scheduler) Summary(ctx context.Context, _ *pb.SummaryRequest) (*pb.SummaryResponse, error) {
-	l, err := s.leading(unaryTrailer(ctx))
+	l, err := s.leading(rpc.Trailer(ctx))
 	if err != nil {
 		return nil, err
 	}

@@ -366,7 +366,7 @@ func history(t *testing.T, random *rand.Rand) []porcupine.Operation {
 }
 
 // check says whether a history is linearizable, and shows the operations of the partitions that are not.
-func check(ops []porcupine.Operation) (porcupine.CheckResult, string) {
+func linearize(ops []porcupine.Operation) (porcupine.CheckResult, string) {
 	var bad strings.Builder
 	result := porcupine.Ok
 	for _, part := range controlModel.Partition(ops) {
@@ -400,7 +400,7 @@ func TestHistoriesAreLinearizable(t *testing.T) {
 				}
 			}
 			t.Logf("%d operations, %d without an answer", len(ops), unknown)
-			if result, bad := check(ops); result != porcupine.Ok {
+			if result, bad := linearize(ops); result != porcupine.Ok {
 				t.Fatalf("the history is %v:\n%s", result, bad)
 			}
 			if len(ops) < 60 {
@@ -435,7 +435,7 @@ func spoil(ops []porcupine.Operation, tried, found map[actKind]int) {
 				lie(&out)
 				spoilt := slices.Clone(ops)
 				spoilt[i].Output = out
-				if result, _ := check(spoilt); result == porcupine.Illegal {
+				if result, _ := linearize(spoilt); result == porcupine.Illegal {
 					found[kind]++
 				}
 			}

@@ -14,6 +14,7 @@ import (
 	"github.com/quire-serve/quire/roster"
 	"github.com/quire-serve/quire/scheduler/batch"
 	"github.com/quire-serve/quire/scheduler/prefix"
+	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -363,7 +364,7 @@ func (l *leader) finish(r *live, command *pb.FinishCommand) {
 	}
 	r.phase = phaseEnding
 	command.RequestId = r.request.GetId()
-	command.Error = cut(command.GetError(), maxErrorBytes)
+	command.Error = rpc.Cut(command.GetError(), maxErrorBytes)
 	l.finishes = append(l.finishes, &ending{request: r, command: command})
 	l.kick()
 }
@@ -446,14 +447,3 @@ func (l *leader) countModels() {
 }
 
 func (l *leader) modelNames() []string { return slices.Sorted(maps.Keys(l.models)) }
-
-// cut shortens a text to at most n bytes, at a character's end.
-func cut(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	for n > 0 && s[n]&0xc0 == 0x80 {
-		n--
-	}
-	return s[:n]
-}

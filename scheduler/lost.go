@@ -10,6 +10,8 @@ import (
 	"time"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/check"
+	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -80,10 +82,10 @@ func (l *leader) requeue(r *live) {
 
 // Recall takes a gateway's answer to WatchResponse.lost; see the service's definition.
 func (s *Scheduler) Recall(ctx context.Context, in *pb.RecallRequest) (*pb.RecallResponse, error) {
-	if err := checkRecall(in); err != nil {
+	if err := check.Recall(in); err != nil {
 		return nil, err
 	}
-	l, err := s.leading(unaryTrailer(ctx))
+	l, err := s.leading(rpc.Trailer(ctx))
 	if err != nil {
 		return nil, err
 	}

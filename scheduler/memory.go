@@ -5,6 +5,7 @@ import (
 
 	"github.com/quire-serve/quire/kvcache"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/state"
 )
 
 // What a request takes of the leader's memory while it waits, as TestQueueBytesAreReal measures it. Most
@@ -22,7 +23,7 @@ const (
 
 // memoryOf is what a request takes that has not begun.
 func memoryOf(r *pb.Request, hashes []kvcache.Hash) int {
-	return waitingBytes + promptTokenBytes*len(r.GetPrompt()) + bodyByteBytes*proto.Size(withPrompt(r, nil)) + len(kvcache.Hash{})*len(hashes)
+	return waitingBytes + promptTokenBytes*len(r.GetPrompt()) + bodyByteBytes*proto.Size(state.WithPrompt(r, nil)) + len(kvcache.Hash{})*len(hashes)
 }
 
 // outputBytes is what it takes beyond that once it has begun.

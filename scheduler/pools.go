@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/check"
 	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/scheduler/state"
 )
@@ -23,13 +24,6 @@ func (l *leader) applyCordons() {
 		l.batcher.Cordon(id, view.Cordoned(s.info))
 	}
 	l.kick()
-}
-
-func checkPool(name string) error {
-	if name == "" || len(name) > maxIDBytes {
-		return invalid("pool.name", "%d bytes; it must have 1 to %d", len(name), maxIDBytes)
-	}
-	return nil
 }
 
 // change puts an operator's command into the log and says whether that changed anything.
@@ -47,7 +41,7 @@ func (s *Scheduler) change(ctx context.Context, command *pb.Command) (changed bo
 
 // CreatePool makes a pool; see the service's definition.
 func (s *Scheduler) CreatePool(ctx context.Context, in *pb.CreatePoolRequest) (*pb.CreatePoolResponse, error) {
-	if err := checkPool(in.GetPool().GetName()); err != nil {
+	if err := check.Pool(in.GetPool().GetName()); err != nil {
 		return nil, err
 	}
 	command := &pb.PoolCommand{Pool: &pb.Pool{Name: in.GetPool().GetName(), Cordoned: in.GetPool().GetCordoned()}}
@@ -59,7 +53,7 @@ func (s *Scheduler) CreatePool(ctx context.Context, in *pb.CreatePoolRequest) (*
 
 // RemovePool removes a pool; see the service's definition.
 func (s *Scheduler) RemovePool(ctx context.Context, in *pb.RemovePoolRequest) (*pb.RemovePoolResponse, error) {
-	if err := checkPool(in.GetName()); err != nil {
+	if err := check.Pool(in.GetName()); err != nil {
 		return nil, err
 	}
 	command := &pb.PoolCommand{Pool: &pb.Pool{Name: in.GetName()}, Removed: true}
@@ -73,22 +67,9 @@ func (s *Scheduler) RemovePool(ctx context.Context, in *pb.RemovePoolRequest) (*
 	return &pb.RemovePoolResponse{}, nil
 }
 
-// checkTarget says whether a command names a worker or a pool, and not both.
-func checkTarget(worker, pool string) error {
-	switch {
-	case (worker == "") == (pool == ""):
-		return invalid("worker_id", "exactly one of worker_id and pool must be set")
-	case len(worker) > maxIDBytes:
-		return invalid("worker_id", "%d bytes; the limit is %d", len(worker), maxIDBytes)
-	case len(pool) > maxIDBytes:
-		return invalid("pool", "%d bytes; the limit is %d", len(pool), maxIDBytes)
-	}
-	return nil
-}
-
 // Cordon keeps new requests from workers; see the service's definition.
 func (s *Scheduler) Cordon(ctx context.Context, in *pb.CordonRequest) (*pb.CordonResponse, error) {
-	if err := checkTarget(in.GetWorkerId(), in.GetPool()); err != nil {
+	if err := check.Target(in.GetWorkerId(), in.GetPool()); err != nil {
 		return nil, err
 	}
 	command := &pb.CordonCommand{WorkerId: in.GetWorkerId(), Pool: in.GetPool(), Lifted: in.GetLifted()}
@@ -101,10 +82,10 @@ func (s *Scheduler) Cordon(ctx context.Context, in *pb.CordonRequest) (*pb.Cordo
 // Drain empties workers; see the service's definition. The cordon is in the log; the order to end is
 // given to who is in session, and again with every call.
 func (s *Scheduler) Drain(ctx context.Context, in *pb.DrainRequest) (*pb.DrainResponse, error) {
-	if err := checkTarget(in.GetWorkerId(), in.GetPool()); err != nil {
+	if err := check.Target(in.GetWorkerId(), in.GetPool()); err != nil {
 		return nil, err
 	}
-	l, err := s.leading(unaryTrailer(ctx))
+	l, err := s.leading(rpc.Trailer(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +147,7 @@ func (l *leader) drain(targets func(*pb.WorkerInfo) bool) *pb.DrainResponse {
 
 // ListWorkers lists pools and workers, after everything that was committed before it.
 func (s *Scheduler) ListWorkers(ctx context.Context, _ *pb.ListWorkersRequest) (*pb.ListWorkersResponse, error) {
-	l, err := s.leading(unaryTrailer(ctx))
+	l, err := s.leading(rpc.Trailer(ctx))
 	if err != nil {
 		return nil, err
 	}

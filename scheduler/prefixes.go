@@ -3,6 +3,7 @@ package scheduler
 import (
 	"github.com/quire-serve/quire/kvcache"
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/rpc"
 )
 
 // Every session of a worker has a name in the prefix index: what an earlier one said counts no more,
@@ -28,10 +29,10 @@ func (l *leader) cacheEvents(s *session, in *pb.CacheEvents) error {
 		}
 		medium, ok := cacheMedia[e.GetMedium()]
 		if !ok {
-			return invalid("cache_events.events.medium", "event %d: %v is unknown", n, e.GetMedium())
+			return rpc.Invalid("cache_events.events.medium", "event %d: %v is unknown", n, e.GetMedium())
 		}
 		if len(e.GetHashes())%len(kvcache.Hash{}) != 0 {
-			return invalid("cache_events.events.hashes", "event %d: %d bytes; a hash has %d", n, len(e.GetHashes()), len(kvcache.Hash{}))
+			return rpc.Invalid("cache_events.events.hashes", "event %d: %d bytes; a hash has %d", n, len(e.GetHashes()), len(kvcache.Hash{}))
 		}
 		hashes = hashes[:0]
 		for b := e.GetHashes(); len(b) > 0; b = b[len(kvcache.Hash{}):] {
@@ -45,7 +46,7 @@ func (l *leader) cacheEvents(s *session, in *pb.CacheEvents) error {
 		case pb.CacheEvent_KIND_CLEARED:
 			l.prefixes.Cleared(s.cache, medium)
 		default:
-			return invalid("cache_events.events.kind", "event %d: %v is unknown", n, e.GetKind())
+			return rpc.Invalid("cache_events.events.kind", "event %d: %v is unknown", n, e.GetKind())
 		}
 	}
 	return nil

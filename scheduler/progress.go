@@ -5,6 +5,7 @@ import (
 	"time"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -70,7 +71,7 @@ func (l *leader) learn(r *live, news []*pb.ChoiceProgress) {
 			changed = true
 		}
 		if n.GetFinishReason() != 0 {
-			o.finish, o.stop = n.GetFinishReason(), cut(n.GetStopReason(), maxStopBytes)
+			o.finish, o.stop = n.GetFinishReason(), rpc.Cut(n.GetStopReason(), maxStopBytes)
 			changed = true
 		}
 	}

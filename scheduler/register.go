@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -50,7 +51,7 @@ func (l *leader) register(ctx context.Context, hello *pb.Hello) error {
 	select {
 	case <-r.done:
 	case <-l.done:
-		return errNotLeading("the worker was being let in")
+		return rpc.NotLeading("the worker was being let in")
 	case <-ctx.Done():
 		return status.FromContextError(ctx.Err()).Err()
 	}
@@ -77,7 +78,7 @@ func (l *leader) enter(hello *pb.Hello, logged bool) (*registration, error) {
 		return nil, nil
 	}
 	if len(l.workerNews) >= registrationsWaiting {
-		return nil, exhausted("too many workers wait to be let in", time.Second)
+		return nil, rpc.Exhausted("too many workers wait to be let in", time.Second)
 	}
 	return l.announce(info, hello.GetRebind()), nil
 }

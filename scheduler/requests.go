@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/check"
+	"github.com/quire-serve/quire/scheduler/rpc"
 )
 
 const (
@@ -14,18 +16,6 @@ const (
 	// reasonOperator is why a request was aborted that an operator chose.
 	reasonOperator = "aborted by an operator"
 )
-
-func checkFilter(f *pb.RequestFilter) error {
-	for field, text := range map[string]string{"tenant": f.GetTenant(), "model": f.GetModel(), "gateway_id": f.GetGatewayId(), "worker_id": f.GetWorkerId()} {
-		if len(text) > maxModelBytes {
-			return invalid("filter."+field, "%d bytes; the limit is %d", len(text), maxModelBytes)
-		}
-	}
-	if f.GetAgeMs() < 0 {
-		return invalid("filter.age_ms", "%d is negative", f.GetAgeMs())
-	}
-	return nil
-}
 
 // phaseOf is where a request is, as operators see it.
 func phaseOf(r *live) pb.ExplainResponse_Phase {
@@ -86,7 +76,7 @@ func (l *leader) choose(f *pb.RequestFilter, after string, limit int) (chosen []
 
 // ListRequests lists requests that have not ended; see the service's definition.
 func (s *Scheduler) ListRequests(ctx context.Context, in *pb.ListRequestsRequest) (*pb.ListRequestsResponse, error) {
-	if err := checkFilter(in.GetFilter()); err != nil {
+	if err := check.Filter(in.GetFilter()); err != nil {
 		return nil, err
 	}
 	limit := int(in.GetLimit())
@@ -94,11 +84,11 @@ func (s *Scheduler) ListRequests(ctx context.Context, in *pb.ListRequestsRequest
 	case limit == 0:
 		limit = usuallyListed
 	case limit < 0 || limit > mostListed:
-		return nil, invalid("limit", "%d; it must be 1 to %d", limit, mostListed)
+		return nil, rpc.Invalid("limit", "%d; it must be 1 to %d", limit, mostListed)
 	case len(in.GetAfter()) > maxRequestIDBytes:
-		return nil, invalid("after", "%d bytes; the limit is %d", len(in.GetAfter()), maxRequestIDBytes)
+		return nil, rpc.Invalid("after", "%d bytes; the limit is %d", len(in.GetAfter()), maxRequestIDBytes)
 	}
-	l, err := s.leading(unaryTrailer(ctx))
+	l, err := s.leading(rpc.Trailer(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -115,20 +105,20 @@ func (s *Scheduler) AbortRequests(ctx context.Context, in *pb.AbortRequestsReque
 	said := f != nil && (f.Tenant != nil || f.GetModel() != "" || f.GetGatewayId() != "" || f.GetWorkerId() != "" || f.GetPhase() != 0 || f.GetAgeMs() > 0 || f.GetUnwatched())
 	switch {
 	case (len(in.GetRequestIds()) > 0) == said:
-		return nil, invalid("filter", "either request_ids or a filter that says something must be set")
+		return nil, rpc.Invalid("filter", "either request_ids or a filter that says something must be set")
 	case len(in.GetRequestIds()) > mostListed:
-		return nil, invalid("request_ids", "%d; the limit is %d", len(in.GetRequestIds()), mostListed)
+		return nil, rpc.Invalid("request_ids", "%d; the limit is %d", len(in.GetRequestIds()), mostListed)
 	}
-	if err := checkFilter(f); err != nil {
+	if err := check.Filter(f); err != nil {
 		return nil, err
 	}
-	l, err := s.leading(unaryTrailer(ctx))
+	l, err := s.leading(rpc.Trailer(ctx))
 	if err != nil {
 		return nil, err
 	}
 	reason := reasonOperator
 	if in.GetReason() != "" {
-		reason += ": " + cut(in.GetReason(), maxErrorBytes/2)
+		reason += ": " + rpc.Cut(in.GetReason(), maxErrorBytes/2)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

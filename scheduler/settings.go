@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/quire-serve/quire/scheduler/batch"
+	"github.com/quire-serve/quire/scheduler/check"
 	"github.com/quire-serve/quire/scheduler/consensus"
 	"github.com/quire-serve/quire/scheduler/membership"
 	"github.com/quire-serve/quire/scheduler/prefix"
@@ -189,32 +190,23 @@ const MaxQueueRequests = 1_000_000
 const (
 	// maxNodes bounds the addresses to find a cluster at.
 	maxNodes = 32
-	// maxIDBytes bounds ids of workers, gateways, nodes and tenants, maxRequestIDBytes those of requests: a
-	// tenant's name, a client's key, and what tells the prompts of one call apart.
+	// These are check's to say, and used here for what is made of requests.
 	maxIDBytes        = rpc.MaxIDBytes
-	maxRequestIDBytes = 2 * maxIDBytes
+	maxModelBytes     = rpc.MaxModelBytes
+	maxRequestIDBytes = check.MaxRequestIDBytes
+	maxRequestBytes   = check.MaxRequestBytes
+	onePieceBytes     = check.OnePieceBytes
+	bodyBytes         = check.BodyBytes
 	// maxDigestBytes bounds what names a body.
 	maxDigestBytes = 32
-	// maxPatienceMS bounds how long a request may say that it can wait: a day.
-	maxPatienceMS = 24 * 60 * 60 * 1000
-	// maxChoices bounds a request's choices.
-	maxChoices = 128
-	// maxModelBytes bounds a model's name.
-	maxModelBytes = rpc.MaxModelBytes
 	// maxErrorBytes bounds the text of an error in the log.
 	maxErrorBytes = 1024
-	// maxRequestBytes bounds a request's encoded size: what a gRPC message takes by default, less room
-	// for what is around it.
-	maxRequestBytes = 4<<20 - 64<<10
-	// onePieceBytes is the size up to which a request goes into the log in one piece; of a larger one
-	// the prompt goes in parts of partTokens before it, and what is not prompt is bounded by bodyBytes.
-	onePieceBytes = 400 << 10
-	bodyBytes     = 128 << 10
-	partTokens    = (onePieceBytes - bodyBytes) / tokenBytes
+	// partTokens are in each part of a prompt that is too large for one entry.
+	partTokens = (onePieceBytes - bodyBytes) / tokenBytes
 
 	// A log entry takes finishes, requeues and progress up to settleBytes, then submits up to admitBytes (a
 	// piece of onePieceBytes always fits behind the former), then assignments.
-	settleBytes = 48 << 10
+	settleBytes = 4 * check.MaxWorkerBytes
 	admitBytes  = settleBytes + onePieceBytes + 4<<10
 	// commandBytes is the most that a command without a prompt takes.
 	commandBytes = maxRequestIDBytes + maxIDBytes + 64

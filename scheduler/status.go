@@ -2,14 +2,12 @@ package scheduler
 
 import (
 	"context"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/quire-serve/quire/scheduler/membership"
-	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/transport"
 )
 
@@ -51,11 +49,3 @@ func (l leadership) Restart(reason error) {
 		l.fail(reason)
 	}
 }
-
-func unaryTrailer(ctx context.Context) func(metadata.MD) { return rpc.Trailer(ctx) }
-
-func errNotLeading(what string) error { return rpc.NotLeading(what) }
-
-func invalid(field, format string, args ...any) error { return rpc.Invalid(field, format, args...) }
-
-func exhausted(message string, retry time.Duration) error { return rpc.Exhausted(message, retry) }

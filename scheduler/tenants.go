@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
+	"github.com/quire-serve/quire/scheduler/check"
 	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/scheduler/state"
 )
@@ -29,7 +30,7 @@ func newOrder(command *pb.Command, outcome func(state.Result)) *order {
 
 // order puts an operator's command into the log and waits for it.
 func (s *Scheduler) order(ctx context.Context, command *pb.Command, outcome func(*leader, state.Result)) error {
-	l, err := s.leading(unaryTrailer(ctx))
+	l, err := s.leading(rpc.Trailer(ctx))
 	if err != nil {
 		return err
 	}
@@ -37,7 +38,7 @@ func (s *Scheduler) order(ctx context.Context, command *pb.Command, outcome func
 	l.mu.Lock()
 	if len(l.orders) >= ordersWaiting {
 		l.mu.Unlock()
-		return exhausted("too many commands wait for the log", instant)
+		return rpc.Exhausted("too many commands wait for the log", instant)
 	}
 	l.orders = append(l.orders, o)
 	l.kick()
@@ -46,7 +47,7 @@ func (s *Scheduler) order(ctx context.Context, command *pb.Command, outcome func
 	case <-o.done:
 		return nil
 	case <-l.done:
-		return errNotLeading("the command was being committed")
+		return rpc.NotLeading("the command was being committed")
 	case <-ctx.Done():
 		return status.FromContextError(ctx.Err()).Err()
 	}
@@ -80,30 +81,9 @@ func (l *leader) restoreShares(view *state.View) {
 	l.batcher.Restore(shares)
 }
 
-func checkTenant(t *pb.Tenant) error {
-	if t == nil {
-		return invalid("tenant", "is missing")
-	}
-	if t.GetName() == "" || len(t.GetName()) > maxIDBytes {
-		return invalid("tenant.name", "%d bytes; it must have 1 to %d", len(t.GetName()), maxIDBytes)
-	}
-	for _, field := range []struct {
-		name        string
-		value, most int64
-	}{
-		{"weight", t.GetWeight(), state.MaxWeight}, {"max_requests", int64(t.GetMaxRequests()), state.MaxRate},
-		{"requests_per_minute", t.GetRequestsPerMinute(), state.MaxRate}, {"tokens_per_minute", t.GetTokensPerMinute(), state.MaxRate},
-	} {
-		if field.value < 0 || field.value > field.most {
-			return invalid("tenant."+field.name, "%d; it must be 0 to %d", field.value, field.most)
-		}
-	}
-	return nil
-}
-
 // SetTenant sets a tenant's limits; see the service's definition.
 func (s *Scheduler) SetTenant(ctx context.Context, in *pb.SetTenantRequest) (*pb.SetTenantResponse, error) {
-	if err := checkTenant(in.GetTenant()); err != nil {
+	if err := check.Tenant(in.GetTenant()); err != nil {
 		return nil, err
 	}
 	command := &pb.Command{Command: &pb.Command_Tenant{Tenant: &pb.TenantCommand{Tenant: in.GetTenant()}}}
@@ -124,7 +104,7 @@ func (s *Scheduler) SetTenant(ctx context.Context, in *pb.SetTenantRequest) (*pb
 
 // RemoveTenant removes a tenant's limits; see the service's definition.
 func (s *Scheduler) RemoveTenant(ctx context.Context, in *pb.RemoveTenantRequest) (*pb.RemoveTenantResponse, error) {
-	if err := checkTenant(&pb.Tenant{Name: in.GetName()}); err != nil {
+	if err := check.Tenant(&pb.Tenant{Name: in.GetName()}); err != nil {
 		return nil, err
 	}
 	command := &pb.Command{Command: &pb.Command_Tenant{Tenant: &pb.TenantCommand{Tenant: &pb.Tenant{Name: in.GetName()}, Removed: true}}}
@@ -143,7 +123,7 @@ func (s *Scheduler) RemoveTenant(ctx context.Context, in *pb.RemoveTenantRequest
 // committed before it is applied, on the leader.
 func (s *Scheduler) ListTenants(ctx context.Context, in *pb.ListTenantsRequest) (*pb.ListTenantsResponse, error) {
 	if !in.GetStale() {
-		if _, err := s.leading(unaryTrailer(ctx)); err != nil {
+		if _, err := s.leading(rpc.Trailer(ctx)); err != nil {
 			return nil, err
 		}
 		if err := s.barrier(ctx); err != nil {

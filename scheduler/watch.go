@@ -13,6 +13,8 @@ import (
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/roster"
+	"github.com/quire-serve/quire/scheduler/check"
+	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/scheduler/state"
 )
 
@@ -128,13 +130,13 @@ func cutOff[T any](list []T) (front, rest []T) {
 // nothing. One comes every second at least.
 func (s *Scheduler) Watch(in *pb.WatchRequest, stream pb.Control_WatchServer) error {
 	if len(in.GetGatewayId()) > maxIDBytes {
-		return invalid("gateway_id", "%d bytes; the limit is %d", len(in.GetGatewayId()), maxIDBytes)
+		return rpc.Invalid("gateway_id", "%d bytes; the limit is %d", len(in.GetGatewayId()), maxIDBytes)
 	}
 	l, err := s.leading(stream.SetTrailer)
 	if err != nil {
 		return err
 	}
-	if err := checkModels(in.GetModels()); err != nil {
+	if err := check.Models(in.GetModels()); err != nil {
 		return err
 	}
 	w, err := l.watch(in)
@@ -158,7 +160,7 @@ func (s *Scheduler) Watch(in *pb.WatchRequest, stream pb.Control_WatchServer) er
 			news, err := w.next(l.roster)
 			if errors.Is(err, errLeadershipLost) {
 				if _, err = s.leading(stream.SetTrailer); err == nil {
-					err = errNotLeading("the gateway was watching")
+					err = rpc.NotLeading("the gateway was watching")
 				}
 			}
 			if err != nil {
@@ -191,7 +193,7 @@ func (l *leader) watch(in *pb.WatchRequest) (*watcher, error) {
 	defer l.mu.Unlock()
 	select {
 	case <-l.done:
-		return nil, errNotLeading("the gateway began to watch")
+		return nil, rpc.NotLeading("the gateway began to watch")
 	default:
 	}
 	w := &watcher{gateway: gateway, models: map[string]string{}, known: in.GetKnown(), changed: true, greet: true, unserved: l.refusals(), ready: make(chan struct{}, 1)}

@@ -12,11 +12,12 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 	"github.com/quire-serve/quire/scheduler/batch"
+	"github.com/quire-serve/quire/scheduler/check"
 	"github.com/quire-serve/quire/scheduler/prefix"
+	"github.com/quire-serve/quire/scheduler/rpc"
 	"github.com/quire-serve/quire/transport"
 )
 
@@ -99,7 +100,7 @@ func (s *Scheduler) Work(stream pb.Control_WorkServer) error {
 		return err
 	}
 	hello := first.GetHello()
-	if err := checkHello(hello); err != nil {
+	if err := check.Hello(hello); err != nil {
 		return err
 	}
 	if err := s.checkReachable(stream.Context(), hello.GetWorker().GetAddress()); err != nil {
@@ -123,7 +124,7 @@ func (s *Scheduler) Work(stream pb.Control_WorkServer) error {
 	case errors.Is(err, errLeadershipLost):
 		_, notLeading := s.leading(stream.SetTrailer)
 		if notLeading == nil {
-			notLeading = errNotLeading("the worker was in session")
+			notLeading = rpc.NotLeading("the worker was in session")
 		}
 		return notLeading
 	case errors.Is(err, io.EOF):
@@ -159,7 +160,7 @@ func (l *leader) receive(stream pb.Control_WorkServer, s *session) error {
 		if err != nil {
 			return err
 		}
-		if err := checkWords(s.info, m); err != nil {
+		if err := check.Worker(s.info, m); err != nil {
 			return err
 		}
 		switch m := m.GetMessage().(type) {
@@ -182,43 +183,11 @@ func (l *leader) receive(stream pb.Control_WorkServer, s *session) error {
 	}
 }
 
-func checkHello(h *pb.Hello) error {
-	w := h.GetWorker()
-	switch {
-	case w == nil:
-		return invalid("hello.worker", "is missing; a session begins with a hello")
-	case w.GetId() == "" || len(w.GetId()) > maxIDBytes:
-		return invalid("hello.worker.id", "%d bytes; it must have 1 to %d", len(w.GetId()), maxIDBytes)
-	case w.GetAddress() == "" || len(w.GetAddress()) > maxModelBytes:
-		return invalid("hello.worker.address", "%d bytes; it must have 1 to %d", len(w.GetAddress()), maxModelBytes)
-	case w.GetModel() == "" || len(w.GetModel()) > maxModelBytes:
-		return invalid("hello.worker.model", "%d bytes; it must have 1 to %d", len(w.GetModel()), maxModelBytes)
-	case len(w.GetPool()) > maxIDBytes:
-		return invalid("hello.worker.pool", "%d bytes; the limit is %d", len(w.GetPool()), maxIDBytes)
-	case proto.Size(w) > settleBytes/4:
-		return invalid("hello.worker", "%d bytes; the limit is %d", proto.Size(w), settleBytes/4)
-	}
-	for _, t := range w.GetTenants() {
-		if t.GetTenant() == "" || len(t.GetTenant()) > maxIDBytes || t.GetBlocks() < 1 {
-			return invalid("hello.worker.tenants", "%q with %d blocks; a name has 1 to %d bytes, and the least is 1 block", t.GetTenant(), t.GetBlocks(), maxIDBytes)
-		}
-	}
-	for name, value := range map[string]int32{
-		"context_length": w.GetContextLength(), "block_tokens": w.GetBlockTokens(), "total_blocks": w.GetTotalBlocks(),
-		"max_sequences": w.GetMaxSequences(), "max_batch_tokens": w.GetMaxBatchTokens(),
-	} {
-		if value < 1 {
-			return invalid("hello.worker."+name, "%d; the least is 1", value)
-		}
-	}
-	return nil
-}
-
 // checkReachable refuses an address by which a worker can't be reached where the gateways are: it would
 // look ready, and every request would wait for it.
 func (s *Scheduler) checkReachable(ctx context.Context, address string) error {
 	if err := transport.CheckAddress(address); err != nil {
-		return invalid("hello.worker.address", "%v", err)
+		return rpc.Invalid("hello.worker.address", "%v", err)
 	}
 	from := ""
 	if p, ok := peer.FromContext(ctx); ok && p.Addr.Network() == "tcp" {
@@ -227,12 +196,12 @@ func (s *Scheduler) checkReachable(ctx context.Context, address string) error {
 	self := s.settings.ControlAdvertise
 	switch {
 	case transport.Unspecified(address):
-		return invalid("hello.worker.address", "%q is an address to listen on, not one to reach a worker by; start it with --advertise", address)
+		return rpc.Invalid("hello.worker.address", "%q is an address to listen on, not one to reach a worker by; start it with --advertise", address)
 	case !transport.Loopback(address):
 	case from != "" && !transport.Loopback(from):
-		return invalid("hello.worker.address", "%q means another machine here than at the worker, which connects from %s; start it with --listen or --advertise of an address that gateways reach", address, from)
+		return rpc.Invalid("hello.worker.address", "%q means another machine here than at the worker, which connects from %s; start it with --listen or --advertise of an address that gateways reach", address, from)
 	case self != "" && !transport.Loopback(self):
-		return invalid("hello.worker.address", "%q is reached from this machine alone, and the cluster has others; start the worker with --listen or --advertise of an address that all gateways reach", address)
+		return rpc.Invalid("hello.worker.address", "%q is reached from this machine alone, and the cluster has others; start the worker with --listen or --advertise of an address that all gateways reach", address)
 	}
 	return nil
 }
@@ -247,7 +216,7 @@ func (l *leader) attach(h *pb.Hello, now time.Time) (*session, error) {
 	defer l.mu.Unlock()
 	select {
 	case <-l.done:
-		return nil, errNotLeading("the worker joined")
+		return nil, rpc.NotLeading("the worker joined")
 	default:
 	}
 	if err := l.taken(info, now); err != nil {

@@ -54,3 +54,14 @@ func Detailed(code codes.Code, message string, details ...protoadapt.MessageV1) 
 	}
 	return st.Err()
 }
+
+// Cut shortens a text to at most n bytes, at a character's end.
+func Cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && s[n]&0xc0 == 0x80 {
+		n--
+	}
+	return s[:n]
+}

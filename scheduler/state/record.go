@@ -63,6 +63,13 @@ func WithGateway(r *pb.Request, gateway string) *pb.Request {
 	return out
 }
 
+// WithPrompt is the request with another prompt. The two share all else.
+func WithPrompt(r *pb.Request, prompt []int32) *pb.Request {
+	out := WithGateway(r, r.GetGatewayId())
+	out.Prompt = prompt
+	return out
+}
+
 // Slim keeps of a request what a finished record needs.
 func Slim(r *pb.Request) *pb.Request {
 	return &pb.Request{
