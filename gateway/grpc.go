@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"log/slog"
 	"time"
@@ -36,7 +37,8 @@ func (g *Gateway) Generate(req *pb.GenerateRequest, stream grpc.ServerStreamingS
 func (g *Gateway) recorded(ctx context.Context, method string, run func(context.Context) error) error {
 	r := &record{began: g.Now()}
 	err := run(withRecord(ctx, r))
-	e, ours := err.(*apiError)
+	var e *apiError
+	ours := errors.As(err, &e)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		err = status.FromContextError(ctx.Err()).Err()

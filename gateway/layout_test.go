@@ -63,7 +63,7 @@ func TestCallsKnowNoSurface(t *testing.T) {
 			continue
 		}
 		// The type checker, which is recommended instead, would have to load all that is imported.
-		for _, id := range f.Unresolved { //nolint:staticcheck // see above
+		for _, id := range f.Unresolved {
 			if at := declared[id.Name]; slices.Contains(surfaces, at) {
 				t.Errorf("%s uses %s of %s: that belongs to one API; what all of them share goes to where calls are", name, id.Name, at)
 			}

@@ -41,9 +41,9 @@ func TestHasRoomWithout(t *testing.T) {
 		}
 		ask, spare := tokens(), rapid.IntRange(0, 3).Draw(t, "spare")
 		asks := g.NewSequence(Root(nil, nil))
-		before := fmt.Sprint(g.Pool.Stats(), g.Audit())
+		before := fmt.Sprint(g.Stats(), g.Audit())
 		said := asks.HasRoom(ask, len(ask), spare, without)
-		if after := fmt.Sprint(g.Pool.Stats(), g.Audit()); after != before {
+		if after := fmt.Sprint(g.Stats(), g.Audit()); after != before {
 			t.Fatalf("%s before, %s after the question", before, after)
 		}
 		double := twins(g.Pool) || g.windowed != nil && twins(g.windowed)

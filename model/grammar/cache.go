@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// ErrBusy: as many compiles wait as may. Another time it would be taken.
+// ErrBusy means that as many compiles wait as may. Another time it would be taken.
 var ErrBusy = errors.New("grammar: too many wait to be compiled")
 
 // A Gate bounds how many compiles run at once, and how many wait for that. Caches may share one. It

@@ -23,12 +23,6 @@ func (h *heap[T]) push(x T) {
 	h.up(len(h.items) - 1)
 }
 
-func (h *heap[T]) pop() T {
-	x := h.items[0]
-	h.remove(x)
-	return x
-}
-
 // remove takes x out; x must be in the heap.
 func (h *heap[T]) remove(x T) {
 	i := *h.at(x)

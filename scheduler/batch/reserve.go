@@ -153,7 +153,7 @@ func (r *reservation) foresee(nowMS int64) {
 		}
 		atMS = e.atMS
 		sequences += int64(e.sequences)
-		blocks += e.run.blocks
+		blocks += e.blocks
 	}
 	r.spareSequences, r.spareBlocks = sequences-int64(needed.sequences), blocks-int64(needed.blocks)
 	if atMS > r.promiseMS || atMS == nowMS {
@@ -192,7 +192,7 @@ func (b *Batcher) reserve(p *pool, f *fitter) *item {
 		return nil
 	}
 	r := &reservation{item: head, member: c.member, promiseMS: math.MaxInt64, stale: true}
-	head.reserved, c.member.reserved = r, r
+	head.reserved, c.reserved = r, r
 	p.queue.remove(head)
 	p.queue.take(head)
 	p.reserved = append(p.reserved, r)

@@ -224,15 +224,6 @@ func (n *node[T]) first(may func(*need) bool, wanted func(T) bool) *node[T] {
 	return n.right.first(may, wanted)
 }
 
-// front is the first value in order; the tree must not be empty.
-func (t *tree[T]) front() T {
-	n := t.root
-	for n.left != nil {
-		n = n.left
-	}
-	return n.value
-}
-
 // count is how many values in order are before the first that is not wanted.
 func (t *tree[T]) count(wanted func(T) bool) int {
 	before := 0

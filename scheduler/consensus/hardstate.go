@@ -202,7 +202,7 @@ func (h *hardState) write(rec hardRecord) error {
 	}
 	if err != nil {
 		// Not wrapped: a disk without room is no reason to go on here, where the log was written.
-		h.failed = fmt.Errorf("write what this node promised: %v", err)
+		h.failed = errors.New("write what this node promised: " + err.Error())
 	}
 	return h.failed
 }

@@ -73,16 +73,16 @@ func (s stopped) harm(t *testing.T, rng *rand.Rand) (dir, how string) {
 		t.Fatal(err)
 	}
 	written := len(strings.TrimRight(string(data), "\x00")) // The rest of a segment is empty.
-	switch kind := rng.IntN(12); {
-	case kind == 0:
+	switch rng.IntN(12) {
+	case 0:
 		how, err = "without "+name, os.Remove(path)
-	case kind == 1:
+	case 1:
 		n := rng.IntN(len(data) + 1)
 		how, err = fmt.Sprintf("%s cut to %d bytes", name, n), os.Truncate(path, int64(n))
-	case kind == 2:
+	case 2:
 		clear(data)
 		how, err = name+" filled with zeros", os.WriteFile(path, data, 0o600)
-	case kind == 3:
+	case 3:
 		how, err = name+" emptied", os.Truncate(path, 0)
 	default:
 		at, bit := rng.IntN(min(len(data), written+16)), rng.IntN(8)

@@ -87,7 +87,7 @@ func (d *digest) object(raw any) {
 		d.numbers(uint64(o.sinceMS))
 	case *upload:
 		d.text(o.GetRequestId())
-		d.numbers(uint64(o.GetUpload()), uint64(o.GetParts()), uint64(o.GetBeganMs()))
+		d.numbers(o.GetUpload(), uint64(o.GetParts()), uint64(o.GetBeganMs()))
 		d.tokens(o.GetPrompt())
 	case proto.Message:
 		d.message(o)

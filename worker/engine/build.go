@@ -106,7 +106,7 @@ func (p *planner) sample(s *sequence, row, position int, mask []uint32, drafts [
 	x := s.sample
 	x.Row = int32(row)
 	x.Position = int32(position)
-	x.Choice = int32(s.choice)
+	x.Choice = s.choice
 	if len(mask) > 0 {
 		at := len(b.Masks)
 		x.Mask = int32(at / len(mask))

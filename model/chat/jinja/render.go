@@ -29,7 +29,8 @@ type Environment struct {
 func (t *Template) Render(ctx context.Context, variables Object, e Environment) (out Text, err error) {
 	in := &interp{m: meter{ctx: ctx, limits: e.Limits, steps: e.Limits.Steps, bytes: e.Limits.Bytes}, now: e.Now}
 	defer func() {
-		if e, ok := err.(*Error); ok && e.Line == 0 {
+		var e *Error
+		if errors.As(err, &e) && e.Line == 0 {
 			e.Line = in.line
 		}
 		if in.m.left {
