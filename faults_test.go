@@ -30,7 +30,9 @@ func TestFaultsAreGuarded(t *testing.T) {
 			case !strings.HasPrefix(line, "|"):
 				header = ""
 			case header == "":
-				header = strings.TrimSpace(cells[len(cells)-1])
+				if header = strings.TrimSpace(cells[len(cells)-1]); len(name.FindString(header)) > 0 {
+					t.Errorf("%s: a row is outside its table: %s", path, strings.TrimSpace(cells[0]))
+				}
 			case header == "guarded by" && strings.Trim(line, "|-\n") != "":
 				rows++
 				if guard := strings.TrimSpace(cells[len(cells)-1]); !name.MatchString(guard) && !strings.HasPrefix(guard, "the build:") {
