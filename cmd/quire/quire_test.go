@@ -233,6 +233,7 @@ func TestUsageErrorsNameTheFlag(t *testing.T) {
 		{[]string{"model", "inspect", "no-such-model"}, "neither a pulled model nor a file"},
 		{[]string{"model", "pull", "tinny"}, "did you mean tiny?"},
 		{[]string{"dev", "--queue-requests", "0", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, `--queue-requests: 0 is not 1 to 1000000`},
+		{[]string{"dev", "--prefix-index-bytes", "1000", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, `--prefix-index-bytes: 1000; the least is 1048576`},
 		{[]string{"dev", "--queue-bytes", "-1", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, `--queue-bytes: -1; the least is 1`},
 		{[]string{"dev", "--placement", "best", "--model", "tiny", "--http", freePort(t), "--grpc", freePort(t), "--cluster", freePort(t), "--data", dir}, `--placement: "best" is not one of ttft, round-robin`},
 		{[]string{"version", "-o", "xml"}, `--output: "xml" is not table or json`},

@@ -23,6 +23,7 @@ import (
 	"github.com/quire-serve/quire/scheduler"
 	"github.com/quire-serve/quire/scheduler/batch"
 	"github.com/quire-serve/quire/scheduler/consensus"
+	"github.com/quire-serve/quire/scheduler/prefix"
 	"github.com/quire-serve/quire/scheduler/state"
 	"github.com/quire-serve/quire/transport"
 	"github.com/quire-serve/quire/trust"
@@ -40,6 +41,7 @@ type serverFlags struct {
 	maxRequests       int
 	queueRequests     int
 	queueBytes        int64
+	prefixBytes       int64
 	cluster           clusterFlags
 	store, durability string
 	// openLimit is how long clients may wait for a node that starts to be ready.
@@ -57,6 +59,7 @@ func (s *serverFlags) flags(cmd *cobra.Command) {
 	f.IntVar(&s.maxRequests, "max-requests", 1024, "sequences (prompts times n) that the gateway serves at once; more are answered with 429")
 	f.IntVar(&s.queueRequests, "queue-requests", 16384, "requests that wait for a worker at the leader, each counted once for each of its choices; more are answered with 429")
 	f.Int64Var(&s.queueBytes, "queue-bytes", 256<<20, "memory that these may take at the leader, in bytes; docs/scheduling.md says how much one takes")
+	f.Int64Var(&s.prefixBytes, "prefix-index-bytes", prefix.DefaultBytes, "memory in which the leader remembers which worker caches which blocks, in bytes; docs/scheduling.md says how many that are")
 	f.StringVar(&s.placement, "placement", string(batch.PolicyTTFT), fmt.Sprintf("which worker gets a request, one of %s; docs/scheduling.md tells what they do", placements()))
 	most := state.DefaultRetention
 	f.DurationVar(&s.keepFor, "keep-for", time.Duration(most.AgeMS)*time.Millisecond, "how long an ended request is known; the leader's --keep flags count for all nodes")
@@ -166,9 +169,12 @@ func startControl(s serverFlags, specs []*model.Spec) (_ *controlNode, err error
 		return nil, usagef("--keep-for, --keep-bytes, --keep-tenant-bytes, --keep-tenant-requests: %v", err)
 	}
 	settings.QueueRequests, settings.QueueBytes = s.queueRequests, s.queueBytes
+	settings.Prefix.Bytes = s.prefixBytes
 	switch {
 	case s.queueRequests < 1 || s.queueRequests > scheduler.MaxQueueRequests:
 		return nil, usagef("--queue-requests: %d is not 1 to %d", s.queueRequests, scheduler.MaxQueueRequests)
+	case s.prefixBytes < prefix.LeastBytes:
+		return nil, usagef("--prefix-index-bytes: %d; the least is %d", s.prefixBytes, int64(prefix.LeastBytes))
 	case s.queueBytes < 1:
 		return nil, usagef("--queue-bytes: %d; the least is 1", s.queueBytes)
 	}

@@ -15,9 +15,10 @@
 //
 // Invariants:
 //
-//   - Memory stays below Settings.Bytes. What would exceed it is dropped, and counted: the index then
-//     finds less than there is, never what is not there.
-//   - A block is compared by 104 of its hash's 128 bits.
+//   - Memory stays below Settings.Bytes. An index that is full forgets the blocks that nobody has matched
+//     for the longest (second chance, table by table) before it takes up others: it then finds less than
+//     there is, never what is not there.
+//   - A block is compared by 103 of its hash's 128 bits.
 //   - The same calls give the same answers in the same order.
 //
 // It must not import gRPC, or anything else of ours but kvcache, which names blocks: the simulator

@@ -10,14 +10,16 @@ import (
 
 // Settings of an Index. Zero values mean the defaults.
 type Settings struct {
-	// Bytes bounds the index's memory. Default 256 MiB, some five million blocks.
+	// Bytes bounds the index's memory. Default DefaultBytes, some five million blocks.
 	Bytes int64
 }
 
 const (
-	defaultBytes = 256 << 20
-	// leastBytes holds the empty index.
-	leastBytes = 1 << 20
+	// DefaultBytes and LeastBytes of Settings; the least holds the empty index.
+	DefaultBytes = 256 << 20
+	LeastBytes   = 1 << 20
+	// evictedShare is the part of a full table that goes at a time.
+	evictedShare = 16
 	// MaxWorkers bounds the workers of an index.
 	MaxWorkers = 1 << slotBits
 	// lockedBlocks is how many blocks are updated at a time: lookups wait no longer.
@@ -28,8 +30,8 @@ const (
 
 // Validate says which field is wrong, and its limit.
 func (s Settings) Validate() error {
-	if s.Bytes != 0 && s.Bytes < leastBytes {
-		return fmt.Errorf("prefix: Bytes is %d; the least is %d", s.Bytes, leastBytes)
+	if s.Bytes != 0 && s.Bytes < LeastBytes {
+		return fmt.Errorf("prefix: Bytes is %d; the least is %d", s.Bytes, LeastBytes)
 	}
 	return nil
 }
@@ -56,8 +58,11 @@ type Index struct {
 	deadSeats int
 	sweep     int
 	blocks    int64
-	dropped   uint64
-	scratch   scratch
+	// full says that tables cannot grow any more: what is matched is marked from then on.
+	full    bool
+	evicted uint64
+	dropped uint64
+	scratch scratch
 }
 
 // Worker names a worker to the index. No two have the same name, until a slot was used 32,767 times.
@@ -87,7 +92,7 @@ type seat struct {
 // New returns an empty index. Settings must be valid.
 func New(s Settings) *Index {
 	if s.Bytes == 0 {
-		s.Bytes = defaultBytes
+		s.Bytes = DefaultBytes
 	}
 	x := &Index{limit: s.Bytes, stride: defaultStride, sets: newSets(1), dead: make([]uint64, 1)}
 	for n := range x.tables {
@@ -152,7 +157,7 @@ func (x *Index) sit(name Worker) (at int) {
 // clear forgets what all workers hold.
 func (x *Index) clear() {
 	x.dropped += uint64(x.blocks)
-	x.blocks, x.slots = 0, tables*firstEntries
+	x.blocks, x.slots, x.full = 0, tables*firstEntries, false
 	for n := range x.tables {
 		x.tables[n] = newTable()
 	}
@@ -238,12 +243,14 @@ func (x *Index) change(seat, medium int, hashes []kvcache.Hash, holds bool) {
 				continue
 			}
 			if t.full() {
-				if !x.room(int64(len(t.entries)) * entryBytes) {
-					x.dropped++
-					continue
+				if grown := int64(len(t.entries)) * entryBytes; x.room(grown) && x.slots*entryBytes+grown <= x.limit-x.limit/4 {
+					x.slots += int64(len(t.entries))
+					t.grow()
+				} else {
+					x.full = true
+					x.evict(t)
+					from = 0 // Nobody may refer to it any more.
 				}
-				x.slots += int64(len(t.entries))
-				t.grow()
 				e = t.find(k)
 			}
 		}
@@ -258,6 +265,8 @@ func (x *Index) change(seat, medium int, hashes []kvcache.Hash, holds bool) {
 				if !holds {
 					x.forget(t, e)
 				}
+				x.full = true
+				x.evict(t) // The next one may find room.
 				from = 0
 				continue
 			}
@@ -282,6 +291,34 @@ func (x *Index) change(seat, medium int, hashes []kvcache.Hash, holds bool) {
 			x.blocks++
 		case e.free():
 			x.removeEntry(t, e)
+		}
+	}
+}
+
+// evict makes room in a table: blocks go that were not matched since the last time around, those that are
+// named for the longest first. Tables share all blocks evenly, so that what goes is what would go of all.
+func (x *Index) evict(t *table) {
+	mask := len(t.entries) - 1
+	left := max(1, t.used/evictedShare)
+	for steps := 2 * len(t.entries); left > 0 && steps > 0; steps-- {
+		e := &t.entries[t.hand&mask]
+		if e.free() || e.hi&matched != 0 {
+			e.hi &^= matched
+			t.hand = (t.hand + 1) & mask
+			continue
+		}
+		x.forget(t, e) // Another one may take its place.
+		x.evicted++
+		left--
+	}
+}
+
+// mark notes that blocks were matched.
+func (x *Index) mark(hashes []kvcache.Hash) {
+	for n := range hashes {
+		k := keyOf(&hashes[n])
+		if e := x.tables[k.table].find(k); !e.free() {
+			e.hi |= matched
 		}
 	}
 }
@@ -391,8 +428,8 @@ type Stats struct {
 	Blocks, Bytes int64
 	// Sets of more than one worker.
 	Sets int
-	// Dropped updates had no room.
-	Dropped uint64
+	// Evicted blocks made room for others. Dropped updates had no room to say who holds a block.
+	Evicted, Dropped uint64
 }
 
 // Stats returns the current numbers.
@@ -401,6 +438,6 @@ func (x *Index) Stats() Stats {
 	defer x.mu.Unlock()
 	return Stats{
 		Blocks: x.blocks, Bytes: x.slots*entryBytes + x.sets.bytes(),
-		Sets: len(x.sets.heads) - len(x.sets.unused), Dropped: x.dropped,
+		Sets: len(x.sets.heads) - len(x.sets.unused), Evicted: x.evicted, Dropped: x.dropped,
 	}
 }

@@ -199,11 +199,11 @@ func TestStridesSeeWhatCachesHold(t *testing.T) {
 	})
 }
 
-// TestMemoryIsBounded: an index that is full drops what does not fit, never finds what is not there,
+// TestMemoryIsBounded: an index that is full forgets, never finds what is not there,
 // and has room again when workers let go.
 func TestMemoryIsBounded(t *testing.T) {
 	for seed := range 3 {
-		const limit = leastBytes
+		const limit = LeastBytes
 		x, o := New(Settings{Bytes: limit}), oracle{}
 		var added []Worker
 		for range 100 {
@@ -238,8 +238,8 @@ func TestMemoryIsBounded(t *testing.T) {
 				t.Fatalf("seed %d: %d bytes, the limit is %d", seed, s.Bytes, limit)
 			}
 		}
-		if x.Stats().Dropped == 0 {
-			t.Fatalf("seed %d: nothing was dropped: %+v", seed, x.Stats())
+		if x.Stats().Evicted == 0 {
+			t.Fatalf("seed %d: nothing was evicted: %+v", seed, x.Stats())
 		}
 		for _, prompt := range prompts[:40] {
 			want := map[Worker]Match{}
@@ -268,7 +268,7 @@ func TestMemoryIsBounded(t *testing.T) {
 
 // TestWidening: bitmaps grow with the number of workers, within the limit too.
 func TestWidening(t *testing.T) {
-	x := New(Settings{Bytes: leastBytes})
+	x := New(Settings{Bytes: LeastBytes})
 	prompt := kvcache.Hashes(nil, kvcache.Hash{}, make([]int32, 2000), 1)
 	for n := range 3000 {
 		number, err := x.Add()
@@ -276,8 +276,8 @@ func TestWidening(t *testing.T) {
 			t.Fatal(err)
 		}
 		x.Stored(number, kvcache.Device, prompt[:1+n%len(prompt)])
-		if s := x.Stats(); s.Bytes > leastBytes {
-			t.Fatalf("%d workers: %d bytes, the limit is %d", n, s.Bytes, int64(leastBytes))
+		if s := x.Stats(); s.Bytes > LeastBytes {
+			t.Fatalf("%d workers: %d bytes, the limit is %d", n, s.Bytes, int64(LeastBytes))
 		}
 	}
 	for _, m := range x.Match(nil, prompt) {
@@ -319,5 +319,47 @@ func TestRemovingIsCheap(t *testing.T) {
 	}
 	if s := x.Stats(); s.Blocks != 100 || s.Sets != 0 {
 		t.Errorf("after %d updates %+v; want the 100 blocks of one", tables, s)
+	}
+}
+
+// TestWhatIsMatchedStays: prompts that are asked for again and again outlast any number of blocks that nobody
+// asks for, those that were asked for once do not stay for ever, and the same calls evict the same.
+func TestWhatIsMatchedStays(t *testing.T) {
+	chain := func(n, length int) []kvcache.Hash {
+		return kvcache.Hashes(nil, kvcache.Root(nil, nil), slices.Repeat([]int32{int32(n)}, length), 1)
+	}
+	run := func() (hot, cold int32, s Stats) {
+		x := New(Settings{Bytes: LeastBytes})
+		w, _ := x.Add()
+		found := func(hashes []kvcache.Hash) int32 {
+			if m := x.Match(nil, hashes); len(m) == 1 {
+				return m[0].Blocks()
+			}
+			return 0
+		}
+		system, once := chain(-1, 1000), chain(-2, 1000)
+		x.Stored(w, kvcache.Device, system)
+		x.Stored(w, kvcache.Device, once)
+		for n := range 2000 {
+			x.Stored(w, kvcache.Device, chain(n, 100)) // 200,000 blocks, several times what there is room for.
+			found(system)
+			if n == 300 {
+				found(once)
+			}
+			if s := x.Stats(); s.Bytes > LeastBytes {
+				t.Fatalf("%d bytes, the limit is %d", s.Bytes, int64(LeastBytes))
+			}
+		}
+		return found(system), found(once), x.Stats()
+	}
+	hot, cold, s := run()
+	if hot != 1000 || cold != 0 {
+		t.Errorf("of 1,000 blocks that are matched all the time %d are found, of those that were once %d", hot, cold)
+	}
+	if s.Evicted == 0 || s.Blocks < 10_000 {
+		t.Errorf("%+v; a full index holds more than 10,000 blocks", s)
+	}
+	if _, _, again := run(); again != s {
+		t.Errorf("the same calls: %+v and %+v", s, again)
 	}
 }

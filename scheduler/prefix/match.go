@@ -75,7 +75,8 @@ func (x *Index) Match(dst []Match, hashes []kvcache.Hash) []Match {
 	last := x.holders(&hashes[0])
 	run := int32(1) // Blocks with these holders so far.
 	dst, any := x.narrow(dst, last, 0)
-	for n := 1; n < len(hashes) && any; {
+	n := 1
+	for n < len(hashes) && any {
 		if (n-1)%(ahead*x.stride) == 0 {
 			from := min(n-1+x.stride, len(hashes)-1)
 			x.touch(hashes[from:min(from+ahead*x.stride, len(hashes))], x.stride)
@@ -100,6 +101,9 @@ func (x *Index) Match(dst []Match, hashes []kvcache.Hash) []Match {
 	if any {
 		x.book(last, run)
 		each(s.active[:x.sets.words], func(seat int) { dst = append(dst, x.emit(seat, len(hashes))) })
+	}
+	if x.full {
+		x.mark(hashes[:n])
 	}
 	return dst
 }

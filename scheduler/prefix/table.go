@@ -10,8 +10,8 @@ import (
 // media are those of kvcache.Medium.
 const media = 3
 
-// entry is a block that some worker holds: 96 bits of its hash (its table says eight more), and who
-// holds it on each medium. An entry without holders is a free slot.
+// entry is a block that some worker holds: 95 bits of its hash (its table says eight more), whether it was
+// matched of late, and who holds it on each medium. An entry without holders is a free slot.
 type entry struct {
 	lo      uint64
 	hi      uint32
@@ -19,6 +19,9 @@ type entry struct {
 }
 
 const entryBytes = 24
+
+// matched is the bit of hi that says that the block was matched since the hand of evict passed it.
+const matched uint32 = 1 << 31
 
 func (e *entry) free() bool { return e.holders == [media]setID{} }
 
@@ -31,7 +34,7 @@ type key struct {
 
 func keyOf(h *kvcache.Hash) key {
 	hi := binary.LittleEndian.Uint64(h[8:])
-	return key{lo: binary.LittleEndian.Uint64(h[:8]), hi: uint32(hi), table: uint8(hi >> 56)}
+	return key{lo: binary.LittleEndian.Uint64(h[:8]), hi: uint32(hi) &^ matched, table: uint8(hi >> 56)}
 }
 
 // tables is how many there are: one that grows moves its own entries only, so that no update waits
@@ -43,6 +46,7 @@ const tables = 256
 type table struct {
 	entries []entry
 	used    int
+	hand    int
 	shift   uint8 // 64 less the bits of a place
 }
 
@@ -60,7 +64,7 @@ func (t *table) find(k key) *entry {
 	mask := len(t.entries) - 1
 	for at := t.home(k.lo); ; at = (at + 1) & mask {
 		e := &t.entries[at]
-		if e.lo == k.lo && e.hi == k.hi || e.free() {
+		if e.lo == k.lo && e.hi&^matched == k.hi || e.free() {
 			return e
 		}
 	}
@@ -75,7 +79,7 @@ func (t *table) grow() {
 	t.shift--
 	for i := range old {
 		if !old[i].free() {
-			*t.find(key{lo: old[i].lo, hi: old[i].hi}) = old[i]
+			*t.find(key{lo: old[i].lo, hi: old[i].hi &^ matched}) = old[i]
 		}
 	}
 }
