@@ -19,7 +19,7 @@ func (l *leader) compose(now time.Time) *entry {
 	l.composeOrders(e)
 	l.composeReturns(e)
 	l.composeFinishes(e)
-	l.composeCheckpoints(e)
+	more := l.composeCheckpoints(e, now)
 	l.composeSubmits(e)
 	l.composeAdopts(e, now)
 	for _, late := range l.batcher.Expired(nowMS) {
@@ -34,7 +34,8 @@ func (l *leader) compose(now time.Time) *entry {
 	} else if l.backlog.IsZero() {
 		l.backlog = now
 	}
-	if l.submits.len+len(l.finishes)+len(l.returns)+len(l.progressed)+len(l.adopts)+len(l.orders)+len(l.workerNews) > 0 {
+	// Checkpoints that have to wait go with the next housekeeping.
+	if more || l.submits.len+len(l.finishes)+len(l.returns)+len(l.adopts)+len(l.orders)+len(l.workerNews) > 0 {
 		l.kick()
 	}
 	if len(e.pb.Commands) == 0 {

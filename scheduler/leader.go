@@ -50,9 +50,11 @@ type leader struct {
 	finishes   []*ending
 	returns    []*live
 	progressed []*live
-	adopts     []*adoption
-	orders     []*order
-	workerNews []*registration
+	// checkpoints bounds what goes into the log of these.
+	checkpoints allowance
+	adopts      []*adoption
+	orders      []*order
+	workerNews  []*registration
 	// recalls wait for gateways, in order.
 	recalls []recall
 

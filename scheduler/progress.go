@@ -15,6 +15,10 @@ const (
 	progressBytes = 32
 	choiceBytes   = 32
 	tokenBytes    = 5
+	// checkpointsPerSecond bounds the requests whose progress goes into the log, and checkpointBurst is for how
+	// long it may be saved up.
+	checkpointsPerSecond = 10_000
+	checkpointBurst      = 2 * housekeeping
 	// maxStopBytes bounds the text of a stop reason; stop strings are shorter.
 	maxStopBytes = 512
 )
@@ -166,16 +170,47 @@ func addProgress(e *entry, r *live, news []*pb.ChoiceProgress, size int) {
 	}
 }
 
-// composeCheckpoints puts the news of running requests into the entry.
-func (l *leader) composeCheckpoints(e *entry) {
+// composeCheckpoints puts the news of running requests into the entry, those that have waited for the longest
+// first. It reports whether there was no room for all that may go into the log by now.
+//
+// Every node applies every checkpoint, some microseconds each, ten a second for each stream. All of them would
+// take more than a core at 10,000 streams, so there are checkpointsPerSecond at most, and more streams have
+// theirs less often: what only the leader and the worker know by then is computed again if both are lost, and
+// the gateway too.
+func (l *leader) composeCheckpoints(e *entry, now time.Time) (full bool) {
+	l.checkpoints.refill(now)
 	l.progressed = take(l.progressed, func(r *live) bool {
 		// A request that ends takes its news along.
-		if r.phase != phaseEnding && !composeProgress(e, r) {
-			return false
+		if r.phase != phaseEnding {
+			if l.checkpoints.left < 1 {
+				return false
+			}
+			l.checkpoints.left--
+			if !composeProgress(e, r) {
+				full = true
+				return false
+			}
 		}
 		r.news = false
 		return true
 	})
+	return full
+}
+
+// allowance is how many checkpoints may go into the log by now: those of burst at most.
+type allowance struct {
+	left float64
+	at   time.Time
+}
+
+func (a *allowance) refill(now time.Time) {
+	most := checkpointsPerSecond * checkpointBurst.Seconds()
+	if a.at.IsZero() {
+		a.left = most
+	} else {
+		a.left = min(most, a.left+checkpointsPerSecond*now.Sub(a.at).Seconds())
+	}
+	a.at = now
 }
 
 // toDispatch is the request as a worker gets it: one that goes on after what is known of the output, with

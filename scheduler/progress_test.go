@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	pb "github.com/quire-serve/quire/proto/quire/v1"
 )
 
@@ -75,4 +77,63 @@ func BenchmarkCheckpoints(b *testing.B) {
 	after, _ := s.ChainHash()
 	b.ReportMetric(float64((cpuTime(b)-cpu).Microseconds())/float64(b.N)/(workers*each), "cpu-µs/request")
 	b.ReportMetric(float64(after-before)/float64(b.N), "entries/checkpoint")
+}
+
+// TestCheckpointsAreBounded: 10,000 streams whose output grows ten times a second fill no more of the log than
+// it is allowed, each has its turn, and a log that has little to do gets every one at once.
+func TestCheckpointsAreBounded(t *testing.T) {
+	const seconds = 3
+	for _, streams := range []int{500, 10_000} {
+		l := &leader{}
+		now := time.Unix(0, 0)
+		all := make([]*live, streams)
+		for n := range all {
+			all[n] = &live{request: request(fmt.Sprint("r", n)), phase: phaseAssigned, outputs: make([]output, 1)}
+		}
+		longest, sum, bytes := time.Duration(0), 0, 0
+		last := make(map[string]time.Time, streams)
+		for _, r := range all {
+			last[r.request.GetId()] = now
+		}
+		for tick := range seconds * int(time.Second/housekeeping) {
+			if tick%2 == 0 {
+				for _, r := range all {
+					r.outputs[0].tokens = append(r.outputs[0].tokens, 1, 2, 3)
+					if !r.news {
+						r.news = true
+						l.progressed = append(l.progressed, r)
+					}
+				}
+			}
+			for more := true; more; {
+				e := &entry{pb: &pb.Entry{}}
+				more = l.composeCheckpoints(e, now)
+				if e.bytes > settleBytes {
+					t.Fatalf("%d bytes in an entry", e.bytes)
+				}
+				bytes += proto.Size(e.pb)
+				for _, c := range e.pb.GetCommands() {
+					id := c.GetProgress().GetRequestId()
+					longest = max(longest, now.Sub(last[id]))
+					last[id] = now
+					sum++
+				}
+			}
+			now = now.Add(housekeeping)
+		}
+		for _, at := range last {
+			longest = max(longest, now.Sub(at))
+		}
+		t.Logf("%d streams: %d checkpoints, %d bytes a second, the longest %v apart", streams, sum/seconds, bytes/seconds, longest)
+		wanted := streams * seconds * 10
+		if most := checkpointsPerSecond*seconds + int(checkpointsPerSecond*checkpointBurst.Seconds()); sum > most {
+			t.Errorf("%d streams: %d checkpoints in %d s; %d at most", streams, sum, seconds, most)
+		}
+		if wanted < checkpointsPerSecond && sum < wanted {
+			t.Errorf("%d streams: %d checkpoints in %d s; none of %d need wait", streams, sum, seconds, wanted)
+		}
+		if limit := max(2*100*time.Millisecond, 2*time.Second*time.Duration(streams)/checkpointsPerSecond); longest > limit {
+			t.Errorf("%d streams: one waited %v for a checkpoint; %v at most", streams, longest, limit)
+		}
+	}
 }
