@@ -40,6 +40,7 @@ check: ## vet, lint, formatting, API lint, and no drift in generated code
 
 bench: build ## measure speed beside llama.cpp and vLLM, and the parts; TRACES=folder adds what traces say
 	$(GO) run ./bench/compare $(if $(TRACES),-azure $(TRACES)/AzureLLMInferenceTrace_conv.csv -mooncake $(TRACES)/mooncake_synthetic_trace.jsonl)
+	$(GO) run ./bench/control
 
 chaos: build ## break a cluster of real processes for ten minutes with each model; see docs/chaos.md
 	$(GO) test ./test/chaos -run TestChaos -count 1 -v -timeout 30m -args -chaos.binary $(CURDIR)/bin/quire -chaos.duration 10m -chaos.model tiny

@@ -85,6 +85,7 @@ func TestImportDirection(t *testing.T) {
 		{"gateway", []string{"gateway", "proto", "roster", "transport", "model/tokenizer", "model/chat", "model/grammar"}, "the front door turns text into tokens and back, and refuses what no grammar can be made of; it never loads weights"},
 		{"bench/placement", []string{"kvcache", "scheduler/batch", "scheduler/prefix"}, "the simulation runs the very code that places, and nothing of the clusters around it"},
 		{"bench", []string{"bench"}, "the harness sees Quire as a client does"},
+		{"bench/control", []string{"bench", "proto", "transport"}, "the harness sees Quire as a client does, and its simulated workers speak to it as workers do"},
 		{"bench/compare", []string{"bench", "kvcache/replay"}, "the harness sees Quire as a client does, and replays traces through the KV cache's books"},
 	}
 	for _, p := range packages(t) {

@@ -1,6 +1,6 @@
 // Command control measures the control plane through its clients' door, with processes of bin/quire on
-// this machine: what durability costs (-only durability), and how long a killed leader is missed (-only
-// failover).
+// this machine: what durability costs (-only durability), how long a killed leader is missed (-only
+// failover), and what a large pool costs (-only scale).
 package main
 
 import (
@@ -28,7 +28,7 @@ import (
 
 type options struct {
 	binary, dir, out string
-	only             string
+	only, scale      string
 	rounds, kills    int
 }
 
@@ -37,7 +37,8 @@ func main() {
 	flag.StringVar(&o.binary, "quire", "bin/quire", "the binary to measure")
 	flag.StringVar(&o.dir, "dir", "", "folder on the disk to measure (default: the temporary folder)")
 	flag.StringVar(&o.out, "out", "bench/results", "folder of the results; empty: print only")
-	flag.StringVar(&o.only, "only", "", "durability or failover (default: both)")
+	flag.StringVar(&o.only, "only", "", "durability, failover or scale (default: all)")
+	flag.StringVar(&o.scale, "scale", "20,10,5", "by how much the load of a large pool is divided, one measurement each; 1 is 1,000 workers with 10,000 streams")
 	flag.IntVar(&o.rounds, "rounds", 12, "pairs of durability")
 	flag.IntVar(&o.kills, "kills", 20, "leaders to kill")
 	flag.Parse()
@@ -61,7 +62,7 @@ func run(ctx context.Context, o options) error {
 	parts := []struct {
 		name    string
 		measure func(context.Context, options, io.Writer) error
-	}{{"durability", durability}, {"failover", failover}}
+	}{{"durability", durability}, {"failover", failover}, {"scale", scale}}
 	for _, part := range parts {
 		if o.only != "" && o.only != part.name {
 			continue
@@ -120,7 +121,8 @@ type nodes struct {
 	worker     *process
 }
 
-func startNodes(ctx context.Context, o options, name string, size int, args ...string) (*nodes, error) {
+// startServers starts nodes without a worker. They may not be ready yet.
+func startServers(o options, name string, size int, args ...string) (*nodes, error) {
 	n := &nodes{o: o, args: args}
 	var raft []string
 	for range size {
@@ -144,7 +146,15 @@ func startNodes(ctx context.Context, o options, name string, size int, args ...s
 		}
 		n.run = append(n.run, p)
 	}
-	var err error
+	return n, nil
+}
+
+func startNodes(ctx context.Context, o options, name string, size int, args ...string) (*nodes, error) {
+	n, err := startServers(o, name, size, args...)
+	if err != nil {
+		return nil, err
+	}
+	join := strings.Join(n.control, ",")
 	n.worker, err = start(o, "worker", "--id", "w", "--model", "tiny", "--listen", freePort(), "--control", join, "--threads", "1", "--prefix-cache=false")
 	if err == nil {
 		for i := range size {
