@@ -43,10 +43,10 @@ func TestOfficialClients(t *testing.T) {
 	t.Run("Node", func(t *testing.T) { clienttest.OpenAINode(t, p.target(), "../../test/clients/openai-node") })
 }
 
-// TestFullServerAnswers429 fills every place with a stream, and frees it.
+// TestFullServerAnswers429 fills every place, of which each choice takes one, with streams, and frees it.
 func TestFullServerAnswers429(t *testing.T) {
 	// Two that last: of eight choices, and without guesses, which the tiny model makes right by repeating itself.
-	p := startDev(t, t.TempDir(), "--prompt", "", "--max-requests", "2", "--speculate", "0")
+	p := startDev(t, t.TempDir(), "--prompt", "", "--max-requests", "16", "--speculate", "0")
 	ctx, cancel := context.WithCancel(t.Context())
 	full := func() {
 		for range 2 {

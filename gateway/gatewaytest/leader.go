@@ -285,19 +285,12 @@ type watcher struct {
 	owned   []string
 }
 
-// tell changes what the watchers of one gateway are to hear; tellAll, of all. The lock is held.
+// tell changes what the watchers of one gateway are to hear. The lock is held.
 func (c *Cluster) tell(gateway string, change func(*watcher)) {
 	for w := range c.watchers {
 		if w.gateway == gateway {
 			change(w)
 		}
-	}
-	c.changed.Broadcast()
-}
-
-func (c *Cluster) tellAll(change func(*watcher)) {
-	for w := range c.watchers {
-		change(w)
 	}
 	c.changed.Broadcast()
 }
