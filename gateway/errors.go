@@ -147,9 +147,10 @@ func failed(reason pb.FinishReason, message string) *apiError {
 		e := invalid("", "the output's restriction can't be followed any further: %s", message)
 		e.name, e.noRetry = "constraint_limit", true
 		return e
-	}
-	if reason == pb.FinishReason_FINISH_REASON_UNSERVED {
-		return unavailable("%s", message)
+	case pb.FinishReason_FINISH_REASON_UNSERVED:
+		e := unavailable("%s", message)
+		e.reason = "no_worker" // as those are told that come later
+		return e
 	}
 	return internal("generation failed: %s", message)
 }

@@ -293,6 +293,50 @@ func TestPlacesAreSequences(t *testing.T) {
 	holds(0)
 }
 
+// TestEndsInTheQueue: each way in which a request may end before a worker began it has its status over HTTP and
+// its code over gRPC, and says whether asking again helps.
+func TestEndsInTheQueue(t *testing.T) {
+	d := open(t, gatewaytest.Options{Manual: true})
+	client := pb.NewInferenceClient(d.grpc())
+	for key, c := range map[string]struct {
+		reason pb.FinishReason
+		status int
+		code   codes.Code
+		name   string
+		retry  string
+		word   string
+	}{
+		"deadline": {pb.FinishReason_FINISH_REASON_DEADLINE, 504, codes.DeadlineExceeded, "deadline_exceeded", "false", "deadline"},
+		"unserved": {pb.FinishReason_FINISH_REASON_UNSERVED, 503, codes.Unavailable, "unavailable", "true", "no_worker"},
+		"lost":     {pb.FinishReason_FINISH_REASON_ERROR, 500, codes.Internal, "internal_error", "", ""},
+		"aborted":  {pb.FinishReason_FINISH_REASON_ABORT, 409, codes.Aborted, "request_cancelled", "false", ""},
+	} {
+		before := d.State().Admitted
+		answered := make(chan reply)
+		go func() { answered <- d.post(textPath, `{"model":"test","prompt":"hi"}`, "Idempotency-Key", key) }()
+		d.Await(func(s gatewaytest.State) bool { return s.Admitted == before+1 })
+		d.EndQueued(key, c.reason, "why")
+		r := <-answered
+		if got := decode[chunk](t, r.body); r.status != c.status || got.Error.Code != c.name || !strings.Contains(got.Error.Message, "why") ||
+			c.retry != "" && r.header.Get("X-Should-Retry") != c.retry || r.header.Get("X-Quire-Reason") != c.word {
+			t.Errorf("%s: %d %s %v", key, r.status, r.body, r.header)
+		}
+		failed := make(chan error)
+		go func() {
+			stream, err := client.Generate(t.Context(), &pb.GenerateRequest{Model: "test", RequestId: key + "-grpc", Input: &pb.GenerateRequest_Prompt{Prompt: "hi"}})
+			for err == nil {
+				_, err = stream.Recv()
+			}
+			failed <- err
+		}()
+		d.Await(func(s gatewaytest.State) bool { return s.Admitted == before+2 })
+		d.EndQueued(key+"-grpc", c.reason, "why")
+		if err := <-failed; status.Code(err) != c.code || !strings.Contains(err.Error(), "why") {
+			t.Errorf("%s over gRPC: %v, want %v", key, err, c.code)
+		}
+	}
+}
+
 // TestControlPlaneErrors translates the leader's other answers.
 func TestControlPlaneErrors(t *testing.T) {
 	d := open(t, gatewaytest.Options{}, func(s *gateway.Settings) { s.SubmitTimeout = 100 * time.Millisecond })
